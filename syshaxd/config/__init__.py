@@ -1,0 +1,1 @@
+"""YAML in, frozen and checked values out."""

@@ -1,0 +1,49 @@
+"""What the scheduler and the runner need to know of a client's request, besides its raw body."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+from typing import Optional
+
+
+class Endpoint(enum.Enum):
+    """OpenAI endpoints that generate."""
+
+    CHAT = "/v1/chat/completions"
+    COMPLETIONS = "/v1/completions"
+
+
+class Route(enum.Enum):
+    """A route a client may ask for with `x-syshax-route`, and the one it is told."""
+
+    ACCELERATOR = "accelerator"
+    CPU = "cpu"
+    SPLIT = "accelerator>cpu"
+
+
+class Tier(enum.Enum):
+    """OpenAI `service_tier`."""
+
+    PRIORITY = "priority"
+    DEFAULT = "default"
+    FLEX = "flex"
+
+
+@dataclass(frozen=True)
+class RequestInfo:
+    """Parsed once by the conductor. Token counts are tokens, limits seconds."""
+
+    request_id: str
+    endpoint: Endpoint
+    model: str
+    stream: bool
+    prompt_tokens: int  # estimate (characters / 4, at least 1) until a unit says it exactly
+    max_tokens: Optional[int]
+    route: Optional[Route] = None  # asked for
+    tier: Tier = Tier.DEFAULT
+    priority: int = 0
+    slo_ttft: Optional[float] = None
+    slo_tpot: Optional[float] = None
+    first_token_stays: Optional[str] = None  # reason why only k = 0 is allowed; None: k = 1 is
+    stays: Optional[str] = None  # reason why it must not move at all; None: it may

@@ -1,0 +1,94 @@
+"""What the scheduler sees: units, their load, requests in flight. Immutable; SystemMonitor replaces it whole."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Optional
+
+from .request import RequestInfo
+from .unit import Role, UnitView
+
+
+@dataclass(frozen=True)
+class UnitLoad:
+    """Signals of one unit. A missing signal is None, never 0. Times are monotonic seconds."""
+
+    at: float
+    source: str  # "page" (shared memory), "metrics" (HTTP)
+    running: Optional[int] = None
+    waiting: Optional[int] = None
+    kv_used: Optional[int] = None  # tokens
+    kv_total: Optional[int] = None  # tokens
+    kv_usage: Optional[float] = None  # 0..1
+    preemptions: Optional[int] = None  # total since the unit's start
+    generation_tokens: Optional[int] = None  # total
+    prompt_tokens: Optional[int] = None  # total
+    waiting_prompt_tokens: Optional[int] = None
+    step_tokens: Optional[int] = None
+    step_seconds: Optional[float] = None
+    steps: Optional[int] = None
+    pool_free: Optional[float] = None  # 0..1 of the outbox's chunks
+    generation: Optional[int] = None  # of the outbox
+
+
+@dataclass(frozen=True)
+class InFlight:
+    """One request the daemon has sent to a unit and not yet finished. Written by Runner (its ledger)."""
+
+    info: RequestInfo
+    unit: str
+    started: float  # monotonic seconds of admission
+    first_token: Optional[float] = None
+    prompt_tokens: int = 0
+    output_tokens: int = 0
+    moves: int = 0
+    last_move: Optional[float] = None
+    moving: bool = False
+
+
+@dataclass(frozen=True)
+class PdStatus:
+    """Whether splits and moves with KV are allowed between a pair of units, and why not."""
+
+    enabled: bool = True
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class UnitSnapshot:
+    """One unit as the scheduler sees it. `in_flight` is the daemon's own count."""
+
+    view: UnitView
+    load: Optional[UnitLoad] = None
+    in_flight: int = 0
+    in_flight_tokens: int = 0  # prompt + output tokens of those
+    queued_prompt_tokens: int = 0  # sent, first token not seen yet
+
+
+@dataclass(frozen=True)
+class HostLoad:
+    """The host, from psutil."""
+
+    cpu_percent: Optional[float] = None
+    memory_available: Optional[int] = None  # bytes
+    cpu_percent_per_node: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """Everything a decision may depend on."""
+
+    at: float
+    units: tuple[UnitSnapshot, ...] = ()
+    in_flight: tuple[InFlight, ...] = ()
+    queued: int = 0
+    pd: PdStatus = PdStatus()
+    host: HostLoad = HostLoad()
+
+    def unit(self, name: str) -> Optional[UnitSnapshot]:
+        """The unit of that name, or None."""
+        return next((unit for unit in self.units if unit.view.name == name), None)
+
+    def ready(self, role: Role) -> tuple[UnitSnapshot, ...]:
+        """READY units of a role, in configuration order."""
+        return tuple(unit for unit in self.units if unit.view.ready and unit.view.role is role)

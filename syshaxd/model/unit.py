@@ -1,0 +1,76 @@
+"""A unit: one supervised inference server, its role and its life."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+from typing import Optional
+
+
+class Role(enum.Enum):
+    """Which side of the host a unit serves from."""
+
+    ACCELERATOR = "accelerator"
+    CPU = "cpu"
+
+
+class UnitKind(enum.Enum):
+    """Which inference server a unit is."""
+
+    SYSINFER = "sysinfer"
+    VLLM = "vllm"
+    OPENAI = "openai"  # any other OpenAI server: no handoff, no abort by id
+
+
+class BackendKind(enum.Enum):
+    """How a unit is run."""
+
+    PROCESS = "process"
+    PODMAN = "podman"
+    DOCKER = "docker"
+    EXTERNAL = "external"
+
+
+class UnitState(enum.Enum):
+    """Life of a unit; transitions are in `syshaxd.supervisor`."""
+
+    STOPPED = "stopped"
+    STARTING = "starting"
+    WARMING = "warming"
+    READY = "ready"
+    DRAINING = "draining"
+    STOPPING = "stopping"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True)
+class UnitView:
+    """What the rest of the daemon may know of a unit. Written by the unit's own task only, replaced whole."""
+
+    name: str
+    role: Role
+    kind: UnitKind
+    backend: BackendKind
+    state: UnitState
+    url: str  # base URL without /v1; "" while unknown
+    epoch: int = 0  # grows at every start; a stream started in an older epoch is on a dead unit
+    model: str = ""  # served name
+    max_model_len: Optional[int] = None  # tokens, from /v1/models
+    pool_file: str = ""  # path of its outbox on this host; "" where it can't hand over
+    pid: Optional[int] = None
+    container: str = ""
+    since: float = 0.0  # monotonic seconds of the last state change
+    restarts: int = 0
+    reason: str = ""  # last error, one sentence; kept until the next READY
+    last_log: tuple[str, ...] = ()
+    digest: str = ""
+
+    @property
+    def ready(self) -> bool:
+        """Whether requests may be sent to it."""
+        return self.state is UnitState.READY
+
+    @property
+    def can_hand_over(self) -> bool:
+        """Whether its KV cache can be given to, or taken from, another unit."""
+        return bool(self.pool_file) and self.kind is not UnitKind.OPENAI
