@@ -1,0 +1,1 @@
+"""Python binding of the sysHAX native core: CPU kernels and the KV handoff pool (kernels/include/syshax)."""
