@@ -46,10 +46,10 @@ class Control(Protocol):
     """Engine, as the control socket sees it. Results are JSON-ready; errors are `errors.ControlError`."""
 
     def status(self) -> Mapping[str, Any]:
-        """Whole daemon: version, state, units (name, role, kind, backend, state, url, pid, reason, ...), pd, reload, in flight."""
+        """Whole daemon: version, state, pd, reload, in flight, units (name, role, state, url, pid, ...)."""
 
     async def reload(self) -> Mapping[str, Any]:
-        """Load, check and apply the configuration; `{"applied": [...], "replaced": [...], "pending_restart": [...]}`."""
+        """Load, check and apply the configuration: `{"applied": [], "replaced": [], "pending_restart": []}`."""
 
     async def drain(self, timeout: Optional[float]) -> Mapping[str, Any]:
         """Stop admitting requests and wait for those in flight."""

@@ -1,0 +1,104 @@
+# sysHAX from source. `make run` and `make test` need Python >= 3.9, a C++17 compiler and make.
+PYTHON ?= python3
+VENV ?= .venv
+ORACLE ?= .venv-oracle
+PY := $(VENV)/bin/python
+TIER = $(PY) tests/tier.py
+PYTEST = $(PY) -m pytest
+DEV := packaging/dev
+export PYTHONDONTWRITEBYTECODE := $(if $(CI),1,)
+
+.DEFAULT_GOAL := help
+.PHONY: help run native check test test-unit test-process test-kernels test-sysinfer test-vllm test-system \
+        summary vllm-env rpm repo clean $(VENV) $(ORACLE)
+
+help:  ## this list
+	@sed -n 's/^\([a-z$$(){}A-Z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | sed 's/^[$$](VENV)/$(VENV)/;s/^[$$](ORACLE)/$(ORACLE)/' \
+	    | awk -F '\t' '{ printf "  make %-15s %s\n", $$1, $$2 }'
+
+# ---- environments -------------------------------------------------------------------------------------------------
+# One stamp a purpose: `make run` must not wait for what only tests need.
+RUN_STAMP := $(VENV)/.run-stamp
+TEST_STAMP := $(VENV)/.test-stamp
+ORACLE_STAMP := $(ORACLE)/.stamp
+define make_venv
+@$(PYTHON) $(DEV)/preflight.py python venv pip
+@test -x $(1)/bin/python || { echo "making $(1) with $$($(PYTHON) --version)"; $(PYTHON) -m venv $(1); }
+@echo "installing into $(1): $(2)"
+@$(1)/bin/python $(DEV)/requirements.py $(2) | $(1)/bin/python -m pip install -qq --disable-pip-version-check -r /dev/stdin
+@$(1)/bin/python -c "import os, sysconfig; open(os.path.join(sysconfig.get_path('purelib'), 'syshax-source.pth'), 'w').write(\
+'%s\n%s/kernels/python\n' % (os.getcwd(), os.getcwd()))"
+@touch $@
+endef
+
+$(RUN_STAMP): setup.cfg
+	$(call make_venv,$(VENV),sysinfer)
+$(TEST_STAMP): $(RUN_STAMP)
+	$(call make_venv,$(VENV),sysinfer test)
+$(ORACLE_STAMP): setup.cfg
+	$(call make_venv,$(ORACLE),sysinfer test oracle)
+
+$(VENV): $(TEST_STAMP)  ## Python environment for work on the project
+$(ORACLE): $(ORACLE_STAMP)  ## the same with torch and transformers, sysinfer's oracles
+
+native:  ## the native core (kernels/)
+	@$(PYTHON) $(DEV)/preflight.py g++ make
+	@$(MAKE) --no-print-directory -C kernels
+
+# ---- run ----------------------------------------------------------------------------------------------------------
+run: $(RUN_STAMP) native  ## the daemon in the foreground with the demo model, port 8010; Ctrl-C stops everything
+	@exec $(PY) -m syshaxd
+
+# ---- tests: each tier prints its time and fails over its budget (tests/tier.py) ------------------------------------
+SOURCES := syshaxd kernels/python tests packaging
+check: $(TEST_STAMP)  ## layers, types, lint, style (3 min)
+	@$(TIER) check -- $(VENV)/bin/lint-imports --no-cache \
+	    -- $(PY) -m mypy $(SOURCES) \
+	    -- $(PY) -m flake8 $(SOURCES) \
+	    -- $(PYTEST) -q tests/style
+
+test-unit: $(TEST_STAMP)  ## pure logic (1 min)
+	@$(TIER) unit -- $(PYTEST) -q tests/unit
+
+test-process: $(TEST_STAMP) native  ## real processes and sockets (5 min)
+	@$(TIER) process -- $(PYTEST) -q tests/process
+
+test-kernels: $(TEST_STAMP) native  ## the native core (8 min)
+	@$(PYTHON) $(DEV)/preflight.py g++ gcc make
+	@$(TIER) kernels -- $(PYTEST) -q tests/kernels
+
+test-sysinfer: $(ORACLE_STAMP) native  ## the embedded engine against its oracles (5 min)
+	@$(ORACLE)/bin/python tests/tier.py sysinfer -- $(ORACLE)/bin/python -m pytest -q tests/sysinfer
+
+test:  ## check, unit, process, kernels, sysinfer; no root, under 20 minutes
+	@rm -rf build/tiers
+	@for tier in check test-unit test-process test-kernels test-sysinfer; do $(MAKE) --no-print-directory $$tier || failed="$$failed $$tier"; done; \
+	    $(MAKE) --no-print-directory summary; test -z "$$failed" || { echo "failed:$$failed"; exit 1; }
+
+summary:
+	@$(PYTHON) tests/tier.py --summary
+
+VLLM_VENV ?= .venv-vllm
+vllm-env:  ## stock vLLM for CPUs in its own environment, for test-vllm
+	@packaging/dev/vllm-env $(VLLM_VENV)
+
+test-vllm: $(TEST_STAMP) native  ## the plugin in a real vLLM (15 min)
+	@VLLM_VENV=$(VLLM_VENV) $(TIER) vllm -- $(VLLM_VENV)/bin/python -m pytest -q tests/vllm
+
+test-system: $(TEST_STAMP)  ## install, start, reload, upgrade under a real systemd; needs root (12 min)
+	@$(TIER) system -- $(PYTEST) -q tests/system
+
+# ---- packages -----------------------------------------------------------------------------------------------------
+rpm:  ## source and binary RPM into dist/
+	@$(PYTHON) $(DEV)/preflight.py rpmbuild g++
+	@packaging/rpm/build dist
+
+repo: rpm  ## dist/ as a dnf repository
+	@$(PYTHON) $(DEV)/preflight.py createrepo_c
+	createrepo_c -q dist
+
+-include $(wildcard bench/*.mk)
+
+clean:  ## everything built, but not the environments
+	rm -rf build dist .run
+	@test ! -f kernels/Makefile || $(MAKE) --no-print-directory -C kernels clean
