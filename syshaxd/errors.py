@@ -52,7 +52,9 @@ class UnitErrorKind(enum.Enum):
     STALL = "stall"  # the answer began and then stood still
     STATUS = "status"  # an HTTP status other than 200
     GARBAGE = "garbage"  # an answer that is not the protocol
+    REPORTED = "reported"  # an error event inside a stream
     ABORTED = "aborted"  # the unit ended the request unasked
+    GONE = "gone"  # the daemon gave the call up: the unit was stopped or replaced
 
 
 class UnitError(SysHaxError):
@@ -68,7 +70,8 @@ class UnitError(SysHaxError):
     @property
     def client_fault(self) -> bool:
         """Whether the unit refused the request itself (4xx), so that another unit would refuse it as well."""
-        return self.kind is UnitErrorKind.STATUS and 400 <= self.status < 500 and self.status not in (408, 429)
+        answered = self.kind in (UnitErrorKind.STATUS, UnitErrorKind.REPORTED)
+        return answered and 400 <= self.status < 500 and self.status not in (401, 403, 404, 408, 429)
 
 
 class BackendError(SysHaxError):

@@ -1,0 +1,264 @@
+"""Calls to a unit. Every call has a deadline; every failure is a UnitError."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any, Mapping, NamedTuple, Optional, Sequence
+
+import aiohttp
+
+from syshaxd.errors import UnitError, UnitErrorKind
+from syshaxd.model.request import Endpoint
+from syshaxd.tasks import within
+
+from .errors import FAILURES, from_exception
+from .events import parse_usage
+from .stream import Deadlines, UnitStream
+
+_JSON = {"Content-Type": "application/json"}
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where a unit is: name for messages, base URL without /v1, secret ("" for none)."""
+
+    name: str
+    url: str
+    api_key: str = ""
+
+
+class ModelCard(NamedTuple):
+    """One entry of /v1/models; `max_model_len` in tokens."""
+
+    id: str
+    max_model_len: Optional[int]
+
+
+class Tokenized(NamedTuple):
+    """Answer of /tokenize."""
+
+    tokens: tuple[int, ...]
+    max_model_len: Optional[int]
+
+
+class Generated(NamedTuple):
+    """A short generation: its text and how many tokens it took."""
+
+    text: str
+    completion_tokens: int
+
+
+class Answer(NamedTuple):
+    """A whole HTTP answer, for what is passed through as it is."""
+
+    status: int
+    content_type: str
+    body: bytes
+
+
+class UnitClient:
+    """One per daemon. `start` before use, `close` at the end.
+
+    Connections are not kept: a connection that a unit closes while idle looks like a dead unit, and a new one on
+    loopback costs a tenth of a millisecond.
+    """
+
+    def __init__(self, connect_timeout: float = 5.0) -> None:
+        self._connect_timeout = connect_timeout
+        self._session: Optional[aiohttp.ClientSession] = None
+
+    async def start(self) -> None:
+        """Opens the session (needs the running loop)."""
+        connector = aiohttp.TCPConnector(limit=0, force_close=True)
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=self._connect_timeout)
+        self._session = aiohttp.ClientSession(connector=connector, timeout=timeout)
+
+    async def close(self) -> None:
+        """Closes every connection."""
+        if self._session is not None:
+            await self._session.close()
+
+    async def __aenter__(self) -> "UnitClient":
+        await self.start()
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        await self.close()
+
+    async def health(self, target: Target, timeout: float) -> bool:
+        """True for 200, False for 503 (still loading)."""
+        answer = await self.forward(target, "GET", "/health", None, timeout)
+        if answer.status in (200, 503):
+            return answer.status == 200
+        raise _status_error(target, answer)
+
+    async def models(self, target: Target, timeout: float) -> tuple[ModelCard, ...]:
+        """The models that the unit serves."""
+        message = await self._json(target, "GET", "/v1/models", None, timeout)
+        with _Reading(target, "/v1/models"):
+            return tuple(ModelCard(str(card["id"]), card.get("max_model_len")) for card in message["data"])
+
+    async def metrics(self, target: Target, timeout: float) -> str:
+        """Prometheus text."""
+        answer = await self.forward(target, "GET", "/metrics", None, timeout)
+        if answer.status != 200:
+            raise _status_error(target, answer)
+        with _Reading(target, "/metrics"):
+            return answer.body.decode()
+
+    async def tokenize(self, target: Target, body: Mapping[str, Any], timeout: float) -> Tokenized:
+        """Token ids of a prompt or of rendered messages."""
+        message = await self._json(target, "POST", "/tokenize", body, timeout)
+        with _Reading(target, "/tokenize"):
+            return Tokenized(tuple(message["tokens"]), message.get("max_model_len"))
+
+    async def detokenize(self, target: Target, model: str, tokens: Sequence[int], timeout: float) -> str:
+        """Text of token ids."""
+        message = await self._json(target, "POST", "/detokenize", {"model": model, "tokens": list(tokens)}, timeout)
+        with _Reading(target, "/detokenize"):
+            return str(message["prompt"])
+
+    async def generate_once(self, target: Target, model: str, max_tokens: int, timeout: float) -> Generated:
+        """A real generation, as canary and warm-up: `max_tokens` greedy tokens after "Hello"."""
+        body = {"model": model, "prompt": "Hello", "max_tokens": max_tokens, "temperature": 0, "ignore_eos": True}
+        message = await self.complete(target, Endpoint.COMPLETIONS, body, "canary", timeout)
+        with _Reading(target, "a generation"):
+            usage = parse_usage(message["usage"])
+            tokens = usage.completion_tokens if usage else 0
+            text = str(message["choices"][0]["text"])
+        if tokens < 1:
+            raise UnitError(target.name, UnitErrorKind.GARBAGE, f"expected {max_tokens} tokens, got none")
+        return Generated(text, tokens)
+
+    async def complete(
+        self, target: Target, endpoint: Endpoint, body: Mapping[str, Any], request_id: str, timeout: float
+    ) -> Mapping[str, Any]:
+        """A generation without streaming; the raw OpenAI response. `request_id` "canary" is not sent."""
+        own_id = "" if request_id == "canary" else request_id
+        return await self._json(target, "POST", endpoint.value, body, timeout, own_id)
+
+    def stream(
+        self, target: Target, endpoint: Endpoint, body: Mapping[str, Any], request_id: str, deadlines: Deadlines
+    ) -> UnitStream:
+        """A generation with streaming; use as a context (see UnitStream)."""
+
+        async def opener() -> aiohttp.ClientResponse:
+            return await self._open_stream(target, endpoint, body, request_id)
+
+        return UnitStream(target.name, opener, deadlines)
+
+    async def abort(self, target: Target, request_ids: Sequence[str], timeout: float) -> None:
+        """Ends requests by id; their streams deliver what is made and finish with "abort"."""
+        body = json.dumps({"request_ids": list(request_ids)}).encode()
+        answer = await self.forward(target, "POST", "/inference/v1/abort_requests", body, timeout)
+        if answer.status >= 300:
+            raise _status_error(target, answer)
+
+    async def forward(
+        self, target: Target, method: str, path: str, body: Optional[bytes], timeout: float, request_id: str = ""
+    ) -> Answer:
+        """One call as it is; HTTP error statuses are answers, not errors."""
+        try:
+            return await within(timeout, path, self._call(target, method, path, body, request_id))
+        except FAILURES as err:
+            raise from_exception(err, target.name, path) from err
+
+    async def _call(
+        self, target: Target, method: str, path: str, body: Optional[bytes], request_id: str
+    ) -> Answer:
+        headers = self._headers(target, request_id)
+        async with self._opened().request(
+            method, target.url + path, data=body, headers=headers, allow_redirects=False
+        ) as response:
+            data = await response.read()
+            return Answer(response.status, response.headers.get("Content-Type", ""), data)
+
+    async def _open_stream(
+        self, target: Target, endpoint: Endpoint, body: Mapping[str, Any], request_id: str
+    ) -> aiohttp.ClientResponse:
+        data = json.dumps(body).encode()
+        headers = self._headers(target, request_id)
+        response = await self._opened().post(
+            target.url + endpoint.value, data=data, headers=headers, allow_redirects=False
+        )
+        try:
+            await _expect_event_stream(target, response)
+        except BaseException:
+            response.close()
+            raise
+        return response
+
+    async def _json(
+        self,
+        target: Target,
+        method: str,
+        path: str,
+        body: Optional[Mapping[str, Any]],
+        timeout: float,
+        request_id: str = "",
+    ) -> Mapping[str, Any]:
+        data = None if body is None else json.dumps(body).encode()
+        answer = await self.forward(target, method, path, data, timeout, request_id)
+        if answer.status != 200:
+            raise _status_error(target, answer)
+        with _Reading(target, path):
+            message = json.loads(answer.body)
+            if not isinstance(message, dict):
+                raise TypeError(f"expected a JSON object, got {type(message).__name__}")
+            return message
+
+    def _opened(self) -> aiohttp.ClientSession:
+        if self._session is None:
+            raise RuntimeError("UnitClient.start() was not awaited")
+        return self._session
+
+    @staticmethod
+    def _headers(target: Target, request_id: str) -> Mapping[str, str]:
+        headers = dict(_JSON)
+        if target.api_key:
+            headers["Authorization"] = f"Bearer {target.api_key}"
+        if request_id:
+            headers["X-Request-Id"] = request_id
+        return headers
+
+
+class _Reading:
+    """Maps a malformed answer to a UnitError that says of what."""
+
+    def __init__(self, target: Target, what: str) -> None:
+        self._target, self._what = target, what
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: object, err: Optional[BaseException], trace: object) -> None:
+        if isinstance(err, (ValueError, KeyError, TypeError, IndexError, AttributeError)):
+            text = f"{self._what}: not the answer that the contract describes ({type(err).__name__}: {err})"
+            raise UnitError(self._target.name, UnitErrorKind.GARBAGE, text) from err
+
+
+async def _expect_event_stream(target: Target, response: aiohttp.ClientResponse) -> None:
+    if response.status != 200:
+        body = await response.read()
+        raise _status_error(target, Answer(response.status, response.headers.get("Content-Type", ""), body))
+    if response.content_type != "text/event-stream":
+        text = f"expected text/event-stream, got {response.content_type}"
+        raise UnitError(target.name, UnitErrorKind.GARBAGE, text)
+
+
+def _status_error(target: Target, answer: Answer) -> UnitError:
+    message = _message(answer.body)
+    text = f"HTTP {answer.status}" + (f": {message}" if message else "")
+    return UnitError(target.name, UnitErrorKind.STATUS, text, status=answer.status, body=answer.body)
+
+
+def _message(body: bytes) -> str:
+    """Of an OpenAI error, in either form (vLLM before 0.10 leaves out the outer object); else ""."""
+    try:
+        error = json.loads(body)
+    except ValueError:
+        return ""  # not every server speaks JSON when it fails
+    if isinstance(error, dict) and isinstance(error.get("error"), dict):
+        error = error["error"]
+    return str(error.get("message", "")) if isinstance(error, dict) else ""
