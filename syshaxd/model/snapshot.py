@@ -62,7 +62,10 @@ class UnitSnapshot:
     load: Optional[UnitLoad] = None
     in_flight: int = 0
     in_flight_tokens: int = 0  # prompt + output tokens of those
-    queued_prompt_tokens: int = 0  # sent, first token not seen yet
+    queued: int = 0  # of those, first token not seen yet
+    queued_prompt_tokens: int = 0  # prompt tokens of the queued
+    arriving: int = 0  # handoffs under way toward this unit
+    arriving_tokens: int = 0  # KV tokens they bring
 
 
 @dataclass(frozen=True)

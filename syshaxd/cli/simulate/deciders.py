@@ -1,0 +1,254 @@
+"""Policies under test: the product's own decider, and the baselines it is held against."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, replace
+from typing import Callable, Mapping, Optional, Sequence
+
+from syshaxd.model.plan import Move, Plan, Reason, Refuse, Split, Whole
+from syshaxd.model.request import Route
+from syshaxd.model.snapshot import InFlight, Snapshot, UnitLoad, UnitSnapshot
+from syshaxd.model.unit import BackendKind, Role, UnitKind, UnitState, UnitView
+from syshaxd.scheduler.lengths import LengthLog
+from syshaxd.scheduler.moving import choose_moves
+from syshaxd.scheduler.outlook import Handoff, Knowledge, Limits, PredictivePolicy, UnitTraits, limits_of
+from syshaxd.scheduler.predictive import Memory, decide, keep_split
+from syshaxd.scheduler.steptime import StepFit, StepSample
+
+from .law import Host
+from .world import Decider, Request, Unit, World
+
+ACCELERATOR, CPU = "accelerator", "cpu"
+VIEWS = {
+    name: UnitView(name, role, UnitKind.VLLM, BackendKind.EXTERNAL, UnitState.READY, "", pool_file=name)
+    for name, role in ((ACCELERATOR, Role.ACCELERATOR), (CPU, Role.CPU))
+}
+
+
+def snapshot_of(world: World, only: Optional[str] = None) -> Snapshot:
+    """The world as SystemMonitor would show it; `only`: list the requests of that unit alone (enough for arrivals)."""
+    units = tuple(_unit_snapshot(world, unit) for unit in (world.accelerator, world.cpu))
+    entries = tuple(
+        _entry(unit, request)
+        for unit in (world.accelerator, world.cpu)
+        if only is None or unit.law.name == only
+        for request in unit.running.values()
+    )
+    return Snapshot(world.now, units, entries, queued=len(world.held_back))
+
+
+def _unit_snapshot(world: World, unit: Unit) -> UnitSnapshot:
+    queued = len(unit.waiting) + len(unit.prefilling)
+    left = unit.waiting_tokens + sum(request.prefill_left for request in unit.prefilling)
+    done = sum(request.need - request.prefill_left for request in unit.prefilling)
+    load = UnitLoad(world.now, "page", kv_total=unit.law.capacity)
+    return UnitSnapshot(
+        VIEWS[unit.law.name],
+        load,
+        in_flight=len(unit.running) + queued,
+        in_flight_tokens=unit.kv_running + left + done,
+        queued=queued,
+        queued_prompt_tokens=left,
+        arriving=unit.arriving,
+        arriving_tokens=unit.arriving_tokens,
+    )
+
+
+def _entry(unit: Unit, request: Request) -> InFlight:
+    return InFlight(
+        request.info,
+        unit.law.name,
+        request.arrival.at,
+        request.first_token,
+        request.arrival.prompt,
+        unit.generated(request),
+        request.moves,
+        request.last_move,
+        request.moving,
+    )
+
+
+class AcceleratorOnly:
+    """Everything on the accelerator, no admission control. Base of the other baselines."""
+
+    def arrive(self, world: World, request: Request) -> Plan:
+        """The accelerator."""
+        return Whole(ACCELERATOR, Route.ACCELERATOR, Reason("always", "the only route"))
+
+    def keep_split(self, world: World, request: Request) -> bool:
+        """As planned."""
+        return True
+
+    def too_late(self, world: World, request: Request) -> bool:
+        """Never."""
+        return False
+
+    def moves(self, world: World, urgent: bool) -> Sequence[Move]:
+        """None."""
+        return ()
+
+    def step(self, world: World, unit: Unit, sample: StepSample) -> None:
+        """Learns nothing."""
+
+    def finished(self, world: World, request: Request) -> None:
+        """Learns nothing."""
+
+
+SPLIT = Split(ACCELERATOR, CPU, Reason("rule", "the rule says so"))
+
+
+class RoundRobin(AcceleratorOnly):
+    """Accelerator and split in turn."""
+
+    def __init__(self) -> None:
+        self._turn = 0
+
+    def arrive(self, world: World, request: Request) -> Plan:
+        """The other one."""
+        self._turn += 1
+        return SPLIT if self._turn % 2 else super().arrive(world, request)
+
+
+class FixedThreshold(AcceleratorOnly):
+    """The original rule with fresh metrics: accelerator unless it is full or somebody waits, else split, else refuse.
+
+    `cpu_tokens_per_s`: the original's "CPU is slow" signal, the unit's throughput over 5 s."""
+
+    def __init__(self, kv: float = 0.9, max_num_seqs: int = 256, cpu_max: int = 256, cpu_tokens_per_s: float = 10.0) -> None:
+        self._kv, self._max_num_seqs, self._cpu_max, self._floor = kv, max_num_seqs, cpu_max, cpu_tokens_per_s
+        self._window: deque[tuple[float, int]] = deque()
+        self._rate, self._rate_at = 0.0, 0.0
+
+    def arrive(self, world: World, request: Request) -> Plan:
+        """By the thresholds."""
+        unit, cpu = world.accelerator, world.cpu
+        full = unit.residents() >= self._max_num_seqs or unit.kv > self._kv * unit.law.capacity
+        if not full and not (unit.residents() and unit.waiting):
+            return super().arrive(world, request)
+        on_cpu = cpu.residents() + cpu.arriving
+        if on_cpu >= self._cpu_max or (on_cpu and self._cpu_rate(world) < self._floor):
+            return Refuse(Reason("busy", "both sides are busy"), 429, 1.0)
+        return SPLIT
+
+    def step(self, world: World, unit: Unit, sample: StepSample) -> None:
+        """Keeps the CPU's throughput."""
+        if unit is world.cpu:
+            self._window.append((world.now, sample.decoding))
+
+    def _cpu_rate(self, world: World) -> float:
+        if world.now - self._rate_at >= 5.0:
+            while self._window and self._window[0][0] < world.now - 5.0:
+                self._window.popleft()
+            self._rate, self._rate_at = sum(tokens for _, tokens in self._window) / 5.0, world.now
+        return self._rate
+
+
+class Predictive(AcceleratorOnly):
+    """The product: calls the very functions the daemon calls."""
+
+    def __init__(self, host: Host, policy: PredictivePolicy = PredictivePolicy(), calibration: float = 1.0) -> None:
+        self._policy, self._memory = policy, Memory()
+        self._fits = {ACCELERATOR: StepFit(), CPU: StepFit()}
+        self._lengths, self._rate, self._rate_at, self._steps = LengthLog(), 0.0, 0.0, 0
+        handoff = Handoff(host.handoff, host.model.kv_bytes / host.link)
+        traits = {
+            law.name: UnitTraits(law.max_num_seqs, law.prefill_chunk) for law in (host.accelerator, host.cpu)
+        }
+        self._knowledge = Knowledge(traits=traits, handoff=handoff)
+        self.predictions: dict[int, tuple[float, float]] = {}
+        for law in (host.accelerator, host.cpu):
+            self._fits[law.name].seed(self._profile(law.seconds, law.prefill_chunk, law is host.accelerator, calibration))
+
+    @staticmethod
+    def _profile(
+        seconds: Callable[[int, int, int], float], chunk: int, prefills: bool, calibration: float
+    ) -> list[StepSample]:
+        return [
+            StepSample(batch, part, batch * context, calibration * seconds(batch, part, batch * context))
+            for batch in (1, 2, 4, 8, 16, 32)
+            for context in (500, 1000, 2000)
+            for part in ((0, chunk // 4, chunk) if prefills else (0,))
+        ]
+
+    def _learned(self, now: float) -> Knowledge:
+        fading = self._rate * 2.718281828 ** (-(now - self._rate_at) / 10.0)
+        return replace(
+            self._knowledge,
+            models={name: fit.model for name, fit in self._fits.items()},
+            lengths=self._lengths.lengths,
+            prefill_rate={ACCELERATOR: fading},
+        )
+
+    def arrive(self, world: World, request: Request) -> Plan:
+        """The daemon's decision."""
+        decision = decide(request.info, snapshot_of(world, CPU), self._learned(world.now), self._memory, self._policy)
+        self._memory = decision.memory
+        plan = decision.plan
+        if isinstance(plan, (Whole, Split)) and plan.prediction.ttft is not None and plan.prediction.tpot is not None:
+            self.predictions[request.number] = (plan.prediction.ttft, plan.prediction.tpot)
+        return plan
+
+    def keep_split(self, world: World, request: Request) -> bool:
+        """Asked again at the first token."""
+        snapshot, knowledge = snapshot_of(world, CPU), self._learned(world.now)
+        return keep_split(request.info, CPU, request.arrival.prompt, snapshot, knowledge, self._policy)
+
+    def too_late(self, world: World, request: Request) -> bool:
+        """No prefill for an answer that is already late."""
+        limit = limits_of(request.info, self._policy).ttft
+        own = self._fits[ACCELERATOR].model.per_prefill * request.arrival.prompt
+        return own <= 0.6 * self._policy.safety * limit and world.now - request.arrival.at > limit
+
+    def moves(self, world: World, urgent: bool) -> Sequence[Move]:
+        """The daemon's victims and returns."""
+        unit = world.accelerator
+        pressed = unit.kv + unit.waiting_tokens > self._policy.move_out_at * unit.law.capacity
+        if not pressed and not world.cpu.running:
+            return ()
+        if urgent:
+            self._memory = replace(self._memory, last_out=-1e9)
+        chosen = choose_moves(snapshot_of(world), self._learned(world.now), self._memory, self._policy)
+        self._memory = chosen.memory
+        return chosen.moves
+
+    def step(self, world: World, unit: Unit, sample: StepSample) -> None:
+        """Feeds the fits."""
+        self._steps += 1
+        if sample.prefill_tokens or self._steps % 3 == 0:
+            self._fits[unit.law.name].add(sample)
+        if unit is world.accelerator and sample.prefill_tokens:
+            fading = self._rate * 2.718281828 ** (-(world.now - self._rate_at) / 10.0)
+            self._rate, self._rate_at = fading + sample.prefill_tokens / 10.0, world.now
+
+    def finished(self, world: World, request: Request) -> None:
+        """Feeds the length statistics."""
+        self._lengths.add(request.arrival.output)
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """A policy by name, made anew for every run."""
+
+    name: str
+    make: Callable[[Host], Decider]
+
+
+def contestants() -> list[Contestant]:
+    """Baselines, the eight fixed thresholds, and the product."""
+    fixed = [
+        Contestant(f"threshold cpu<={cap} kv<={kv:.0%}", lambda host, cap=cap, kv=kv: FixedThreshold(kv, cpu_max=cap))  # type: ignore[misc]
+        for cap in (4, 8, 16, 32)
+        for kv in (0.75, 0.90)
+    ]
+    return [
+        Contestant("accelerator only", lambda host: AcceleratorOnly()),
+        Contestant("round robin", lambda host: RoundRobin()),
+        Contestant("original threshold", lambda host: FixedThreshold()),
+        *fixed,
+        Contestant("admission without CPU", lambda host: Predictive(host, PredictivePolicy(split=False, moves=False))),
+        Contestant("predictive", lambda host: Predictive(host)),
+    ]
+
+
+DEFAULT_LIMITS: Mapping[str, Limits] = {tier.value: limits for tier, limits in PredictivePolicy().limits.items()}

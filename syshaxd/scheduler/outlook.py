@@ -1,0 +1,256 @@
+"""What the predictive decider expects of each unit: pure arithmetic on a snapshot and on what was learned.
+
+Formulas and their simulation results: docs/scheduling.md.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Mapping, Optional
+
+from syshaxd.model.request import RequestInfo, Tier
+from syshaxd.model.snapshot import InFlight, Snapshot, UnitSnapshot
+
+from .lengths import Lengths
+from .steptime import StepModel
+
+UNBOUNDED = 1e12
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a request was promised. Seconds; `ttft` to the first token, `tpot` mean per further token."""
+
+    ttft: float = 2.0
+    tpot: float = 0.1
+
+
+@dataclass(frozen=True)
+class PredictivePolicy:
+    """Inputs of the operator, and the constants of docs/scheduling.md. Defaults are the documented ones."""
+
+    limits: Mapping[Tier, Limits] = field(
+        default_factory=lambda: {Tier.PRIORITY: Limits(), Tier.DEFAULT: Limits(), Tier.FLEX: Limits(2.0, 0.25)}
+    )
+    safety: float = 0.85
+    offload_above: float = 0.80  # pressure at which offload mode begins
+    offload_below: float = 0.60  # and ends
+    growth: float = 0.15  # share of the residual output that a running request is reserved for
+    full_at: float = 0.99  # of KV capacity
+    move_out_at: float = 0.95
+    move_back_at: float = 0.75
+    max_moves: int = 2
+    move_out_pause: float = 0.05  # seconds between moves out
+    move_back_pause: float = 0.25
+    stay_after_move: float = 1.0
+    guard: float = 0.03  # below this gain the CPU serves no interactive traffic
+    serve_late: bool = True
+    split: bool = True
+    moves: bool = True
+    queue_timeout: float = 30.0
+    max_queue: int = 256
+
+
+@dataclass(frozen=True)
+class UnitTraits:
+    """Facts of a unit that its load does not carry. Tokens."""
+
+    max_num_seqs: int = 256
+    prefill_chunk: int = 2048
+
+
+@dataclass(frozen=True)
+class Handoff:
+    """Cost of a handoff: seconds = fixed + per_token * tokens."""
+
+    fixed: float = 0.03
+    per_token: float = 2e-5
+
+    def seconds(self, tokens: float) -> float:
+        """Expected gap in the stream."""
+        return self.fixed + self.per_token * tokens
+
+
+@dataclass(frozen=True)
+class Knowledge:
+    """Everything learned so far, as a value. Scheduler is the only writer; replaced whole."""
+
+    models: Mapping[str, StepModel] = field(default_factory=dict)
+    traits: Mapping[str, UnitTraits] = field(default_factory=dict)
+    lengths: Lengths = Lengths()
+    prefill_rate: Mapping[str, float] = field(default_factory=dict)  # tokens/s, 10 s memory
+    handoff: Handoff = Handoff()
+
+
+@dataclass(frozen=True)
+class Side:
+    """One unit in the terms of the step model."""
+
+    unit: UnitSnapshot
+    model: StepModel
+    traits: UnitTraits
+    decoding: int
+    queued: int
+    queued_tokens: int
+    kv: int  # tokens of decoding requests, arriving ones included
+    capacity: float  # KV tokens
+    prefill_share: float  # of its time, 0..0.9
+
+    @property
+    def name(self) -> str:
+        """The unit's name."""
+        return self.unit.view.name
+
+    def step(self, extra_seqs: int = 0, extra_kv: float = 0.0) -> float:
+        """A decode step with some more on board, seconds."""
+        return self.model.seconds(self.decoding + extra_seqs, 0, self.kv + extra_kv)
+
+
+def side_of(unit: UnitSnapshot, knowledge: Knowledge) -> Side:
+    """The unit's load from the daemon's own counters; the stats page only says how much it can hold."""
+    name = unit.view.name
+    model = knowledge.models.get(name, StepModel(0.02, 0.0, 0.0, 0.0))
+    total = unit.load.kv_total if unit.load is not None else None
+    share = min(0.9, knowledge.prefill_rate.get(name, 0.0) * model.per_prefill)
+    return Side(
+        unit=unit,
+        model=model,
+        traits=knowledge.traits.get(name, UnitTraits()),
+        decoding=unit.in_flight - unit.queued + unit.arriving,
+        queued=unit.queued,
+        queued_tokens=unit.queued_prompt_tokens,
+        kv=max(0, unit.in_flight_tokens - unit.queued_prompt_tokens) + unit.arriving_tokens,
+        capacity=float(total) if total else UNBOUNDED,
+        prefill_share=share,
+    )
+
+
+def reserve(side: Side, extra: float, lengths: Lengths, growth: float) -> float:
+    """Share of the KV capacity that is, or will soon be, needed with `extra` tokens more."""
+    residents = side.decoding + side.queued
+    return (side.kv + side.queued_tokens + extra + growth * residents * lengths.residual) / side.capacity
+
+
+def predicted_ttft(side: Side, prompt: int, knowledge: Knowledge, policy: PredictivePolicy) -> float:
+    """Seconds until the first token of a new request: the step under way, the prefill queue, the wait for KV room."""
+    step = side.step()
+    room = max(1, side.traits.prefill_chunk - side.decoding)
+    chunks, rest = divmod(side.queued_tokens + prompt, room)
+    seconds = chunks * side.model.seconds(side.decoding, room, side.kv) + side.model.seconds(side.decoding, rest, side.kv)
+    seconds += 0.5 * step if side.decoding or side.queued else 0.0
+    return seconds + _kv_wait(side, prompt, knowledge.lengths, policy) + _slot_wait(side, knowledge.lengths)
+
+
+def own_prefill(side: Side, prompt: int) -> float:
+    """Seconds that the request's own prefill takes on this unit as loaded now."""
+    chunk = side.traits.prefill_chunk
+    chunks, rest = divmod(prompt, chunk)
+    return chunks * side.model.seconds(side.decoding, chunk, side.kv) + side.model.seconds(side.decoding, rest, side.kv)
+
+
+def _kv_wait(side: Side, prompt: int, lengths: Lengths, policy: PredictivePolicy) -> float:
+    growth = 0.5 * policy.growth * (side.decoding + side.queued) * lengths.residual
+    over = side.kv + side.queued_tokens + prompt + growth - policy.full_at * side.capacity
+    if over <= 0 or not side.decoding:
+        return 0.0
+    at_end = side.kv / side.decoding * 1.15  # KV that a finishing request gives back
+    rate = side.decoding / side.step() * max(0.05, at_end / max(1.0, lengths.mean) - 1.0)
+    return over / max(1.0, rate)
+
+
+def _slot_wait(side: Side, lengths: Lengths) -> float:
+    missing = side.decoding + side.queued + 1 - side.traits.max_num_seqs
+    if missing <= 0 or not side.decoding:
+        return 0.0
+    return missing * lengths.mean * side.step() / side.decoding
+
+
+def predicted_tpot(side: Side, prompt: int) -> float:
+    """Mean seconds per output token with one more request, stretched by the share of time that prefill takes."""
+    batch = min(side.traits.max_num_seqs, side.decoding + side.queued + 1)
+    kv = min(side.capacity, side.kv + side.queued_tokens + prompt)
+    return side.model.seconds(batch, 0, kv) / (1.0 - side.prefill_share)
+
+
+def limits_of(info: RequestInfo, policy: PredictivePolicy) -> Limits:
+    """The request's own hints, else its tier's limits."""
+    tier = policy.limits.get(info.tier, Limits())
+    return Limits(
+        info.slo_ttft if info.slo_ttft is not None else tier.ttft,
+        info.slo_tpot if info.slo_tpot is not None else tier.tpot,
+    )
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A request that might decode on a CPU unit: `generated` tokens so far in `elapsed` seconds since its first."""
+
+    context: int  # tokens of KV to bring along
+    generated: int
+    elapsed: float
+    remaining: float  # expected further tokens
+    tpot: float  # its limit
+
+
+def candidate(entry: InFlight, now: float, lengths: Lengths, policy: PredictivePolicy) -> Candidate:
+    """A running request as a candidate for a move."""
+    remaining = lengths.remaining(entry.output_tokens)
+    if entry.info.max_tokens is not None:
+        remaining = max(0.0, min(remaining, entry.info.max_tokens - entry.output_tokens))
+    since = now - entry.first_token if entry.first_token is not None else 0.0
+    context = entry.prompt_tokens + entry.output_tokens
+    return Candidate(context, entry.output_tokens, since, remaining, limits_of(entry.info, policy).tpot)
+
+
+def cpu_mean_tpot(cpu: Side, who: Candidate, knowledge: Knowledge) -> float:
+    """Mean TPOT of the whole request if it went on on the CPU unit now; time banked so far counts."""
+    remaining = max(1.0, who.remaining)
+    step = cpu.step(1, who.context + remaining / 2)
+    return (who.elapsed + knowledge.handoff.seconds(who.context) + remaining * step) / (who.generated + remaining)
+
+
+def cpu_keeps_promises(
+    cpu: Side, who: Candidate, snapshot: Snapshot, knowledge: Knowledge, policy: PredictivePolicy
+) -> bool:
+    """Whether the newcomer and every resident of the CPU unit stay within their own limits."""
+    if cpu.decoding + cpu.queued >= cpu.traits.max_num_seqs:
+        return False
+    if cpu.kv + cpu.queued_tokens + who.context + who.remaining > policy.full_at * cpu.capacity:
+        return False
+    if cpu_mean_tpot(cpu, who, knowledge) > policy.safety * who.tpot:
+        return False
+    step = cpu.step(1, who.context + who.remaining / 2)
+    return not any(
+        _pushed_over(entry, step, snapshot.at, knowledge.lengths, policy)
+        for entry in snapshot.in_flight
+        if entry.unit == cpu.name and entry.first_token is not None
+    )
+
+
+def _pushed_over(entry: InFlight, step: float, now: float, lengths: Lengths, policy: PredictivePolicy) -> bool:
+    limit = limits_of(entry.info, policy).tpot
+    if step <= policy.safety * limit or entry.first_token is None:
+        return False
+    remaining = max(30.0, lengths.mean - entry.output_tokens)
+    mean = (now - entry.first_token + remaining * step) / (entry.output_tokens + remaining)
+    return mean > 0.97 * limit
+
+
+def decode_rate(side: Side, per_request_kv: float, tpot: float) -> float:
+    """Best decode rate in tokens/s with every step within `tpot` and the KV it has: max over b of b / t(b)."""
+    best, batch = 0.0, 1
+    while batch <= side.traits.max_num_seqs and batch * per_request_kv <= 0.95 * side.capacity:
+        step = side.model.seconds(batch, 0, batch * per_request_kv)
+        if step > tpot:
+            break
+        best = max(best, batch / max(1e-9, step))
+        batch += max(1, batch // 8)
+    return best
+
+
+def cpu_gain(accelerator: Side, cpu: Side, per_request_kv: float, tpot: float) -> Optional[float]:
+    """Relative goodput that the CPU side adds, C(SLO) / D(SLO); None while a model is not trusted."""
+    if not (accelerator.model.trusted and cpu.model.trusted):
+        return None
+    own = decode_rate(accelerator, per_request_kv, tpot)
+    return decode_rate(cpu, per_request_kv, tpot) / own if own > 0 else None

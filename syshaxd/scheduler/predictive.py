@@ -1,0 +1,219 @@
+"""The predictive decider: admission and placement by predicted TTFT and TPOT, moves by banked time.
+
+Pure: `decide(info, snapshot, knowledge, memory, policy)` returns the plan and the next memory; nothing is kept here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Optional
+
+from syshaxd.model.plan import Plan, Prediction, Queue, Reason, Refuse, Split, Whole
+from syshaxd.model.request import RequestInfo, Route, Tier
+from syshaxd.model.snapshot import Snapshot
+from syshaxd.model.unit import Role
+
+from .outlook import (
+    Candidate,
+    Knowledge,
+    Limits,
+    PredictivePolicy,
+    Side,
+    cpu_gain,
+    cpu_keeps_promises,
+    cpu_mean_tpot,
+    limits_of,
+    own_prefill,
+    predicted_tpot,
+    predicted_ttft,
+    reserve,
+    side_of,
+)
+
+ARRIVAL_WEIGHT = 0.01
+PROTECTED_SHARE = 0.02
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What a decision remembers of the ones before: hysteresis and the tightest class of recent arrivals."""
+
+    offloading: bool = False
+    tightest: float = 1e9  # TPOT limit, seconds
+    tightest_share: float = 0.0  # of recent arrivals
+    last_out: float = -1e9
+    last_back: float = -1e9
+
+
+@dataclass(frozen=True)
+class Decision:
+    """A plan and the memory to hand to the next decision."""
+
+    plan: Plan
+    memory: Memory
+
+
+@dataclass(frozen=True)
+class Outlook:
+    """One request against one accelerator unit."""
+
+    side: Side
+    limits: Limits
+    tpot_limit: float  # tightened by tier protection
+    ttft: float
+    tpot: float
+    reserved: float
+
+    @property
+    def pressure(self) -> float:
+        """1.0: something is at its limit."""
+        return max(self.reserved, self.ttft / self.limits.ttft, self.tpot / self.tpot_limit)
+
+    @property
+    def prediction(self) -> Prediction:
+        """For headers and metrics."""
+        return Prediction(self.ttft, self.tpot)
+
+
+def remember_arrival(memory: Memory, tpot_limit: float) -> Memory:
+    """Tracks the tightest class that holds at least 2 % of recent arrivals."""
+    if tpot_limit <= memory.tightest:
+        share = memory.tightest_share + ARRIVAL_WEIGHT * (1 - memory.tightest_share)
+        memory = replace(memory, tightest=tpot_limit, tightest_share=share)
+    else:
+        memory = replace(memory, tightest_share=memory.tightest_share * (1 - ARRIVAL_WEIGHT))
+    if memory.tightest_share < PROTECTED_SHARE and tpot_limit > memory.tightest:
+        memory = replace(memory, tightest=tpot_limit, tightest_share=ARRIVAL_WEIGHT)
+    return memory
+
+
+def decide(
+    info: RequestInfo, snapshot: Snapshot, knowledge: Knowledge, memory: Memory, policy: PredictivePolicy
+) -> Decision:
+    """Where a new request goes. Expects that forced routes were handled before (`syshaxd.scheduler`)."""
+    limits = limits_of(info, policy)
+    memory = remember_arrival(memory, limits.tpot)
+    accelerators = snapshot.ready(Role.ACCELERATOR)
+    if not accelerators:
+        return Decision(_cpu_only(info, snapshot, knowledge, policy), memory)
+    outlooks = [
+        _outlook(side_of(unit, knowledge), info, limits, memory, knowledge, policy) for unit in accelerators
+    ]
+    best = min(outlooks, key=lambda o: o.pressure)
+    threshold = policy.offload_below if memory.offloading else policy.offload_above
+    memory = replace(memory, offloading=best.pressure > threshold)
+    return Decision(_place(info, best, snapshot, knowledge, memory, policy), memory)
+
+
+def _outlook(
+    side: Side, info: RequestInfo, limits: Limits, memory: Memory, knowledge: Knowledge, policy: PredictivePolicy
+) -> Outlook:
+    return Outlook(
+        side=side,
+        limits=limits,
+        tpot_limit=min(limits.tpot, memory.tightest),
+        ttft=predicted_ttft(side, info.prompt_tokens, knowledge, policy),
+        tpot=predicted_tpot(side, info.prompt_tokens),
+        reserved=reserve(side, info.prompt_tokens, knowledge.lengths, policy.growth),
+    )
+
+
+def _place(
+    info: RequestInfo, seen: Outlook, snapshot: Snapshot, knowledge: Knowledge, memory: Memory, policy: PredictivePolicy
+) -> Plan:
+    if seen.ttft > policy.safety * seen.limits.ttft and not _serve_late(info, seen, policy):
+        return _turn_away(info, snapshot, seen, policy, "ttft", seen.ttft - policy.safety * seen.limits.ttft)
+    fits = seen.tpot <= policy.safety * seen.tpot_limit and seen.reserved <= 1.0
+    if memory.offloading or not fits:
+        split = _split(info, seen, snapshot, knowledge, policy)
+        if split is not None:
+            return split
+    if fits or (seen.tpot <= policy.safety * seen.tpot_limit and seen.reserved <= 1.15):
+        return Whole(seen.side.name, Route.ACCELERATOR, _fits_reason(seen), seen.prediction)
+    return _turn_away(info, snapshot, seen, policy, "tpot" if seen.reserved <= 1.15 else "kv", _drain_seconds(seen))
+
+
+def _fits_reason(seen: Outlook) -> Reason:
+    return Reason(
+        "accelerator_fits",
+        f"{seen.side.name} is expected to answer in {seen.ttft:.2f} s at {seen.tpot * 1e3:.0f} ms a token",
+    )
+
+
+def _serve_late(info: RequestInfo, seen: Outlook, policy: PredictivePolicy) -> bool:
+    """A prompt too long to be on time even alone is served late while nobody waits."""
+    if not policy.serve_late:
+        return False
+    own = own_prefill(seen.side, info.prompt_tokens)
+    limit = seen.limits.ttft
+    return own > 0.6 * policy.safety * limit and seen.ttft - own <= 0.15 * limit and seen.reserved <= policy.offload_above
+
+
+def _split(
+    info: RequestInfo, seen: Outlook, snapshot: Snapshot, knowledge: Knowledge, policy: PredictivePolicy
+) -> Optional[Plan]:
+    if not policy.split or info.stays is not None or not snapshot.pd.enabled:
+        return None
+    remaining = knowledge.lengths.mean
+    if info.max_tokens is not None:
+        remaining = min(remaining, float(info.max_tokens))
+    who = Candidate(info.prompt_tokens, 0, 0.0, max(1.0, remaining), seen.limits.tpot)
+    for cpu in _cpus_that_help(seen, info, snapshot, knowledge, policy):
+        if cpu_keeps_promises(cpu, who, snapshot, knowledge, policy):
+            tpot = cpu_mean_tpot(cpu, who, knowledge)
+            text = f"{seen.side.name} is at {seen.pressure:.0%} of its limits; {cpu.name} decodes at {tpot * 1e3:.0f} ms a token"
+            k = 0 if info.first_token_stays is not None else 1
+            return Split(seen.side.name, cpu.name, Reason("offload", text), k, Prediction(seen.ttft, tpot))
+    return None
+
+
+def _cpus_that_help(
+    seen: Outlook, info: RequestInfo, snapshot: Snapshot, knowledge: Knowledge, policy: PredictivePolicy
+) -> list[Side]:
+    """CPU units, least loaded first, without those that can't add 3 % (flex traffic may use them all the same)."""
+    per_request = info.prompt_tokens + knowledge.lengths.mean / 2
+    sides = [side_of(unit, knowledge) for unit in snapshot.ready(Role.CPU) if unit.view.can_hand_over]
+    if info.tier is not Tier.FLEX:
+        gains = [(side, cpu_gain(seen.side, side, per_request, seen.limits.tpot)) for side in sides]
+        sides = [side for side, gain in gains if gain is None or gain >= policy.guard]
+    return sorted(sides, key=lambda side: side.step(1))
+
+
+def _drain_seconds(seen: Outlook) -> float:
+    return max(0.5, seen.side.step() * 50)
+
+
+def _turn_away(
+    info: RequestInfo, snapshot: Snapshot, seen: Outlook, policy: PredictivePolicy, what: str, wait: float
+) -> Plan:
+    text = (
+        f"predicted on {seen.side.name}: TTFT {seen.ttft:.2f} s of {seen.limits.ttft:g} s, "
+        f"TPOT {seen.tpot * 1e3:.0f} ms of {seen.tpot_limit * 1e3:.0f} ms, KV {seen.reserved:.0%}"
+    )
+    if info.tier is Tier.FLEX and snapshot.queued < policy.max_queue:
+        return Queue(Reason(f"queue_{what}", text), policy.queue_timeout)
+    return Refuse(Reason(f"refuse_{what}", text), 429, max(0.1, wait))
+
+
+def _cpu_only(info: RequestInfo, snapshot: Snapshot, knowledge: Knowledge, policy: PredictivePolicy) -> Plan:
+    """No accelerator unit is READY: the CPU units serve whole requests, within the room they have."""
+    cpus = [side_of(unit, knowledge) for unit in snapshot.ready(Role.CPU)]
+    if not cpus:
+        return Refuse(Reason("no_unit", "no unit is ready"), 503, 5.0)
+    best = min(cpus, key=lambda side: predicted_ttft(side, info.prompt_tokens, knowledge, policy))
+    reserved = reserve(best, info.prompt_tokens, knowledge.lengths, policy.growth)
+    if best.decoding + best.queued < best.traits.max_num_seqs and reserved <= 1.15:
+        return Whole(best.name, Route.CPU, Reason("accelerator_down", "no accelerator unit is ready"))
+    text = f"no accelerator unit is ready and {best.name} is full ({best.decoding + best.queued} requests, KV {reserved:.0%})"
+    return Refuse(Reason("refuse_cpu_full", text), 429, max(0.5, best.step() * 50))
+
+
+def keep_split(
+    info: RequestInfo, cpu_name: str, prompt_tokens: int, snapshot: Snapshot, knowledge: Knowledge, policy: PredictivePolicy
+) -> bool:
+    """Asked again at the first token, when the KV is there: does the CPU unit still keep every promise?"""
+    unit = snapshot.unit(cpu_name)
+    if unit is None or not unit.view.ready:
+        return False
+    who = Candidate(prompt_tokens, 1, 0.0, knowledge.lengths.remaining(1), limits_of(info, policy).tpot)
+    return cpu_keeps_promises(side_of(unit, knowledge), who, snapshot, knowledge, policy)
