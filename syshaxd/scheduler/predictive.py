@@ -61,13 +61,14 @@ class Outlook:
     limits: Limits
     tpot_limit: float  # tightened by tier protection
     ttft: float
+    own: float  # the part of ttft that is the request's own prefill
     tpot: float
     reserved: float
 
     @property
     def pressure(self) -> float:
-        """1.0: something is at its limit."""
-        return max(self.reserved, self.ttft / self.limits.ttft, self.tpot / self.tpot_limit)
+        """1.0: something is at its limit. The request's own prefill is no pressure: no other unit would shorten it."""
+        return max(self.reserved, (self.ttft - self.own) / self.limits.ttft, self.tpot / self.tpot_limit)
 
     @property
     def prediction(self) -> Prediction:
@@ -113,6 +114,7 @@ def _outlook(
         limits=limits,
         tpot_limit=min(limits.tpot, memory.tightest),
         ttft=predicted_ttft(side, info.prompt_tokens, knowledge, policy),
+        own=own_prefill(side, info.prompt_tokens),
         tpot=predicted_tpot(side, info.prompt_tokens),
         reserved=reserve(side, info.prompt_tokens, knowledge.lengths, policy.growth),
     )
@@ -144,9 +146,9 @@ def _serve_late(info: RequestInfo, seen: Outlook, policy: PredictivePolicy) -> b
     """A prompt too long to be on time even alone is served late while nobody waits."""
     if not policy.serve_late:
         return False
-    own = own_prefill(seen.side, info.prompt_tokens)
     limit = seen.limits.ttft
-    return own > 0.6 * policy.safety * limit and seen.ttft - own <= 0.15 * limit and seen.reserved <= policy.offload_above
+    alone = seen.own > 0.6 * policy.safety * limit and seen.ttft - seen.own <= 0.15 * limit
+    return alone and seen.reserved <= policy.offload_above
 
 
 def _split(

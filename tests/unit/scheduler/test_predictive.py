@@ -1,0 +1,219 @@
+"""Properties of the predictive decider: what must hold for every load."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Optional
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from syshaxd.model.plan import Queue, Refuse, Split, Whole
+from syshaxd.model.request import Endpoint, RequestInfo, Tier
+from syshaxd.model.snapshot import InFlight, PdStatus, Snapshot, UnitLoad, UnitSnapshot
+from syshaxd.model.unit import BackendKind, Role, UnitKind, UnitState, UnitView
+from syshaxd.scheduler.lengths import LengthLog, Lengths
+from syshaxd.scheduler.moving import choose_moves
+from syshaxd.scheduler.outlook import Knowledge, PredictivePolicy, candidate, cpu_mean_tpot, limits_of, side_of
+from syshaxd.scheduler.predictive import Memory, decide
+from syshaxd.scheduler.steptime import StepModel
+
+POLICY = PredictivePolicy()
+GPU = StepModel(0.010, 0.0002, 0.00005, 0.0002, samples=1000, error=0.05)
+CPU = StepModel(0.060, 0.0010, 0.0020, 0.0030, samples=1000, error=0.05)
+KNOWLEDGE = Knowledge(models={"gpu": GPU, "cpu": CPU})
+
+
+def view(name: str, role: Role, state: UnitState = UnitState.READY) -> UnitView:
+    return UnitView(name, role, UnitKind.VLLM, BackendKind.EXTERNAL, state, "http://127.0.0.1:1", pool_file=name)
+
+
+def info(
+    number: int = 0, prompt: int = 500, tier: Tier = Tier.DEFAULT, stays: Optional[str] = None
+) -> RequestInfo:
+    return RequestInfo(str(number), Endpoint.CHAT, "m", True, prompt, None, tier=tier, stays=stays)
+
+
+def running(count: int, unit: str, output: int = 50, now: float = 100.0, context: int = 500) -> tuple[InFlight, ...]:
+    return tuple(
+        InFlight(info(i if unit == "gpu" else 1000 + i), unit, now - 10, now - 5, context, output) for i in range(count)
+    )
+
+
+def world(
+    gpu: int = 0,
+    cpu: int = 0,
+    queued: int = 0,
+    context: int = 500,
+    capacity: int = 100_000,
+    states: tuple[UnitState, UnitState] = (UnitState.READY, UnitState.READY),
+) -> Snapshot:
+    load = UnitLoad(100.0, "page", kv_total=capacity)
+    on_gpu, on_cpu = running(gpu, "gpu", context=context), running(cpu, "cpu", context=context)
+    units = (
+        UnitSnapshot(
+            view("gpu", Role.ACCELERATOR, states[0]), load, gpu + queued, (gpu + queued) * context, queued, queued * context
+        ),
+        UnitSnapshot(view("cpu", Role.CPU, states[1]), load, cpu, cpu * (context + 50)),
+    )
+    return Snapshot(100.0, units, on_gpu + on_cpu)
+
+
+loads = st.builds(
+    world,
+    gpu=st.integers(0, 300),
+    cpu=st.integers(0, 40),
+    queued=st.integers(0, 50),
+    context=st.integers(1, 6000),
+    capacity=st.sampled_from([2000, 30_000, 250_000]),
+    states=st.tuples(st.sampled_from(list(UnitState)), st.sampled_from(list(UnitState))),
+)
+requests = st.builds(
+    info,
+    number=st.just(9999),
+    prompt=st.integers(1, 20_000),
+    tier=st.sampled_from(list(Tier)),
+    stays=st.sampled_from([None, "tools"]),
+)
+
+
+@given(loads, requests)
+def test_only_ready_units_are_chosen(snapshot: Snapshot, request: RequestInfo) -> None:
+    plan = decide(request, snapshot, KNOWLEDGE, Memory(), POLICY).plan
+    ready = {unit.view.name for unit in snapshot.units if unit.view.ready}
+    named = {plan.unit} if isinstance(plan, Whole) else {plan.prefill, plan.decode} if isinstance(plan, Split) else set()
+    assert named <= ready
+    assert plan.reason.code and plan.reason.text
+
+
+@given(loads, requests)
+def test_a_plan_never_breaks_a_predicted_limit_it_was_told_to_keep(snapshot: Snapshot, request: RequestInfo) -> None:
+    policy = replace(POLICY, serve_late=False)
+    plan = decide(request, snapshot, KNOWLEDGE, Memory(), policy).plan
+    if isinstance(plan, (Whole, Split)) and plan.prediction.ttft is not None and plan.prediction.tpot is not None:
+        limits = limits_of(request, policy)
+        assert plan.prediction.ttft <= policy.safety * limits.ttft
+        assert plan.prediction.tpot <= policy.safety * limits.tpot
+
+
+@given(requests)
+def test_a_request_that_must_stay_is_never_split(request: RequestInfo) -> None:
+    snapshot = world(gpu=200, context=2000)
+    plan = decide(replace(request, stays="tools"), snapshot, KNOWLEDGE, Memory(), POLICY).plan
+    assert not isinstance(plan, Split)
+
+
+@given(loads, requests)
+def test_no_split_while_pd_is_off(snapshot: Snapshot, request: RequestInfo) -> None:
+    off = replace(snapshot, pd=PdStatus(False, "self-check failed"))
+    assert not isinstance(decide(request, off, KNOWLEDGE, Memory(), POLICY).plan, Split)
+    assert choose_moves(off, KNOWLEDGE, Memory(), POLICY).moves == ()
+
+
+@given(st.integers(0, 120), st.integers(1, 120), st.integers(1, 4000))
+def test_more_load_never_turns_a_refusal_into_the_accelerator(few: int, more: int, prompt: int) -> None:
+    request = info(9999, prompt)
+    light = decide(request, world(gpu=few, queued=few // 8), KNOWLEDGE, Memory(), POLICY).plan
+    heavy = decide(request, world(gpu=few + more, queued=(few + more) // 8), KNOWLEDGE, Memory(), POLICY).plan
+    if isinstance(light, (Refuse, Queue)):
+        assert not (isinstance(heavy, Whole) and heavy.unit == "gpu")
+
+
+@given(loads, requests, st.integers(2, 20))
+@settings(max_examples=50)
+def test_no_oscillation_at_constant_load(snapshot: Snapshot, request: RequestInfo, times: int) -> None:
+    decision = decide(request, snapshot, KNOWLEDGE, Memory(), POLICY)
+    decision = decide(request, snapshot, KNOWLEDGE, decision.memory, POLICY)
+    for _ in range(times):
+        again = decide(request, snapshot, KNOWLEDGE, decision.memory, POLICY)
+        assert type(again.plan) is type(decision.plan)
+        decision = again
+
+
+def test_an_idle_accelerator_serves_alone() -> None:
+    plan = decide(info(), world(), KNOWLEDGE, Memory(), POLICY).plan
+    assert isinstance(plan, Whole) and plan.unit == "gpu"
+
+
+def test_a_pressed_accelerator_splits_to_an_idle_cpu() -> None:
+    slow_cpu_helps = Knowledge(models={"gpu": GPU, "cpu": replace(CPU, base=0.03)})
+    snapshot = world(gpu=50, context=500, capacity=30_000)
+    plan = decide(info(prompt=400), snapshot, slow_cpu_helps, Memory(), POLICY).plan
+    assert isinstance(plan, Split) and plan.k == 1
+
+
+def test_the_first_token_stays_where_it_must() -> None:
+    helps = Knowledge(models={"gpu": GPU, "cpu": replace(CPU, base=0.03)})
+    request = replace(info(prompt=400), first_token_stays="seed")
+    plan = decide(request, world(gpu=50, capacity=30_000), helps, Memory(), POLICY).plan
+    assert isinstance(plan, Split) and plan.k == 0
+
+
+def test_flex_is_queued_where_others_are_refused() -> None:
+    snapshot = world(gpu=200, queued=20, context=4000, capacity=30_000, states=(UnitState.READY, UnitState.FAILED))
+    assert isinstance(decide(info(tier=Tier.DEFAULT), snapshot, KNOWLEDGE, Memory(), POLICY).plan, Refuse)
+    assert isinstance(decide(info(tier=Tier.FLEX), snapshot, KNOWLEDGE, Memory(), POLICY).plan, Queue)
+
+
+def test_routes_when_a_side_is_down() -> None:
+    no_gpu = world(states=(UnitState.FAILED, UnitState.READY))
+    plan = decide(info(), no_gpu, KNOWLEDGE, Memory(), POLICY).plan
+    assert isinstance(plan, Whole) and plan.unit == "cpu"
+    nothing = decide(info(), world(states=(UnitState.FAILED, UnitState.STARTING)), KNOWLEDGE, Memory(), POLICY).plan
+    assert isinstance(nothing, Refuse) and nothing.status == 503
+
+
+def test_a_prompt_too_long_for_its_limit_is_served_late_while_nobody_waits() -> None:
+    slow_prefill = Knowledge(models={"gpu": replace(GPU, per_prefill=0.0005), "cpu": CPU})
+    plan = decide(info(prompt=6000), world(), slow_prefill, Memory(), POLICY).plan
+    assert isinstance(plan, Whole)
+
+
+def test_victims_keep_their_promise_and_are_the_largest() -> None:
+    helps = Knowledge(models={"gpu": GPU, "cpu": replace(CPU, base=0.02, per_kv=0.0005)})
+    snapshot = world(gpu=55, context=500, capacity=28_000)
+    big = replace(snapshot.in_flight[7], prompt_tokens=3000)
+    snapshot = replace(snapshot, in_flight=snapshot.in_flight[:7] + (big,) + snapshot.in_flight[8:])
+    moves = choose_moves(snapshot, helps, Memory(), POLICY).moves
+    assert [move.request_id for move in moves] == [big.info.request_id]
+    who = candidate(big, snapshot.at, helps.lengths, POLICY)
+    cpu = side_of(snapshot.units[1], helps)
+    assert cpu_mean_tpot(cpu, who, helps) <= POLICY.safety * limits_of(big.info, POLICY).tpot
+
+
+def test_a_late_resident_returns_when_there_is_room() -> None:
+    crawling = Knowledge(models={"gpu": GPU, "cpu": replace(CPU, base=0.5)})
+    moves = choose_moves(world(gpu=2, cpu=3), crawling, Memory(), POLICY).moves
+    assert len(moves) == 1 and moves[0].target == "gpu" and moves[0].reason.code == "return"
+
+
+def test_moves_are_paced() -> None:
+    crawling = Knowledge(models={"gpu": GPU, "cpu": replace(CPU, base=0.5)})
+    first = choose_moves(world(gpu=2, cpu=3), crawling, Memory(), POLICY)
+    assert choose_moves(world(gpu=2, cpu=3), crawling, first.memory, POLICY).moves == ()
+
+
+@given(loads)
+def test_moves_name_running_movable_requests_and_ready_targets(snapshot: Snapshot) -> None:
+    for move in choose_moves(snapshot, KNOWLEDGE, Memory(), POLICY).moves:
+        entry = next(e for e in snapshot.in_flight if e.info.request_id == move.request_id)
+        target = snapshot.unit(move.target)
+        assert target is not None and target.view.ready and entry.unit != move.target and not entry.moving
+
+
+@given(st.lists(st.integers(1, 5000), max_size=800), st.integers(0, 6000))
+@settings(max_examples=50)
+def test_length_statistics_match_their_definition(outputs: list[int], generated: int) -> None:
+    log = LengthLog()
+    for tokens in outputs:
+        log.add(tokens)
+    window = outputs[-500:]
+    longer = [x for x in window if x > generated]
+    if len(longer) > 5:
+        assert abs(log.lengths.remaining(generated) - max(1.0, sum(longer) / len(longer) - generated)) < 1e-6
+    assert log.lengths.remaining(generated) >= 1.0
+    assert len(log.lengths.values) == len(window)
+
+
+def test_unknown_lengths_have_a_default() -> None:
+    assert Lengths().remaining(0) == 50.0
