@@ -56,7 +56,12 @@ def _movable(snapshot: Snapshot, unit: str, policy: PredictivePolicy) -> Iterato
 
 
 def _move_out(
-    accelerators: list[Side], cpus: list[Side], snapshot: Snapshot, knowledge: Knowledge, memory: Memory, policy: PredictivePolicy
+    accelerators: list[Side],
+    cpus: list[Side],
+    snapshot: Snapshot,
+    knowledge: Knowledge,
+    memory: Memory,
+    policy: PredictivePolicy,
 ) -> Optional[Move]:
     if snapshot.at - memory.last_out < policy.move_out_pause:
         return None
@@ -72,10 +77,13 @@ def _move_out(
     return None
 
 
-def _victim(side: Side, cpu: Side, snapshot: Snapshot, knowledge: Knowledge, policy: PredictivePolicy) -> Optional[InFlight]:
+def _victim(
+    side: Side, cpu: Side, snapshot: Snapshot, knowledge: Knowledge, policy: PredictivePolicy
+) -> Optional[InFlight]:
     """The largest KV whose banked time lets the CPU unit finish it in time."""
     seen: list[tuple[Candidate, InFlight]] = [
-        (candidate(entry, snapshot.at, knowledge.lengths, policy), entry) for entry in _movable(snapshot, side.name, policy)
+        (candidate(entry, snapshot.at, knowledge.lengths, policy), entry)
+        for entry in _movable(snapshot, side.name, policy)
     ]
     for who, entry in sorted(seen, key=lambda pair: -pair[0].context):
         if who.remaining > WORTH_MOVING and cpu_keeps_promises(cpu, who, snapshot, knowledge, policy):
@@ -84,7 +92,12 @@ def _victim(side: Side, cpu: Side, snapshot: Snapshot, knowledge: Knowledge, pol
 
 
 def _move_back(
-    accelerators: list[Side], cpus: list[Side], snapshot: Snapshot, knowledge: Knowledge, memory: Memory, policy: PredictivePolicy
+    accelerators: list[Side],
+    cpus: list[Side],
+    snapshot: Snapshot,
+    knowledge: Knowledge,
+    memory: Memory,
+    policy: PredictivePolicy,
 ) -> Optional[Move]:
     if snapshot.at - memory.last_back < policy.move_back_pause:
         return None

@@ -136,7 +136,9 @@ def predicted_ttft(side: Side, prompt: int, knowledge: Knowledge, policy: Predic
     step = side.step()
     room = max(1, side.traits.prefill_chunk - side.decoding)
     chunks, rest = divmod(side.queued_tokens + prompt, room)
-    seconds = chunks * side.model.seconds(side.decoding, room, side.kv) + side.model.seconds(side.decoding, rest, side.kv)
+    seconds = chunks * side.model.seconds(side.decoding, room, side.kv) + side.model.seconds(
+        side.decoding, rest, side.kv
+    )
     seconds += 0.5 * step if side.decoding or side.queued else 0.0
     return seconds + _kv_wait(side, prompt, knowledge.lengths, policy) + _slot_wait(side, knowledge.lengths)
 

@@ -97,9 +97,7 @@ def decide(
     accelerators = snapshot.ready(Role.ACCELERATOR)
     if not accelerators:
         return Decision(_cpu_only(info, snapshot, knowledge, policy), memory)
-    outlooks = [
-        _outlook(side_of(unit, knowledge), info, limits, memory, knowledge, policy) for unit in accelerators
-    ]
+    outlooks = [_outlook(side_of(unit, knowledge), info, limits, memory, knowledge, policy) for unit in accelerators]
     best = min(outlooks, key=lambda o: o.pressure)
     threshold = policy.offload_below if memory.offloading else policy.offload_above
     memory = replace(memory, offloading=best.pressure > threshold)
@@ -163,7 +161,8 @@ def _split(
     for cpu in _cpus_that_help(seen, info, snapshot, knowledge, policy):
         if cpu_keeps_promises(cpu, who, snapshot, knowledge, policy):
             tpot = cpu_mean_tpot(cpu, who, knowledge)
-            text = f"{seen.side.name} is at {seen.pressure:.0%} of its limits; {cpu.name} decodes at {tpot * 1e3:.0f} ms a token"
+            pressed = f"{seen.side.name} is at {seen.pressure:.0%} of its limits"
+            text = f"{pressed}; {cpu.name} decodes at {tpot * 1e3:.0f} ms a token"
             k = 0 if info.first_token_stays is not None else 1
             return Split(seen.side.name, cpu.name, Reason("offload", text), k, Prediction(seen.ttft, tpot))
     return None
@@ -206,12 +205,18 @@ def _cpu_only(info: RequestInfo, snapshot: Snapshot, knowledge: Knowledge, polic
     reserved = reserve(best, info.prompt_tokens, knowledge.lengths, policy.growth)
     if best.decoding + best.queued < best.traits.max_num_seqs and reserved <= 1.15:
         return Whole(best.name, Route.CPU, Reason("accelerator_down", "no accelerator unit is ready"))
-    text = f"no accelerator unit is ready and {best.name} is full ({best.decoding + best.queued} requests, KV {reserved:.0%})"
+    held = f"{best.decoding + best.queued} requests, KV {reserved:.0%}"
+    text = f"no accelerator unit is ready and {best.name} is full ({held})"
     return Refuse(Reason("refuse_cpu_full", text), 429, max(0.5, best.step() * 50))
 
 
 def keep_split(
-    info: RequestInfo, cpu_name: str, prompt_tokens: int, snapshot: Snapshot, knowledge: Knowledge, policy: PredictivePolicy
+    info: RequestInfo,
+    cpu_name: str,
+    prompt_tokens: int,
+    snapshot: Snapshot,
+    knowledge: Knowledge,
+    policy: PredictivePolicy,
 ) -> bool:
     """Asked again at the first token, when the KV is there: does the CPU unit still keep every promise?"""
     unit = snapshot.unit(cpu_name)

@@ -30,7 +30,9 @@ class StepModel:
 
     def seconds(self, decoding: float, prefill_tokens: float, kv_tokens: float) -> float:
         """Duration of one step."""
-        return self.base + self.per_seq * decoding + self.per_prefill * prefill_tokens + self.per_kv * kv_tokens / 1000.0
+        return (
+            self.base + self.per_seq * decoding + self.per_prefill * prefill_tokens + self.per_kv * kv_tokens / 1000.0
+        )
 
     @property
     def trusted(self) -> bool:
@@ -127,7 +129,9 @@ class StepFit:
                 weights = [0.0] * DIMENSIONS
                 for index, value in zip(active, found):
                     weights[index] = value
-                self.model = StepModel(*weights, samples=self.model.samples, error=self.model.error)
+                base, per_seq, per_prefill, per_kv = weights
+                m = self.model
+                self.model = StepModel(base, per_seq, per_prefill, per_kv, m.samples, m.error)
                 return
             # Non-negative by active set: drop the most negative coefficient, relative to what it weighs.
             active.remove(min(zip(active, found), key=lambda pair: pair[1] * self._scale[pair[0]])[0])

@@ -19,7 +19,9 @@ SHORT = ("accelerator only", "round robin", "original threshold", "admission wit
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the verb."""
     parser.add_argument("trace", type=Path, help="CSV with t_s,input,output, or an access log as JSON lines")
-    parser.add_argument("--host", default="A10-8B", help=f"one of {', '.join(hosts())}, or a JSON file of step-time laws")
+    parser.add_argument(
+        "--host", default="A10-8B", help=f"one of {', '.join(hosts())}, or a JSON file of step-time laws"
+    )
     parser.add_argument("--rate", type=float, default=1.0, help="mean requests/s (the trace is stretched to it)")
     parser.add_argument("--requests", type=int, default=1500, help="how many of the trace")
     parser.add_argument("--longest", type=int, default=8192, help="leave out requests of more tokens")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Callable, Mapping, Optional, Sequence
 
 from syshaxd.model.plan import Move, Plan, Reason, Refuse, Split, Whole
@@ -115,7 +116,9 @@ class FixedThreshold(AcceleratorOnly):
 
     `cpu_tokens_per_s`: the original's "CPU is slow" signal, the unit's throughput over 5 s."""
 
-    def __init__(self, kv: float = 0.9, max_num_seqs: int = 256, cpu_max: int = 256, cpu_tokens_per_s: float = 10.0) -> None:
+    def __init__(
+        self, kv: float = 0.9, max_num_seqs: int = 256, cpu_max: int = 256, cpu_tokens_per_s: float = 10.0
+    ) -> None:
         self._kv, self._max_num_seqs, self._cpu_max, self._floor = kv, max_num_seqs, cpu_max, cpu_tokens_per_s
         self._window: deque[tuple[float, int]] = deque()
         self._rate, self._rate_at = 0.0, 0.0
@@ -152,13 +155,13 @@ class Predictive(AcceleratorOnly):
         self._fits = {ACCELERATOR: StepFit(), CPU: StepFit()}
         self._lengths, self._rate, self._rate_at, self._steps = LengthLog(), 0.0, 0.0, 0
         handoff = Handoff(host.handoff, host.model.kv_bytes / host.link)
-        traits = {
-            law.name: UnitTraits(law.max_num_seqs, law.prefill_chunk) for law in (host.accelerator, host.cpu)
-        }
+        traits = {law.name: UnitTraits(law.max_num_seqs, law.prefill_chunk) for law in (host.accelerator, host.cpu)}
         self._knowledge = Knowledge(traits=traits, handoff=handoff)
         self.predictions: dict[int, tuple[float, float]] = {}
         for law in (host.accelerator, host.cpu):
-            self._fits[law.name].seed(self._profile(law.seconds, law.prefill_chunk, law is host.accelerator, calibration))
+            self._fits[law.name].seed(
+                self._profile(law.seconds, law.prefill_chunk, law is host.accelerator, calibration)
+            )
 
     @staticmethod
     def _profile(
@@ -234,10 +237,14 @@ class Contestant:
     make: Callable[[Host], Decider]
 
 
+def _fixed(kv: float, cpu_max: int, host: Host) -> Decider:
+    return FixedThreshold(kv, cpu_max=cpu_max)
+
+
 def contestants() -> list[Contestant]:
     """Baselines, the eight fixed thresholds, and the product."""
     fixed = [
-        Contestant(f"threshold cpu<={cap} kv<={kv:.0%}", lambda host, cap=cap, kv=kv: FixedThreshold(kv, cpu_max=cap))  # type: ignore[misc]
+        Contestant(f"threshold cpu<={cap} kv<={kv:.0%}", partial(_fixed, kv, cap))
         for cap in (4, 8, 16, 32)
         for kv in (0.75, 0.90)
     ]

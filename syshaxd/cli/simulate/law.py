@@ -1,7 +1,7 @@
 """Units and hosts of the simulation: step-time laws from a roofline, in seconds, tokens and bytes.
 
-t(b, c, K) = overhead + ((weights)^n + (compute * (b + c))^n)^(1/n) + per_kv * K, with n = 3: weights are read once a step,
-compute grows with the tokens in it, KV is read once per decoding token. The scheduler never sees this formula.
+t(b, c, K) = overhead + ((weights)^n + (compute * (b + c))^n)^(1/n) + per_kv * K, with n = 3: weights are read
+once a step, compute grows with the tokens in it, KV is read once per decoding token. The scheduler never sees this formula.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Law:
     def seconds(self, decoding: int, prefill: int, kv: int) -> float:
         """Duration of one step."""
         work = (self.weights**ROUNDNESS + (self.compute * (decoding + prefill)) ** ROUNDNESS) ** (1.0 / ROUNDNESS)
-        return self.overhead + work + self.per_kv * kv
+        return float(self.overhead + work + self.per_kv * kv)
 
 
 @dataclass(frozen=True)
@@ -94,12 +94,16 @@ def hosts() -> Mapping[str, Host]:
     """The hosts that docs/scheduling.md reports on."""
     return {
         "A100x2-32B": Host(
-            QWEN_32B, accelerator_law(QWEN_32B, 2 * 2.039e12, 2 * 312e12, 252_000), cpu_law(QWEN_32B, *KUNPENG, 1_600_000)
+            QWEN_32B,
+            accelerator_law(QWEN_32B, 2 * 2.039e12, 2 * 312e12, 252_000),
+            cpu_law(QWEN_32B, *KUNPENG, 1_600_000),
         ),
         "A100x1-32B": Host(
             QWEN_32B, accelerator_law(QWEN_32B, 2.039e12, 312e12, 27_000), cpu_law(QWEN_32B, *KUNPENG, 1_600_000)
         ),
-        "A10-8B": Host(LLAMA_8B, accelerator_law(LLAMA_8B, 0.6e12, 125e12, 35_000), cpu_law(LLAMA_8B, *KUNPENG, 3_000_000)),
+        "A10-8B": Host(
+            LLAMA_8B, accelerator_law(LLAMA_8B, 0.6e12, 125e12, 35_000), cpu_law(LLAMA_8B, *KUNPENG, 3_000_000)
+        ),
         "H200-7B": Host(
             QWEN_7B, accelerator_law(QWEN_7B, 4.8e12, 989e12, 1_880_000, 8192), cpu_law(QWEN_7B, *X86_16, 1_500_000)
         ),

@@ -122,7 +122,8 @@ def table(scores: Sequence[Score]) -> str:
     )
     rows = [
         f"{s.name:<26}{s.goodput:>10.2f}{s.attainment:>7.0%}{s.refused:>9.0%}{s.ttft_p50:>10.2f}{s.ttft_p99:>8.1f}"
-        f"{s.tpot_p50 * 1e3:>10.0f}{s.tpot_p99 * 1e3:>8.0f}{s.splits:>8}{s.moves_out:>6}{s.moves_back:>6}{s.preemptions:>9}"
+        f"{s.tpot_p50 * 1e3:>10.0f}{s.tpot_p99 * 1e3:>8.0f}{s.splits:>8}{s.moves_out:>6}{s.moves_back:>6}"
+        f"{s.preemptions:>9}"
         for s in scores
     ]
     return "\n".join([head, *rows])

@@ -79,6 +79,8 @@ def arrivals(rows: Sequence[tuple[float, int, int]], demand: Demand) -> list[Arr
     stretch = (len(fitting) / span) / demand.rate
     draw = random.Random(demand.seed)
     return [
-        Arrival((at - start) * stretch, prompt, output, Tier.FLEX if draw.random() < demand.flex_share else Tier.DEFAULT)
+        Arrival(
+            (at - start) * stretch, prompt, output, Tier.FLEX if draw.random() < demand.flex_share else Tier.DEFAULT
+        )
         for at, prompt, output in fitting
     ]

@@ -149,11 +149,9 @@ class World:
         return self.accelerator if name == self.accelerator.law.name else self.cpu
 
     def run(self, arrivals: Sequence[Arrival], clients: Optional[int] = None, think: float = 1.0) -> None:
-        """Open loop: requests come at their times. Closed loop: `clients` send the next one `think` seconds after an answer."""
+        """Open loop: requests come at their times. Closed loop: `clients` send again `think` seconds after an answer."""
         for number, arrival in enumerate(arrivals):
-            info = RequestInfo(
-                str(number), Endpoint.COMPLETIONS, "m", True, arrival.prompt, None, tier=arrival.tier
-            )
+            info = RequestInfo(str(number), Endpoint.COMPLETIONS, "m", True, arrival.prompt, None, tier=arrival.tier)
             self.requests.append(Request(number, arrival, info))
         self._next_client = iter(self.requests) if clients else iter(())
         self._think = think

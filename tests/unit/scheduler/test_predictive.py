@@ -28,9 +28,7 @@ def view(name: str, role: Role, state: UnitState = UnitState.READY) -> UnitView:
     return UnitView(name, role, UnitKind.VLLM, BackendKind.EXTERNAL, state, "http://127.0.0.1:1", pool_file=name)
 
 
-def info(
-    number: int = 0, prompt: int = 500, tier: Tier = Tier.DEFAULT, stays: Optional[str] = None
-) -> RequestInfo:
+def info(number: int = 0, prompt: int = 500, tier: Tier = Tier.DEFAULT, stays: Optional[str] = None) -> RequestInfo:
     return RequestInfo(str(number), Endpoint.CHAT, "m", True, prompt, None, tier=tier, stays=stays)
 
 
@@ -52,7 +50,12 @@ def world(
     on_gpu, on_cpu = running(gpu, "gpu", context=context), running(cpu, "cpu", context=context)
     units = (
         UnitSnapshot(
-            view("gpu", Role.ACCELERATOR, states[0]), load, gpu + queued, (gpu + queued) * context, queued, queued * context
+            view("gpu", Role.ACCELERATOR, states[0]),
+            load,
+            gpu + queued,
+            (gpu + queued) * context,
+            queued,
+            queued * context,
         ),
         UnitSnapshot(view("cpu", Role.CPU, states[1]), load, cpu, cpu * (context + 50)),
     )
@@ -81,7 +84,9 @@ requests = st.builds(
 def test_only_ready_units_are_chosen(snapshot: Snapshot, request: RequestInfo) -> None:
     plan = decide(request, snapshot, KNOWLEDGE, Memory(), POLICY).plan
     ready = {unit.view.name for unit in snapshot.units if unit.view.ready}
-    named = {plan.unit} if isinstance(plan, Whole) else {plan.prefill, plan.decode} if isinstance(plan, Split) else set()
+    named = (
+        {plan.unit} if isinstance(plan, Whole) else {plan.prefill, plan.decode} if isinstance(plan, Split) else set()
+    )
     assert named <= ready
     assert plan.reason.code and plan.reason.text
 

@@ -26,9 +26,7 @@ def relative_error(model: StepModel, law: StepModel) -> float:
     return max(abs(model.seconds(*p) - law.seconds(*p)) / law.seconds(*p) for p in points)
 
 
-@given(
-    st.floats(0.001, 0.1), st.floats(0, 0.002), st.floats(0, 0.0005), st.floats(0, 0.005), st.integers(0, 1000)
-)
+@given(st.floats(0.001, 0.1), st.floats(0, 0.002), st.floats(0, 0.0005), st.floats(0, 0.005), st.integers(0, 1000))
 @settings(max_examples=40)
 def test_it_finds_any_law(base: float, per_seq: float, per_prefill: float, per_kv: float, seed: int) -> None:
     law, fit = StepModel(base, per_seq, per_prefill, per_kv), StepFit()
@@ -46,7 +44,7 @@ def test_noise_and_lone_outliers_move_it_little() -> None:
 
 
 def test_it_recovers_from_a_calibration_wrong_by_two() -> None:
-    wrong = StepModel(*(2 * w for w in (LAW.base, LAW.per_seq, LAW.per_prefill, LAW.per_kv)))
+    wrong = StepModel(2 * LAW.base, 2 * LAW.per_seq, 2 * LAW.per_prefill, 2 * LAW.per_kv)
     fit = StepFit()
     fit.seed(samples(wrong, 60, 1))
     for sample in samples(LAW, 2000, 2, noise=0.05):
