@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass, replace
 from functools import partial
+from statistics import median
+from time import perf_counter
 from typing import Callable, Mapping, Optional, Sequence
 
 from syshaxd.model.plan import Move, Plan, Reason, Refuse, Split, Whole
-from syshaxd.model.request import Route
+from syshaxd.model.request import Endpoint, RequestInfo, Route
 from syshaxd.model.snapshot import InFlight, Snapshot, UnitLoad, UnitSnapshot
 from syshaxd.model.unit import BackendKind, Role, UnitKind, UnitState, UnitView
 from syshaxd.scheduler.lengths import LengthLog
@@ -191,6 +193,16 @@ class Predictive(AcceleratorOnly):
         if isinstance(plan, (Whole, Split)) and plan.prediction.ttft is not None and plan.prediction.tpot is not None:
             self.predictions[request.number] = (plan.prediction.ttft, plan.prediction.tpot)
         return plan
+
+    def time_of_decision(self, snapshot: Snapshot, prompt: int, rounds: int) -> float:
+        """Median microseconds of one decision on that snapshot (benchmark)."""
+        knowledge, info = self._learned(0.0), RequestInfo("r", Endpoint.CHAT, "m", True, prompt, None)
+        spent = []
+        for _ in range(rounds):
+            begin = perf_counter()
+            decide(info, snapshot, knowledge, self._memory, self._policy)
+            spent.append((perf_counter() - begin) * 1e6)
+        return median(spent)
 
     def keep_split(self, world: World, request: Request) -> bool:
         """Asked again at the first token."""

@@ -1,7 +1,8 @@
 """Units and hosts of the simulation: step-time laws from a roofline, in seconds, tokens and bytes.
 
 t(b, c, K) = overhead + ((weights)^n + (compute * (b + c))^n)^(1/n) + per_kv * K, with n = 3: weights are read
-once a step, compute grows with the tokens in it, KV is read once per decoding token. The scheduler never sees this formula.
+once a step, compute grows with the tokens in it, KV is read once per decoding token. The scheduler never sees
+this formula.
 """
 
 from __future__ import annotations

@@ -149,7 +149,7 @@ class World:
         return self.accelerator if name == self.accelerator.law.name else self.cpu
 
     def run(self, arrivals: Sequence[Arrival], clients: Optional[int] = None, think: float = 1.0) -> None:
-        """Open loop: requests come at their times. Closed loop: `clients` send again `think` seconds after an answer."""
+        """Open loop: requests come at their times. Closed loop: `clients` send `think` seconds after an answer."""
         for number, arrival in enumerate(arrivals):
             info = RequestInfo(str(number), Endpoint.COMPLETIONS, "m", True, arrival.prompt, None, tier=arrival.tier)
             self.requests.append(Request(number, arrival, info))
