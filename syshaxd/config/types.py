@@ -1,4 +1,7 @@
-"""The configuration as frozen values. Durations are seconds, sizes bytes. Defaults here are the documented ones."""
+"""The configuration as frozen values. Durations are seconds, sizes bytes.
+
+Defaults here are the documented ones; schema.json beside this file says what is allowed and what a reload may change.
+"""
 
 from __future__ import annotations
 
@@ -153,7 +156,7 @@ class UnitConfig:
     served_name: str = ""
     host: str = "127.0.0.1"
     port: int = 0  # 0: chosen at start
-    url: str = ""  # external units
+    url: str = ""  # external units; built of host and port where only those are given
     api_key_file: str = ""
     device_ids: tuple[str, ...] = ()
     tensor_parallel_size: int = 1
@@ -161,7 +164,7 @@ class UnitConfig:
     kv_blocks: Optional[int] = None
     block_size: Optional[int] = None
     quantize: str = ""  # q8_0 | q4_0 | ""
-    reasoning_parser: str = ""  # "" | deepseek_r1
+    reasoning_parser: str = ""  # vLLM's name of one, such as deepseek_r1
     command: tuple[str, ...] = ()  # instead of the built-in launch recipe
     env: Mapping[str, str] = field(default_factory=dict)
     extra_args: tuple[str, ...] = ()
@@ -187,6 +190,7 @@ class Config:
 
     conductor: ConductorConfig = ConductorConfig()
     model_name: str = ""  # models.default
+    model_path: str = ""  # models.path; already filled in for units that name none of their own
     units: tuple[UnitConfig, ...] = ()
     limits: LimitsConfig = LimitsConfig()
     pd: PdConfig = PdConfig()
