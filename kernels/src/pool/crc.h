@@ -1,0 +1,17 @@
+// The two checksums of the pool.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace sx {
+
+// CRC-32C (Castagnoli, polynomial 0x1EDC6F41 reflected, RFC 3720 appendix B.4), by instruction where the CPU has one.
+// `crc` is the result for the bytes before, 0 at the start.
+uint32_t crc32c(uint32_t crc, const void *data, size_t bytes);
+// The same by table: the fallback, and the oracle of the tests.
+uint32_t crc32c_table(uint32_t crc, const void *data, size_t bytes);
+// CRC-32 as zlib's crc32(): so that Python verifies headers and stats pages without native code.
+uint32_t crc32_zlib(uint32_t crc, const void *data, size_t bytes);
+
+}  // namespace sx

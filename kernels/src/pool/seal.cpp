@@ -1,0 +1,61 @@
+// Chunk addresses and seals: for the owner and for the tensor-parallel workers that write beside it.
+#include "core/status.h"
+#include "pool/atomic.h"
+#include "pool/owner.h"
+#include "pool/pool.h"
+#include "pool/step.h"
+
+namespace sx {
+namespace {
+
+// Reads the shared tables, which workers see too; a slot number of an older use is noticed by its era.
+sx_status resolve_chunk(const sx_pool *pool, uint32_t slot, uint32_t index, uint32_t &number) {
+    if (pool == nullptr) return fail(SX_EINVAL, "pool: handle is NULL");
+    if (pool->role != Role::owner && pool->role != Role::worker)
+        return fail(SX_ESTATE, "pool: only the owner and its workers write chunks");
+    const uint32_t at = index_of(slot);
+    if (at >= pool->layout.n_tickets)
+        return fail(SX_EINVAL, "pool: slot %08x names ticket %u of %u", slot, at, pool->layout.n_tickets);
+    const sx_status status = check_generation(*pool);
+    if (status != SX_OK) return status;
+    const sx_pool_ticket *ticket = pool->ticket(at);
+    const uint32_t state = state_of(load_acquire(&ticket->word));
+    if (state == SX_TICKET_FREE || slot != slot_of(at, load_relaxed(&ticket->era) & 0xffff))
+        return fail(SX_ESTALE, "pool: slot %08x was freed", slot);
+    if (state != SX_TICKET_FILLING)
+        return fail(SX_ESTATE, "pool: slot %08x is %s, expected FILLING", slot, state_name(state));
+    const uint32_t n_chunks = load_acquire(&ticket->n_chunks);
+    if (index >= n_chunks || index >= pool->layout.max_chunks)
+        return fail(SX_EINVAL, "pool: chunk %u of slot %08x, which has %u", index, slot, n_chunks);
+    return listed_chunk(*pool, slot, index, number);
+}
+
+}  // namespace
+}  // namespace sx
+
+sx_status sx_pool_chunk(sx_pool *pool, uint32_t slot, uint32_t index, void **data, uint64_t *bytes) {
+    uint32_t number;
+    const sx_status status = sx::resolve_chunk(pool, slot, index, number);
+    if (status != SX_OK) return status;
+    if (data == nullptr || bytes == nullptr) return sx::fail(SX_EINVAL, "sx_pool_chunk: an argument is missing");
+    *data = pool->chunk(number);
+    *bytes = pool->layout.chunk_bytes;
+    return SX_OK;
+}
+
+sx_status sx_pool_seal(sx_pool *pool, uint32_t slot, uint32_t index, uint32_t rank, uint32_t n_tokens) {
+    uint32_t number;
+    const sx_status status = sx::resolve_chunk(pool, slot, index, number);
+    if (status != SX_OK) return status;
+    if (rank >= pool->layout.geometry.tp_size)
+        return sx::fail(SX_EINVAL, "sx_pool_seal: rank %u, tp_size is %u", rank, pool->layout.geometry.tp_size);
+    const uint32_t there = sx::tokens_in(sx::load_acquire(&pool->ticket(sx::index_of(slot))->n_tokens), index);
+    const uint32_t covered = n_tokens == 0 ? there : n_tokens;
+    if (covered == 0 || covered > there)
+        return sx::fail(SX_EINVAL, "sx_pool_seal: %u tokens of chunk %u, %u were appended", covered, index, there);
+    const uint32_t crc = sx::slice_crc(pool->layout, pool->chunk(number), rank, covered);
+    SX_STEP();
+    sx::store_release(pool->record(number)->seals + rank, sx::seal_word(crc, covered, slot));
+    SX_STEP();
+    return SX_OK;
+}
