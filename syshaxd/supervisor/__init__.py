@@ -1,0 +1,1 @@
+"""Unit state machines, reconcile, health, CPU binding."""
