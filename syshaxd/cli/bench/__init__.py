@@ -1,0 +1,1 @@
+"""`syshax bench`: load on the endpoint, data sets, calibration of units."""

@@ -1,0 +1,113 @@
+"""The verb `syshax bench`: `serve` (default), `dataset`, `calibrate`."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import sys
+from pathlib import Path
+from typing import Awaitable, Callable, Mapping
+
+from .calibrate import calibrate
+from .dataset import Shape, generate, load, random_asks, save
+from .openai import BenchError, Endpoint
+from .serve import Pace, play, summary, table
+
+DEFAULT_URL = "http://127.0.0.1:8010"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of the verb."""
+    kinds = parser.add_subparsers(dest="kind", metavar="KIND")
+    serve = kinds.add_parser("serve", help="load on the endpoint; prints the table of vllm bench serve")
+    _common(serve)
+    serve.add_argument("--dataset", type=Path, help='JSON lines with "prompt"; default: random tokens')
+    serve.add_argument("--input-len", type=int, default=512, help="tokens of a random prompt (default 512)")
+    serve.add_argument("--output-len", type=int, default=128, help="tokens to make (default 128)")
+    serve.add_argument("--num-prompts", type=int, default=100)
+    serve.add_argument("--max-concurrency", type=int)
+    serve.add_argument("--request-rate", type=float, help="requests/s, Poisson; default: all at once")
+    serve.add_argument("--json", action="store_true", help="figures as JSON")
+    dataset = kinds.add_parser("dataset", help="write random prompts of exact token lengths in prefix groups")
+    _common(dataset)
+    dataset.add_argument("--groups", type=int, default=30)
+    dataset.add_argument("--prompts-per-group", type=int, default=100)
+    dataset.add_argument("--prefix", type=int, default=12 * 1024, help="tokens shared by a group")
+    dataset.add_argument("--suffix", type=int, default=12 * 1024, help="tokens of its own")
+    dataset.add_argument("--out", type=Path, required=True)
+    fit = kinds.add_parser("calibrate", help="measure a unit's step times for the predictive scheduler")
+    _common(fit)
+    fit.add_argument("--out", type=Path, help="save the samples there (the daemon reads state_dir/calibration)")
+
+
+def _common(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--base-url", default=DEFAULT_URL, help=f"default {DEFAULT_URL}")
+    parser.add_argument("--model", default="", help="default: the first model served")
+    parser.add_argument("--api-key", default="")
+    parser.add_argument("--seed", type=int, default=42)
+
+
+def _progress(what: str) -> Callable[[int, int], None]:
+    def show(done: int, total: int) -> None:
+        if sys.stderr.isatty():
+            print(f"\r{what}: {done} of {total}", end="\n" if done == total else "", file=sys.stderr, flush=True)
+
+    return show
+
+
+async def _serve(endpoint: Endpoint, args: argparse.Namespace) -> None:
+    if args.dataset:
+        asks = load(args.dataset, args.num_prompts, args.output_len)
+    else:
+        asks = await random_asks(endpoint, args.num_prompts, args.input_len, args.output_len, args.seed)
+    run = await play(
+        endpoint, asks, Pace(args.request_rate, args.max_concurrency, args.seed), _progress("requests answered")
+    )
+    figures = summary(run)
+    print(json.dumps(figures, indent=2) if args.json else table(figures))
+    errors = sorted({outcome.error for outcome in run.outcomes if outcome.error})
+    for error in errors[:5]:
+        print(f"failed: {error}", file=sys.stderr)
+
+
+async def _dataset(endpoint: Endpoint, args: argparse.Namespace) -> None:
+    shape = Shape(args.groups, args.prompts_per_group, args.prefix, args.suffix, args.seed)
+    save(await generate(endpoint, shape, _progress("prompts")), args.out)
+    print(f"{shape.groups * shape.prompts_per_group} prompts written to {args.out}")
+
+
+async def _calibrate(endpoint: Endpoint, args: argparse.Namespace) -> None:
+    found = await calibrate(endpoint, args.seed, _progress("measurements"))
+    text = json.dumps(found.as_json(), indent=1)
+    if args.out:
+        args.out.write_text(text + "\n", encoding="utf-8")
+    print(found.sentence())
+
+
+KINDS: Mapping[str, Callable[[Endpoint, argparse.Namespace], Awaitable[None]]] = {
+    "serve": _serve,
+    "dataset": _dataset,
+    "calibrate": _calibrate,
+}
+
+
+def run(args: argparse.Namespace) -> int:
+    """Runs the kind asked for; 0, or 1 with one line on stderr."""
+    if args.kind is None:
+        print("syshax bench: expected one of serve, dataset, calibrate (syshax bench KIND --help)", file=sys.stderr)
+        return 2
+    try:
+        return asyncio.run(_run(args))
+    except BenchError as error:
+        print(f"syshax bench: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+
+
+async def _run(args: argparse.Namespace) -> int:
+    async with Endpoint(args.base_url, args.model, args.api_key) as endpoint:
+        await endpoint.first_model()
+        await KINDS[args.kind](endpoint, args)
+    return 0

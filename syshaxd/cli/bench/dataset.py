@@ -1,0 +1,103 @@
+"""Data sets of random text with exact token lengths: groups of prompts that share a prefix (prefix cache tests)."""
+
+from __future__ import annotations
+
+import json
+import random
+import string
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Callable, Sequence
+
+from .openai import Ask, BenchError, Endpoint
+
+WORD_LENGTHS = (3, 8)
+REPAIRS = 8
+
+
+@dataclass(frozen=True)
+class Shape:
+    """How many prompts of how many tokens."""
+
+    groups: int
+    prompts_per_group: int
+    prefix: int
+    suffix: int
+    seed: int
+
+
+def _words(draw: random.Random, count: int) -> str:
+    letters = string.ascii_letters + string.digits
+    return "".join(" " + "".join(draw.choices(letters, k=draw.randint(*WORD_LENGTHS))) for _ in range(count))
+
+
+async def exact_text(endpoint: Endpoint, draw: random.Random, tokens: int) -> str:
+    """Random text that the unit's tokenizer cuts into exactly `tokens` tokens, checked by tokenizing it again."""
+    if tokens <= 0:
+        return ""
+    for _ in range(REPAIRS):
+        ids: list[int] = []
+        while len(ids) < tokens:
+            ids.extend(await endpoint.tokenize(_words(draw, max(8, (tokens - len(ids)) // 4))))
+        text = await endpoint.detokenize(ids[:tokens])
+        # A cut inside a word may merge differently when read again: pad or cut until the count is right.
+        for _ in range(REPAIRS):
+            again = list(await endpoint.tokenize(text))
+            if len(again) == tokens:
+                return text
+            text = await endpoint.detokenize(again[:tokens]) if len(again) > tokens else text + _words(draw, 1)[:2]
+    raise BenchError(f"no random text of exactly {tokens} tokens was found in {REPAIRS} tries")
+
+
+async def generate(endpoint: Endpoint, shape: Shape, progress: Callable[[int, int], None]) -> list[str]:
+    """All prompts, shuffled by the seed. A prompt has prefix + suffix tokens, and one more where the space between
+    them is a token of its own."""
+    draw = random.Random(shape.seed)
+    prompts: list[str] = []
+    for _ in range(shape.groups):
+        prefix = await exact_text(endpoint, draw, shape.prefix)
+        for _ in range(shape.prompts_per_group):
+            prompts.append((prefix + " " + (await exact_text(endpoint, draw, shape.suffix)).lstrip()).strip())
+            progress(len(prompts), shape.groups * shape.prompts_per_group)
+    draw.shuffle(prompts)
+    return prompts
+
+
+def save(prompts: Sequence[str], path: Path) -> None:
+    """One JSON object a line, {"prompt": text}, as `vllm bench serve --dataset-name custom` reads it."""
+    try:
+        with path.open("w", encoding="utf-8") as out:
+            for prompt in prompts:
+                out.write(json.dumps({"prompt": prompt}, ensure_ascii=False) + "\n")
+    except OSError as error:
+        raise BenchError(f"{path}: can't be written: {error.strerror}") from error
+
+
+def load(path: Path, count: int, output_tokens: int) -> list[Ask]:
+    """The first `count` prompts of a file, over again from its start where it is shorter."""
+    try:
+        lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        prompts = [str(json.loads(line)["prompt"]) for line in lines]
+    except OSError as error:
+        raise BenchError(f"{path}: can't be read: {error.strerror}") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise BenchError(f'{path}: expected JSON lines with "prompt": {error}') from error
+    if not prompts:
+        raise BenchError(f"{path}: holds no prompt")
+    return [Ask(prompts[i % len(prompts)], 0, output_tokens) for i in range(count)]
+
+
+async def random_asks(endpoint: Endpoint, count: int, prompt_tokens: int, output_tokens: int, seed: int) -> list[Ask]:
+    """Prompts of random token ids taken from random text, so that they are ids the model really has."""
+    draw = random.Random(seed)
+    pool: list[int] = []
+    while len(pool) < prompt_tokens + 256:
+        pool.extend(await endpoint.tokenize(_words(draw, 512)))
+    asks = []
+    for _ in range(count):
+        start = draw.randrange(len(pool) - prompt_tokens)
+        ids = pool[start : start + prompt_tokens]
+        # A random first token keeps prompts from sharing a cached prefix.
+        ids[0] = draw.choice(pool)
+        asks.append(Ask(ids, prompt_tokens, output_tokens))
+    return asks
