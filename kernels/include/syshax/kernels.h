@@ -59,7 +59,7 @@ typedef struct sx_context_args {
     const int32_t *cpus; /* n_threads CPU numbers, or NULL: do not pin */
     const char *isa;     /* "scalar", "avx2", "avx512vnni", "neon", "i8mm", "sve", or NULL: the best of this CPU */
     uint32_t spin_us;    /* how long a waiting thread spins before it sleeps; at most 50 */
-    uint32_t nrc;        /* weight rows per tile step (NRC of the user's guide); 0: the default of the ISA */
+    uint32_t nrc;        /* weight rows per tile step (NRC of the user's guide): 16 or 32; 0: the default of the ISA */
 } sx_context_args;
 
 typedef struct sx_context_info {
@@ -92,6 +92,8 @@ typedef struct sx_pack_args {
 SX_API sx_status sx_matrix_pack(sx_context *ctx, const sx_pack_args *args, sx_matrix **out);
 SX_API void sx_matrix_free(sx_matrix *matrix);
 /* y[m][rows] = x[m][cols] * W^T (+ bias[rows] where not NULL). f32 in, f32 out, row-major.
+ * Block types: x is quantised to 8 bits first, in groups of 32 columns with an f32 scale (largest magnitude / 127),
+ * the products are summed exactly within a group and in f32 over groups. Float types: x stays f32, and so does the sum.
  * A row of y is bitwise the same for every m and thread count. */
 SX_API sx_status sx_linear(sx_context *ctx, const sx_matrix *w, const float *x, uint32_t m, const float *bias, float *y);
 
@@ -109,7 +111,7 @@ typedef struct sx_model_args {
     uint32_t sliding_window;  /* tokens; 0: none */
     uint32_t kv_blocks;       /* blocks of the paged KV cache */
     uint32_t kv_block_size;   /* tokens a block; power of two, 8 to 256 */
-    int32_t kv_type;          /* SX_F16, SX_BF16 or SX_F32 */
+    int32_t kv_type;          /* SX_F16, SX_BF16, SX_F32, or SX_Q8_0: 8 bits and an f32 scale per token and head */
     uint32_t max_batch_tokens;
     const float *alibi_slopes;/* n_heads values instead of RoPE, or NULL; copied */
 } sx_model_args;

@@ -1,0 +1,132 @@
+// AVX2 with FMA and F16C: a vector holds 4 columns of 8 rows, half a tile.
+#include "simd/vec_avx2.h"
+
+#include "simd/attention.h"
+
+namespace sx {
+namespace {
+
+inline __m256i activations4(const int8_t *q) {
+    int32_t four;
+    __builtin_memcpy(&four, q, 4);
+    return _mm256_set1_epi32(four);
+}
+
+// Products of a group: `w` is eight vectors of 4 columns x 8 rows, the result one 32-bit sum a row.
+struct Q4 {
+    static constexpr uint32_t kSuperBytes = kQ4Bytes, kGroupBytes = 256;
+    static void load(const uint8_t *p, __m256i *w) {
+        const __m256i low = _mm256_set1_epi8(15);
+#pragma GCC unroll 4
+        for (int v = 0; v < 4; v++) {
+            const __m256i two = _mm256_loadu_si256(reinterpret_cast<const __m256i *>(p + 64 * v));
+            w[2 * v] = _mm256_and_si256(two, low);
+            w[2 * v + 1] = _mm256_and_si256(_mm256_srli_epi16(two, 4), low);
+        }
+    }
+    // 16-bit sums of all eight vectors stay within 8 * 2 * 15 * 127 = 30480.
+    static __m256i dot(const __m256i *w, const int8_t *q, int32_t sum) {
+        __m256i pairs = _mm256_setzero_si256();
+#pragma GCC unroll 8
+        for (int v = 0; v < 8; v++) pairs = _mm256_add_epi16(pairs, _mm256_maddubs_epi16(w[v], activations4(q + 4 * v)));
+        return _mm256_add_epi32(_mm256_madd_epi16(pairs, _mm256_set1_epi16(1)), _mm256_set1_epi32(sum));
+    }
+};
+
+struct Q8 {
+    static constexpr uint32_t kSuperBytes = kQ8Bytes, kGroupBytes = 512;
+    static void load(const uint8_t *p, __m256i *w) {
+        const __m256i offset = _mm256_set1_epi8(-128);
+#pragma GCC unroll 8
+        for (int v = 0; v < 8; v++)
+            w[v] = _mm256_xor_si256(_mm256_loadu_si256(reinterpret_cast<const __m256i *>(p + 64 * v)), offset);
+    }
+    // The sign of each weight moves to its activation; a 16-bit sum of two is at most 2 * 128 * 127.
+    static __m256i dot(const __m256i *w, const int8_t *q, int32_t) {
+        __m256i total = _mm256_setzero_si256();
+#pragma GCC unroll 8
+        for (int v = 0; v < 8; v++) {
+            const __m256i pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(w[v]), _mm256_sign_epi8(activations4(q + 4 * v), w[v]));
+            total = _mm256_add_epi32(total, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+        }
+        return total;
+    }
+};
+
+// Half a tile (8 weight rows at byte 32 * half of each vector) for N activation rows.
+template <class F, int N>
+void mul_half(const MulArgs &args, const uint8_t *w, uint32_t half, uint32_t row, float *out) {
+    const size_t ldg = args.act.ldq / kGroup;
+    __m256 acc[N];
+    for (int i = 0; i < N; i++) acc[i] = _mm256_setzero_ps();
+    for (uint32_t g = 0; g < args.cols / kGroup; g++) {
+        const uint8_t *super = w + static_cast<size_t>(g / 2) * F::kSuperBytes;
+        const uint8_t *halves = super + (g % 2) * 32 + half * 16;
+        const __m256 scale = _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i *>(halves)));
+        __m256i v[8];
+        F::load(super + kScaleBytes + (g % 2) * F::kGroupBytes + 32 * half, v);
+#pragma GCC unroll 4
+        for (int i = 0; i < N; i++) {
+            const size_t at = (row + i) * ldg + g;
+            const __m256i dot = F::dot(v, args.act.q + (row + i) * args.act.ldq + g * kGroup, args.act.sum[at]);
+            const __m256 both = _mm256_mul_ps(scale, _mm256_set1_ps(args.act.scale[at]));
+            acc[i] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(dot), both, acc[i]);
+        }
+    }
+    for (int i = 0; i < N; i++) _mm256_storeu_ps(out + (row + i) * args.ld_out + half * 8, acc[i]);
+}
+
+// One activation row: both halves together, so that memory is read once and in order.
+template <class F>
+void mul_one(const MulArgs &args, const uint8_t *w, uint32_t row, float *out) {
+    const size_t ldg = args.act.ldq / kGroup;
+    __m256 acc[2] = {_mm256_setzero_ps(), _mm256_setzero_ps()};
+    for (uint32_t g = 0; g < args.cols / kGroup; g++) {
+        const uint8_t *super = w + static_cast<size_t>(g / 2) * F::kSuperBytes;
+        const size_t at = row * ldg + g;
+        if (g % 2 == 0)
+            for (uint32_t line = 0; line < F::kSuperBytes; line += 64) vprefetch(super + 8 * kQ4Bytes + line);
+#pragma GCC unroll 2
+        for (uint32_t half = 0; half < 2; half++) {
+            const uint8_t *halves = super + (g % 2) * 32 + half * 16;
+            const __m256 scale = _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i *>(halves)));
+            __m256i v[8];
+            F::load(super + kScaleBytes + (g % 2) * F::kGroupBytes + 32 * half, v);
+            const __m256i dot = F::dot(v, args.act.q + row * args.act.ldq + g * kGroup, args.act.sum[at]);
+            const __m256 both = _mm256_mul_ps(scale, _mm256_set1_ps(args.act.scale[at]));
+            acc[half] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(dot), both, acc[half]);
+        }
+    }
+    for (uint32_t half = 0; half < 2; half++) _mm256_storeu_ps(out + row * args.ld_out + half * 8, acc[half]);
+}
+
+template <class F, int N>
+void mul_halves(const MulArgs &args, const uint8_t *w, uint32_t row, float *out) {
+    mul_half<F, N>(args, w, 0, row, out);
+    mul_half<F, N>(args, w, 1, row, out);
+}
+
+template <class F>
+void mul_rows_of_tile(const MulArgs &args, const uint8_t *w, float *out) {
+    uint32_t row = 0;
+    for (; row + 4 <= args.n_rows; row += 4) mul_halves<F, 4>(args, w, row, out);
+    switch (args.n_rows - row) {
+        case 3: mul_halves<F, 3>(args, w, row, out); break;
+        case 2: mul_halves<F, 2>(args, w, row, out); break;
+        case 1: mul_one<F>(args, w, row, out); break;
+        default: break;
+    }
+}
+
+template <class F>
+void mul(const MulArgs *args) {
+    for (uint32_t t = 0; t < args->n_tiles; t++)
+        mul_rows_of_tile<F>(*args, args->w + t * args->tile_stride, args->out + t * kTileRows);
+}
+
+}  // namespace
+
+const Ops avx2_ops = {"avx2",   16,       mul<Q4>, mul<Q8>,  mul_f16, mul_bf16, mul_f32,
+                      quantise, rms_norm, add,     silu_mul, rope,    attend,   merge};
+
+}  // namespace sx

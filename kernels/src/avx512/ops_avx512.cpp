@@ -1,0 +1,132 @@
+// AVX-512 with VNNI: one vector holds 4 columns of 16 rows; vpdpbusd multiplies it by 4 broadcast activations.
+#include "simd/vec_avx512.h"
+
+#include "simd/attention.h"
+
+namespace sx {
+namespace {
+
+constexpr uint32_t kAhead = 4608;  // bytes of weights fetched ahead: eight superblocks of q4_0
+
+inline __m512i activations4(const int8_t *q) {
+    int32_t four;
+    __builtin_memcpy(&four, q, 4);
+    return _mm512_set1_epi32(four);
+}
+
+// A group of 32 columns in eight vectors of 4 columns x 16 rows, as unsigned bytes.
+struct Q4 {
+    static constexpr uint32_t kSuperBytes = kQ4Bytes, kGroupBytes = 256;
+    static constexpr int kSumShift = 0;  // offset 8: `sum` is -8 times the sum of the activations
+    static void load(const uint8_t *p, __m512i *w) {
+        const __m512i low = _mm512_set1_epi8(15);
+#pragma GCC unroll 4
+        for (int v = 0; v < 4; v++) {
+            const __m512i two = _mm512_loadu_si512(p + 64 * v);
+            w[2 * v] = _mm512_and_si512(two, low);
+            w[2 * v + 1] = _mm512_and_si512(_mm512_srli_epi16(two, 4), low);
+        }
+    }
+};
+
+struct Q8 {
+    static constexpr uint32_t kSuperBytes = kQ8Bytes, kGroupBytes = 512;
+    static constexpr int kSumShift = 4;  // offset 128
+    static void load(const uint8_t *p, __m512i *w) {
+#pragma GCC unroll 8
+        for (int v = 0; v < 8; v++) w[v] = _mm512_loadu_si512(p + 64 * v);
+    }
+};
+
+// Where some activation rows lie for the product.
+struct Rows {
+    const int8_t *q;
+    const float *scale;
+    const int32_t *sum;
+    size_t ldq, ldg;
+};
+
+// One group of one tile for N rows: an exact integer dot product, then one float multiply-add.
+template <class F, int N>
+inline void mul_group(const uint8_t *super, uint32_t half, const Rows &rows, uint32_t group, __m512 *acc) {
+    const __m512 scale = _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i *>(super + half * 32)));
+    __m512i w[8];
+    F::load(super + kScaleBytes + half * F::kGroupBytes, w);
+#pragma GCC unroll 8
+    for (int i = 0; i < N; i++) {
+        const int8_t *q = rows.q + i * rows.ldq + group * kGroup;
+        const size_t at = i * rows.ldg + group;
+        __m512i dot = _mm512_slli_epi32(_mm512_set1_epi32(rows.sum[at]), F::kSumShift);
+        if (N <= 2) {  // few rows: two chains hide the latency; integers, so the sum is the same
+            __m512i other = _mm512_setzero_si512();
+#pragma GCC unroll 4
+            for (int v = 0; v < 8; v += 2) {
+                dot = _mm512_dpbusd_epi32(dot, w[v], activations4(q + 4 * v));
+                other = _mm512_dpbusd_epi32(other, w[v + 1], activations4(q + 4 * v + 4));
+            }
+            dot = _mm512_add_epi32(dot, other);
+        } else {
+#pragma GCC unroll 8
+            for (int v = 0; v < 8; v++) dot = _mm512_dpbusd_epi32(dot, w[v], activations4(q + 4 * v));
+        }
+        acc[i] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot), _mm512_mul_ps(scale, _mm512_set1_ps(rows.scale[at])), acc[i]);
+    }
+}
+
+// R tiles of 16 weight rows for N activation rows.
+template <class F, int N, int R>
+void mul_block(const uint8_t *w, size_t stride, uint32_t cols, const Rows &rows, float *out, size_t ld_out) {
+    __m512 acc[R][N];
+    for (int r = 0; r < R; r++)
+        for (int i = 0; i < N; i++) acc[r][i] = _mm512_setzero_ps();
+    for (uint32_t s = 0; s < cols / kSuper; s++) {
+#pragma GCC unroll 2
+        for (int r = 0; r < R; r++) {
+            const uint8_t *super = w + r * stride + static_cast<size_t>(s) * F::kSuperBytes;
+#pragma GCC unroll 17
+            for (uint32_t line = 0; line < F::kSuperBytes; line += 64) vprefetch(super + kAhead + line);
+            mul_group<F, N>(super, 0, rows, 2 * s, acc[r]);
+            mul_group<F, N>(super, 1, rows, 2 * s + 1, acc[r]);
+        }
+    }
+    for (int r = 0; r < R; r++)
+        for (int i = 0; i < N; i++) _mm512_storeu_ps(out + i * ld_out + r * kTileRows, acc[r][i]);
+}
+
+template <class F, int N, int R>
+void mul_rest(const MulArgs &args, const uint8_t *w, const Rows &rows, uint32_t n, float *out) {
+    if constexpr (N > 0) {
+        if (n == N) return mul_block<F, N, R>(w, args.tile_stride, args.cols, rows, out, args.ld_out);
+        mul_rest<F, N - 1, R>(args, w, rows, n, out);
+    }
+}
+
+// R tiles for all rows, 8 / R at a time.
+template <class F, int R>
+void mul_tiles(const MulArgs &args, const uint8_t *w, float *out) {
+    constexpr uint32_t kRows = 8 / R;
+    const size_t ldg = args.act.ldq / kGroup;
+    for (uint32_t row = 0; row < args.n_rows; row += kRows) {
+        const Rows rows{args.act.q + row * args.act.ldq, args.act.scale + row * ldg, args.act.sum + row * ldg,
+                        args.act.ldq, ldg};
+        const uint32_t left = args.n_rows - row;
+        mul_rest<F, kRows, R>(args, w, rows, left < kRows ? left : kRows, out + row * args.ld_out);
+    }
+}
+
+template <class F>
+void mul(const MulArgs *args) {
+    uint32_t t = 0;
+    const bool pairs = args->nrc >= 32 && args->n_rows > 1;  // one row alone reads one stream of memory fastest
+    for (; pairs && t + 2 <= args->n_tiles; t += 2)
+        mul_tiles<F, 2>(*args, args->w + t * args->tile_stride, args->out + t * kTileRows);
+    for (; t < args->n_tiles; t++)
+        mul_tiles<F, 1>(*args, args->w + t * args->tile_stride, args->out + t * kTileRows);
+}
+
+}  // namespace
+
+const Ops avx512_ops = {"avx512vnni", 16,       mul<Q4>, mul<Q8>,  mul_f16, mul_bf16, mul_f32,
+                        quantise,     rms_norm, add,     silu_mul, rope,    attend,   merge};
+
+}  // namespace sx

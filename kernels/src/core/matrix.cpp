@@ -1,0 +1,156 @@
+#include "core/matrix.h"
+
+#include <string.h>
+
+#include <memory>
+#include <new>
+
+#include "core/pack.h"
+#include "core/status.h"
+
+namespace sx {
+namespace {
+
+Span intersect(Span share, Place place, uint32_t n) {
+    const uint32_t end = place.offset + n;
+    const uint32_t first = share.first < place.offset ? place.offset : share.first > end ? end : share.first;
+    const uint32_t last = share.last < place.offset ? place.offset : share.last > end ? end : share.last;
+    return {first - place.offset, last - place.offset};
+}
+
+void (*mul_for(const Ops &ops, int32_t type))(const MulArgs *) {
+    switch (type) {
+        case SX_Q4_0: return ops.mul_q4;
+        case SX_Q8_0: return ops.mul_q8;
+        case SX_F16: return ops.mul_f16;
+        case SX_BF16: return ops.mul_bf16;
+        default: return ops.mul_f32;
+    }
+}
+
+struct Block {
+    Span tiles, rows;  // at most kProductTiles and kProductRows
+};
+
+void mul_tiles(const Product &p, const Matrix &w, Span tiles, Span rows, float *out, size_t ld_out) {
+    MulArgs args;
+    args.w = w.tiles + tiles.first * w.tile_stride;
+    args.tile_stride = w.tile_stride;
+    args.n_tiles = tiles.last - tiles.first;
+    args.cols = w.padded_cols();
+    args.n_rows = rows.last - rows.first;
+    args.nrc = p.nrc;
+    const size_t groups = p.act.ldq / kGroup;
+    args.act = {p.act.x + rows.first * p.act.ldx, p.act.ldx,
+                p.act.q + rows.first * p.act.ldq, p.act.ldq,
+                p.act.scale + rows.first * groups, p.act.sum + rows.first * groups};
+    args.out = out;
+    args.ld_out = ld_out;
+    mul_for(*p.ops, w.type)(&args);
+}
+
+bool interleaved(const Matrix &gate, const Matrix &up) {
+    const size_t bytes = tile_bytes(gate.type, gate.cols);
+    return gate.type == up.type && up.tiles == gate.tiles + bytes && gate.tile_stride == 2 * bytes;
+}
+
+// Gate and up tiles side by side in `out`: 16 columns of gate, 16 of up, and so on.
+void mul_pairs(const Product &p, const Part &part, Span tiles, Span rows, float *out, size_t ld_out) {
+    if (interleaved(*part.weights, *part.up)) {
+        Matrix both = *part.weights;
+        both.tile_stride /= 2;
+        mul_tiles(p, both, {2 * tiles.first, 2 * tiles.last}, rows, out, ld_out);
+        return;
+    }
+    for (uint32_t t = tiles.first; t < tiles.last; t++, out += 2 * kTileRows) {
+        mul_tiles(p, *part.weights, {t, t + 1}, rows, out, ld_out);
+        mul_tiles(p, *part.up, {t, t + 1}, rows, out + kTileRows, ld_out);
+    }
+}
+
+void finish_row(const Product &p, const Part &part, uint32_t column, uint32_t n, const float *result, float *out) {
+    if (part.then == Then::silu_mul) {
+        for (uint32_t c = 0; c < n; c += kTileRows)
+            p.ops->silu_mul(out + c, result + 2 * c, result + 2 * c + kTileRows, n - c < kTileRows ? n - c : kTileRows);
+        return;
+    }
+    if (part.then == Then::store)
+        memcpy(out, result, n * sizeof *out);
+    else
+        p.ops->add(out, result, n);
+    if (part.bias) p.ops->add(out, part.bias + column, n);
+}
+
+void compute_block(const Product &p, const Part &part, const Block &b, float *scratch) {
+    const bool pairs = part.then == Then::silu_mul;
+    const size_t ld = static_cast<size_t>(b.tiles.last - b.tiles.first) * kTileRows * (pairs ? 2 : 1);
+    if (pairs)
+        mul_pairs(p, part, b.tiles, b.rows, scratch, ld);
+    else
+        mul_tiles(p, *part.weights, b.tiles, b.rows, scratch, ld);
+    const uint32_t column = b.tiles.first * kTileRows, end = b.tiles.last * kTileRows;
+    const uint32_t n = (end < part.weights->rows ? end : part.weights->rows) - column;
+    for (uint32_t row = b.rows.first; row < b.rows.last; row++)
+        finish_row(p, part, column, n, scratch + (row - b.rows.first) * ld, part.out + row * part.ld_out + column);
+}
+
+void compute_part(const Product &p, const Part &part, Span tiles, float *scratch) {
+    const uint32_t step = part.then == Then::silu_mul ? kProductTiles / 2 : kProductTiles;
+    for (uint32_t t = tiles.first; t < tiles.last; t += step)
+        for (uint32_t row = 0; row < p.n_rows; row += kProductRows) {
+            const uint32_t t_end = t + step < tiles.last ? t + step : tiles.last;
+            const uint32_t row_end = row + kProductRows < p.n_rows ? row + kProductRows : p.n_rows;
+            compute_block(p, part, {{t, t_end}, {row, row_end}}, scratch);
+        }
+}
+
+}  // namespace
+
+sx_status pack_matrix(Team &team, const Source &source, Place place, Matrix *matrix) {
+    const uint32_t columns = round_up(matrix->cols, kSuper), n = team.size();
+    std::unique_ptr<float[]> scratch(new (std::nothrow) float[static_cast<size_t>(columns) * n]);
+    if (!scratch) return fail(SX_ENOMEM, "no memory for %u threads to pack rows of %u columns", n, matrix->cols);
+    const PackJob job{source.type, matrix->type, matrix->rows, matrix->cols, static_cast<const uint8_t *>(source.data),
+                      matrix->tiles, matrix->tile_stride};
+    team.run([&](uint32_t thread) {
+        const Span mine = intersect(share_of(place.total, thread, n), place, matrix->n_tiles());
+        for (uint32_t t = mine.first; t < mine.last; t++)
+            pack_tile(job, t, scratch.get() + static_cast<size_t>(thread) * columns);
+    });
+    return SX_OK;
+}
+
+bool ActivationBuffer::allocate(uint32_t max_rows, uint32_t max_cols) {
+    const size_t values = static_cast<size_t>(max_rows) * round_up(max_cols, kSuper);
+    const size_t groups = values / kGroup * sizeof(float);
+    return q_.allocate(values) && scale_.allocate(groups) && sum_.allocate(groups);
+}
+
+void ActivationBuffer::quantise(const Ops &ops, const float *x, uint32_t cols, Span rows) {
+    const size_t padded = round_up(cols, kSuper), groups = padded / kGroup;
+    for (uint32_t row = rows.first; row < rows.last; row++) {
+        const QuantiseArgs args{x + static_cast<size_t>(row) * cols, cols, static_cast<uint32_t>(padded),
+                                q_.as<int8_t>() + row * padded,      scale_.as<float>() + row * groups,
+                                sum_.as<int32_t>() + row * groups};
+        ops.quantise(&args);
+    }
+}
+
+Activations ActivationBuffer::view(const float *x, uint32_t cols) const {
+    return {x, cols, q_.as<int8_t>(), round_up(cols, kSuper), scale_.as<float>(), sum_.as<int32_t>()};
+}
+
+void multiply(const Product &product, uint32_t thread, uint32_t n_threads, float *scratch) {
+    uint32_t total = 0;
+    for (uint32_t i = 0; i < product.n_parts; i++) total += product.parts[i].weights->n_tiles();
+    const Span share = share_of(total, thread, n_threads);
+    uint32_t offset = 0;
+    for (uint32_t i = 0; i < product.n_parts; i++) {
+        const Part &part = product.parts[i];
+        const uint32_t n = part.weights->n_tiles();
+        compute_part(product, part, intersect(share, {offset, total}, n), scratch);
+        offset += n;
+    }
+}
+
+}  // namespace sx

@@ -1,0 +1,192 @@
+#include "model/attention.h"
+
+#include <math.h>
+#include <string.h>
+
+#include "model/scratch.h"
+
+namespace sx {
+namespace {
+
+uint32_t least(uint32_t a, uint32_t b) { return a < b ? a : b; }
+
+// The earliest token that a query at `position` sees.
+uint32_t horizon(const sx_model *m, uint32_t position) {
+    const uint32_t window = m->shape.sliding_window;
+    return window == 0 || position < window ? 0 : position - window + 1;
+}
+
+size_t partial_floats(const sx_model *m, const QueryTile &tile) {
+    const size_t rows = static_cast<size_t>(tile.n_tokens) * m->group();
+    return (tile.last_piece - tile.first_piece) * m->shape.n_kv_heads * rows * (m->shape.head_dim + 2);
+}
+
+// Results of one piece, kept until the merge.
+struct Partial {
+    float *out, *peak, *total;
+};
+
+Partial partial_at(const sx_model *m, const QueryTile &tile, uint32_t piece, uint32_t head) {
+    const size_t rows = static_cast<size_t>(tile.n_tokens) * m->group(), dim = m->shape.head_dim;
+    const size_t index = static_cast<size_t>(piece - tile.first_piece) * m->shape.n_kv_heads + head;
+    float *at = m->partials.as<float>() + tile.partial + index * rows * (dim + 2);
+    return {at, at + rows * dim, at + rows * (dim + 1)};
+}
+
+uint32_t make_tiles(sx_model *m, const sx_forward_args &args) {
+    uint32_t n = 0, row = 0;
+    for (uint32_t s = 0; s < args.n_seqs; s++) {
+        const sx_seq &seq = args.seqs[s];
+        for (uint32_t t = 0; t < seq.n_tokens; t += m->tile_tokens()) {
+            const uint32_t count = least(m->tile_tokens(), seq.n_tokens - t), position = seq.position + t;
+            m->tiles[n++] = {s, row + t, count, horizon(m, position) / kAttnBlock,
+                             (position + count - 1) / kAttnBlock + 1, false, 0};
+        }
+        row += seq.n_tokens;
+    }
+    return n;
+}
+
+// Splits over context only where there are few items a thread: a split costs a merge.
+void choose_splits(sx_model *m, AttentionPlan *plan) {
+    if (static_cast<uint64_t>(plan->n_tiles) * m->shape.n_kv_heads >= 4ull * m->context->team->size()) return;
+    size_t used = 0;
+    for (uint32_t i = 0; i < plan->n_tiles; i++) {
+        QueryTile &tile = m->tiles[i];
+        const size_t need = partial_floats(m, tile);
+        if (tile.last_piece - tile.first_piece < 2 || used + need > kPartialFloats) continue;
+        tile.split = plan->any_split = true;
+        tile.partial = used;
+        used += need;
+    }
+}
+
+void gather_queries(const sx_model *m, const QueryTile &tile, uint32_t head, ThreadScratch *s) {
+    const uint32_t dim = m->shape.head_dim, group = m->group();
+    for (uint32_t i = 0; i < tile.n_tokens; i++) {
+        const float *q = m->qkv.as<float>() + static_cast<size_t>(tile.first_row + i) * m->qkv_cols() + head * group * dim;
+        memcpy(s->q + static_cast<size_t>(i) * group * dim, q, static_cast<size_t>(group) * dim * sizeof *q);
+        for (uint32_t g = 0; m->slopes && g < group; g++) s->slope[i * group + g] = m->slopes[head * group + g];
+    }
+}
+
+// Valid tokens of each query row in a piece; returns how many tokens of the piece are needed at all.
+uint32_t set_ranges(const sx_model *m, const QueryTile &tile, uint32_t piece, ThreadScratch *s) {
+    const uint32_t base = piece * kAttnBlock, group = m->group();
+    uint32_t needed = 0;
+    for (uint32_t r = 0; r < tile.n_tokens * group; r++) {
+        const uint32_t position = m->row_position[tile.first_row + r / group], low = horizon(m, position);
+        const uint32_t first = low > base ? least(low - base, kAttnBlock) : 0;
+        const uint32_t last = position + 1 > base ? least(position + 1 - base, kAttnBlock) : 0;
+        s->first[r] = static_cast<uint16_t>(first);
+        s->last[r] = static_cast<uint16_t>(last);
+        s->distance[r] = static_cast<float>(base) - static_cast<float>(position);
+        if (first < last && last > needed) needed = last;
+    }
+    return needed;
+}
+
+void attend_piece(const sx_model *m, const int32_t *table, const QueryTile &tile, uint32_t layer, uint32_t head,
+                  uint32_t piece, ThreadScratch *s, const Partial &result) {
+    const uint8_t *k[kAttnBlock / kKvGroup], *v[kAttnBlock / kKvGroup];
+    const uint32_t needed = set_ranges(m, tile, piece, s);
+    m->kv.groups(layer, head, table, piece * kAttnBlock, needed, s->gather, k, v);
+    AttendArgs a;
+    a.q = s->q;
+    a.n_rows = tile.n_tokens * m->group();
+    a.head_dim = m->shape.head_dim;
+    a.kv_type = m->shape.kv_type;
+    a.k = k;
+    a.v = v;
+    a.first = s->first;
+    a.last = s->last;
+    a.scale = 1.0f / sqrtf(static_cast<float>(m->shape.head_dim));
+    a.slope = m->slopes ? s->slope : nullptr;
+    a.distance = s->distance;
+    a.scratch = s->scores;
+    a.out = result.out;
+    a.peak = result.peak;
+    a.total = result.total;
+    m->context->ops->attend(&a);
+}
+
+void start_merge(uint32_t rows, uint32_t dim, ThreadScratch *s) {
+    memset(s->merged, 0, static_cast<size_t>(rows) * dim * sizeof(float));
+    memset(s->merged_total, 0, rows * sizeof(float));
+    for (uint32_t r = 0; r < rows; r++) s->merged_peak[r] = -INFINITY;
+}
+
+void merge_piece(const sx_model *m, uint32_t rows, const Partial &piece, ThreadScratch *s) {
+    const size_t dim = m->shape.head_dim;
+    for (uint32_t r = 0; r < rows; r++)
+        m->context->ops->merge(s->merged + r * dim, s->merged_peak + r, s->merged_total + r, piece.out + r * dim,
+                               piece.peak[r], piece.total[r], static_cast<uint32_t>(dim));
+}
+
+void write_result(sx_model *m, const QueryTile &tile, uint32_t head, const ThreadScratch &s) {
+    const uint32_t group = m->group(), dim = m->shape.head_dim;
+    for (uint32_t r = 0; r < tile.n_tokens * group; r++) {
+        float *out = m->attended.as<float>() + static_cast<size_t>(tile.first_row + r / group) * m->q_cols() +
+                     (head * group + r % group) * dim;
+        for (uint32_t d = 0; d < dim; d++) out[d] = s.merged[static_cast<size_t>(r) * dim + d] / s.merged_total[r];
+    }
+}
+
+void run_item(sx_model *m, const sx_forward_args &args, const AttentionItem &item, uint32_t layer, uint32_t head,
+              ThreadScratch *s) {
+    const QueryTile &tile = m->tiles[item.tile];
+    const int32_t *table = args.block_table + args.seqs[tile.seq].first_block;
+    gather_queries(m, tile, head, s);
+    if (tile.split) {
+        attend_piece(m, table, tile, layer, head, item.piece, s, partial_at(m, tile, item.piece, head));
+        return;
+    }
+    const uint32_t rows = tile.n_tokens * m->group();
+    start_merge(rows, m->shape.head_dim, s);
+    for (uint32_t piece = tile.first_piece; piece < tile.last_piece; piece++) {
+        const Partial here{s->out, s->peak, s->total};
+        attend_piece(m, table, tile, layer, head, piece, s, here);
+        merge_piece(m, rows, here, s);
+    }
+    write_result(m, tile, head, *s);
+}
+
+}  // namespace
+
+AttentionPlan plan_attention(sx_model *m, const sx_forward_args &args) {
+    AttentionPlan plan;
+    plan.n_tiles = make_tiles(m, args);
+    choose_splits(m, &plan);
+    AttentionItem *items = m->items.as<AttentionItem>();
+    for (uint32_t i = 0; i < plan.n_tiles; i++) {
+        const QueryTile &tile = m->tiles[i];
+        const uint32_t last = tile.split ? tile.last_piece : tile.first_piece + 1;
+        for (uint32_t piece = tile.first_piece; piece < last; piece++) items[plan.n_items++] = {i, piece};
+    }
+    return plan;
+}
+
+void attend_items(sx_model *m, const sx_forward_args &args, const AttentionPlan &plan, uint32_t layer,
+                  std::atomic<uint32_t> *next, uint32_t thread) {
+    const uint32_t heads = m->shape.n_kv_heads;
+    const AttentionItem *items = m->items.as<AttentionItem>();
+    for (uint32_t i; (i = next->fetch_add(1, std::memory_order_relaxed)) < plan.n_items * heads;)
+        run_item(m, args, items[i / heads], layer, i % heads, &m->scratch[thread]);
+}
+
+void merge_pieces(sx_model *m, const AttentionPlan &plan, uint32_t thread) {
+    const uint32_t heads = m->shape.n_kv_heads;
+    const Span mine = share_of(plan.n_tiles * heads, thread, m->context->team->size());
+    ThreadScratch *s = &m->scratch[thread];
+    for (uint32_t i = mine.first; i < mine.last; i++) {
+        const QueryTile &tile = m->tiles[i / heads];
+        if (!tile.split) continue;
+        const uint32_t rows = tile.n_tokens * m->group();
+        start_merge(rows, m->shape.head_dim, s);
+        for (uint32_t piece = tile.first_piece; piece < tile.last_piece; piece++)
+            merge_piece(m, rows, partial_at(m, tile, piece, i % heads), s);
+        write_result(m, tile, i % heads, *s);
+    }
+}
+
+}  // namespace sx

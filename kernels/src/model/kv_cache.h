@@ -1,0 +1,47 @@
+// The paged KV cache: kv_blocks blocks of block_size tokens for each layer and kv head. Layout: core/layout.h.
+#pragma once
+
+#include <stdint.h>
+
+#include "core/layout.h"
+#include "core/memory.h"
+#include "core/ops.h"
+
+namespace sx {
+
+struct KvShape {
+    uint32_t n_layers, n_heads, head_dim;  // kv heads
+    uint32_t n_blocks, block_size;
+    int32_t type;
+};
+
+class KvCache {
+  public:
+    bool allocate(const KvShape &shape);
+    const KvShape &shape() const { return shape_; }
+
+    // Stores K and V (f32, head_dim values each) of one token and head.
+    void store(uint32_t layer, uint32_t head, uint32_t block, uint32_t slot, const float *k, const float *v);
+    // The same, read back as f32.
+    void load(uint32_t layer, uint32_t head, uint32_t block, uint32_t slot, float *k, float *v) const;
+
+    // Groups of 16 tokens for AttendArgs: `n` tokens from token `first` (a multiple of 16) of a sequence whose blocks
+    // are `table`. Blocks of fewer than 16 tokens are gathered into `scratch` (gather_bytes() long).
+    void groups(uint32_t layer, uint32_t head, const int32_t *table, uint32_t first, uint32_t n, uint8_t *scratch,
+                const uint8_t **k, const uint8_t **v) const;
+    size_t gather_bytes() const;
+
+  private:
+    uint32_t tokens() const { return shape_.block_size < kKvGroup ? shape_.block_size : kKvGroup; }  // of a group
+    size_t group_bytes(uint32_t group_tokens) const;
+    uint8_t *group_at(uint32_t layer, uint32_t head, uint32_t block, uint32_t slot, uint32_t side) const;
+    void gather(const uint8_t *from, uint32_t part, uint32_t side, uint8_t *out) const;
+    void write(uint8_t *group, uint32_t slot, uint32_t side, const float *x);
+    void read(const uint8_t *group, uint32_t slot, uint32_t side, float *x) const;
+
+    KvShape shape_{};
+    uint32_t element_ = 0;  // bytes
+    Memory memory_;
+};
+
+}  // namespace sx

@@ -1,0 +1,106 @@
+// sx_kv_export and sx_kv_import: between the paged cache and one handoff chunk
+// [layer][K,V][chunk_tokens][kv head][head_dim] of the wire type.
+#include <string.h>
+
+#include <memory>
+#include <new>
+
+#include "core/args.h"
+#include "core/numeric.h"
+#include "core/pack.h"
+#include "model/model.h"
+
+namespace sx {
+namespace {
+
+struct Copy {
+    sx_kv_copy_args args;
+    uint32_t head_last;
+    size_t element;
+};
+
+sx_status take_copy(const sx_model *m, const sx_kv_copy_args *given, Copy *copy) {
+    if (!m || !take_args(given, &copy->args)) return fail(SX_EINVAL, "KV copy: arguments are missing");
+    sx_kv_copy_args &a = copy->args;
+    const uint32_t heads = m->shape.n_kv_heads, size = m->shape.kv_block_size;
+    if (a.head_count == 0 && a.head_first < heads) a.head_count = heads - a.head_first;
+    if (!a.chunk || !a.block_table) return fail(SX_EINVAL, "KV copy: expected a chunk and a block table, got NULL");
+    if (!is_float(a.wire_type)) return fail(SX_EINVAL, "wire_type: expected F32, F16 or BF16, got %d", a.wire_type);
+    if (a.head_first >= heads || a.head_count > heads - a.head_first)
+        return fail(SX_EINVAL, "heads: expected a slice of %u kv heads, got %u + %u", heads, a.head_first, a.head_count);
+    if (static_cast<uint64_t>(a.chunk_first) + a.n_tokens > a.chunk_tokens)
+        return fail(SX_EINVAL, "chunk: %u + %u tokens don't fit in %u", a.chunk_first, a.n_tokens, a.chunk_tokens);
+    if (static_cast<uint64_t>(a.first_token) + a.n_tokens > static_cast<uint64_t>(a.n_blocks) * size)
+        return fail(SX_EINVAL, "blocks: %u of %u tokens don't cover tokens %u + %u", a.n_blocks, size, a.first_token, a.n_tokens);
+    for (uint32_t b = 0; b < a.n_blocks; b++)
+        if (a.block_table[b] < 0 || static_cast<uint32_t>(a.block_table[b]) >= m->shape.kv_blocks)
+            return fail(SX_EINVAL, "blocks: expected 0 to %u, got %d", m->shape.kv_blocks - 1, a.block_table[b]);
+    copy->head_last = a.head_first + a.head_count;
+    copy->element = float_bytes(a.wire_type);
+    return SX_OK;
+}
+
+void encode(int32_t type, const float *x, uint32_t n, uint8_t *out) {
+    if (type == SX_F32) {
+        memcpy(out, x, n * sizeof *x);
+        return;
+    }
+    for (uint32_t i = 0; i < n; i++) {
+        const uint16_t half = type == SX_F16 ? f32_to_f16(clamp_f16(x[i])) : f32_to_bf16(x[i]);
+        memcpy(out + i * 2, &half, 2);
+    }
+}
+
+// Calls visit(layer, head, block, slot, K on the wire, V on the wire) for everything the copy names.
+template <class Visit>
+void each(const sx_model *m, const Copy &copy, const Visit &visit) {
+    const sx_kv_copy_args &a = copy.args;
+    const size_t heads = m->shape.n_kv_heads, head = m->shape.head_dim * copy.element;
+    const size_t side = static_cast<size_t>(a.chunk_tokens) * heads * head;
+    for (uint32_t layer = 0; layer < m->shape.n_layers; layer++)
+        for (uint32_t t = 0; t < a.n_tokens; t++)
+            for (uint32_t h = a.head_first; h < copy.head_last; h++) {
+                const uint32_t token = a.first_token + t, size = m->shape.kv_block_size;
+                uint8_t *k = static_cast<uint8_t *>(a.chunk) + 2 * layer * side + ((a.chunk_first + t) * heads + h) * head;
+                visit(layer, h, static_cast<uint32_t>(a.block_table[token / size]), token % size, k, k + side);
+            }
+}
+
+std::unique_ptr<float[]> pair_of_heads(const sx_model *m) {
+    return std::unique_ptr<float[]>(new (std::nothrow) float[2 * m->shape.head_dim]);
+}
+
+}  // namespace
+}  // namespace sx
+
+sx_status sx_kv_export(const sx_model *model, const sx_kv_copy_args *given) {
+    sx::Copy copy;
+    const sx_status status = sx::take_copy(model, given, &copy);
+    if (status != SX_OK) return status;
+    const std::unique_ptr<float[]> values = sx::pair_of_heads(model);
+    if (!values) return sx::fail(SX_ENOMEM, "no memory for a head");
+    const uint32_t dim = model->shape.head_dim;
+    float *k = values.get(), *v = k + dim;
+    sx::each(model, copy, [&](uint32_t layer, uint32_t head, uint32_t block, uint32_t slot, uint8_t *wire_k, uint8_t *wire_v) {
+        model->kv.load(layer, head, block, slot, k, v);
+        sx::encode(copy.args.wire_type, k, dim, wire_k);
+        sx::encode(copy.args.wire_type, v, dim, wire_v);
+    });
+    return SX_OK;
+}
+
+sx_status sx_kv_import(sx_model *model, const sx_kv_copy_args *given) {
+    sx::Copy copy;
+    const sx_status status = sx::take_copy(model, given, &copy);
+    if (status != SX_OK) return status;
+    const std::unique_ptr<float[]> values = sx::pair_of_heads(model);
+    if (!values) return sx::fail(SX_ENOMEM, "no memory for a head");
+    const uint32_t dim = model->shape.head_dim;
+    float *k = values.get(), *v = k + dim;
+    sx::each(model, copy, [&](uint32_t layer, uint32_t head, uint32_t block, uint32_t slot, const uint8_t *wire_k, const uint8_t *wire_v) {
+        sx::decode_row(copy.args.wire_type, wire_k, dim, k);
+        sx::decode_row(copy.args.wire_type, wire_v, dim, v);
+        model->kv.store(layer, head, block, slot, k, v);
+    });
+    return SX_OK;
+}

@@ -1,0 +1,222 @@
+#include "model/model.h"
+
+#include <new>
+#include <string.h>
+
+#include "core/args.h"
+#include "core/pack.h"
+#include "model/scratch.h"
+
+namespace sx {
+namespace {
+
+constexpr uint32_t kMaxSize = 1u << 24;
+
+struct Limit {
+    const char *name;
+    uint32_t value, least, most;
+};
+
+sx_status check_sizes(const sx_model_args &a) {
+    const Limit limits[] = {{"n_layers", a.n_layers, 1, 1024},
+                            {"d_model", a.d_model, 1, kMaxSize},
+                            {"n_heads", a.n_heads, 1, 4096},
+                            {"n_kv_heads", a.n_kv_heads, 1, a.n_heads},
+                            {"head_dim", a.head_dim, 16, 1024},
+                            {"d_ff", a.d_ff, 1, kMaxSize},
+                            {"vocab", a.vocab, 1, kMaxSize},
+                            {"rope_dims", a.rope_dims, 0, a.head_dim},
+                            {"max_context", a.max_context, 1, 1u << 26},
+                            {"kv_blocks", a.kv_blocks, 1, 1u << 28},
+                            {"kv_block_size", a.kv_block_size, 8, 256},
+                            {"max_batch_tokens", a.max_batch_tokens, 1, 1u << 20}};
+    for (const Limit &l : limits)
+        if (l.value < l.least || l.value > l.most)
+            return fail(SX_EINVAL, "%s: expected %u to %u, got %u", l.name, l.least, l.most, l.value);
+    return SX_OK;
+}
+
+sx_status check_args(const sx_model_args &a) {
+    const sx_status sizes = check_sizes(a);
+    if (sizes != SX_OK) return sizes;
+    if (a.n_heads % a.n_kv_heads != 0)
+        return fail(SX_EINVAL, "n_heads: expected a multiple of n_kv_heads (%u), got %u", a.n_kv_heads, a.n_heads);
+    if (a.head_dim % 16 != 0) return fail(SX_EINVAL, "head_dim: expected a multiple of 16, got %u", a.head_dim);
+    if ((a.kv_block_size & (a.kv_block_size - 1)) != 0)
+        return fail(SX_EINVAL, "kv_block_size: expected a power of two from 8 to 256, got %u", a.kv_block_size);
+    if (!is_float(a.kv_type) && a.kv_type != SX_Q8_0)
+        return fail(SX_EINVAL, "kv_type: expected F32, F16, BF16 or Q8_0, got %d", a.kv_type);
+    if (a.rope_dims % 2 != 0 || (a.rope_dims != 0 && !a.rope_freqs))
+        return fail(SX_EINVAL, "rope_dims: expected an even number with rope_freqs, got %u", a.rope_dims);
+    return SX_OK;
+}
+
+bool copy_floats(const float *from, uint32_t n, std::unique_ptr<float[]> *to) {
+    if (!from || n == 0) return true;
+    to->reset(new (std::nothrow) float[n]);
+    if (*to) memcpy(to->get(), from, n * sizeof *from);
+    return *to != nullptr;
+}
+
+bool allocate_all(sx_model *m) {
+    const sx_model_args &a = m->shape;
+    m->layers.reset(new (std::nothrow) Layer[a.n_layers]);
+    const KvShape kv{a.n_layers, a.n_kv_heads, a.head_dim, a.kv_blocks, a.kv_block_size, a.kv_type};
+    return m->layers && copy_floats(a.rope_freqs, a.rope_dims / 2, &m->freqs) &&
+           copy_floats(a.alibi_slopes, a.n_heads, &m->slopes) && m->kv.allocate(kv) && allocate_scratch(m);
+}
+
+// Where a role's matrix lives, what shape it has, and where it stands in its product.
+struct Slot {
+    Matrix *matrix;
+    Memory *memory;
+    uint32_t rows, cols;
+    uint32_t offset_rows, total_rows;
+};
+
+bool matrix_slot(sx_model *m, int32_t role, uint32_t layer, Slot *slot) {
+    const uint32_t d = m->shape.d_model, q = m->q_cols(), kv = m->kv_cols(), all = m->qkv_cols(), ff = m->shape.d_ff;
+    Layer &l = m->layers[layer];
+    switch (role) {
+        case SX_T_TOKEN_EMBD: *slot = {&m->embedding, &m->embedding_data, m->shape.vocab, d, 0, m->shape.vocab}; break;
+        case SX_T_OUTPUT: *slot = {&m->output, &m->output_data, m->shape.vocab, d, 0, m->shape.vocab}; break;
+        case SX_T_WQ: *slot = {&l.q, &l.q_data, q, d, 0, all}; break;
+        case SX_T_WK: *slot = {&l.k, &l.k_data, kv, d, q, all}; break;
+        case SX_T_WV: *slot = {&l.v, &l.v_data, kv, d, q + kv, all}; break;
+        case SX_T_WO: *slot = {&l.o, &l.o_data, d, q, 0, d}; break;
+        case SX_T_W_GATE: *slot = {&l.gate, &l.gate_data, ff, d, 0, ff}; break;
+        case SX_T_W_UP: *slot = {&l.up, &l.up_data, ff, d, 0, ff}; break;
+        case SX_T_W_DOWN: *slot = {&l.down, &l.down_data, d, ff, 0, d}; break;
+        default: return false;
+    }
+    return true;
+}
+
+bool vector_slot(sx_model *m, int32_t role, uint32_t layer, Memory **memory, uint32_t *n) {
+    Layer &l = m->layers[layer];
+    *n = m->shape.d_model;
+    switch (role) {
+        case SX_T_ATTN_NORM: *memory = &l.attn_norm; break;
+        case SX_T_FFN_NORM: *memory = &l.ffn_norm; break;
+        case SX_T_OUT_NORM: *memory = &m->output_norm; break;
+        case SX_T_BQ: *memory = &l.q_bias, *n = m->q_cols(); break;
+        case SX_T_BK: *memory = &l.k_bias, *n = m->kv_cols(); break;
+        case SX_T_BV: *memory = &l.v_bias, *n = m->kv_cols(); break;
+        default: return false;
+    }
+    return true;
+}
+
+bool known(int32_t type) { return is_float(type) || is_quantised(type); }
+
+sx_status check_tensor(const sx_model *m, const sx_tensor_args &t) {
+    if (m->finished) return fail(SX_ESTATE, "set_tensor: the model is finished");
+    if (!t.data) return fail(SX_EINVAL, "role %d: expected data, got NULL", t.role);
+    if (!known(t.src_type)) return fail(SX_EINVAL, "role %d: expected a known src_type, got %d", t.role, t.src_type);
+    if (t.layer >= m->shape.n_layers)
+        return fail(SX_EINVAL, "role %d: expected a layer below %u, got %u", t.role, m->shape.n_layers, t.layer);
+    if (is_quantised(t.src_type) && t.cols % kGroup != 0)
+        return fail(SX_EINVAL, "role %d: expected columns in multiples of %u, got %u", t.role, kGroup, t.cols);
+    return SX_OK;
+}
+
+sx_status set_vector(const sx_tensor_args &t, uint32_t n, Memory *memory) {
+    if (static_cast<uint64_t>(t.rows) * t.cols != n)
+        return fail(SX_EINVAL, "role %d layer %u: expected %u values, got %u x %u", t.role, t.layer, n, t.rows, t.cols);
+    if (!memory->allocate(n * sizeof(float))) return fail(SX_ENOMEM, "no memory for %u floats", n);
+    decode_row(t.src_type, t.data, n, memory->as<float>());
+    return SX_OK;
+}
+
+bool give_own_memory(Slot *slot, const sx_tensor_args &t, size_t copies) {
+    slot->matrix->tile_stride = tile_bytes(t.type, slot->cols) * copies;
+    if (!slot->memory->allocate(slot->matrix->tile_stride * slot->matrix->n_tiles())) return false;
+    slot->matrix->tiles = slot->memory->data();
+    return true;
+}
+
+// Gate and up share memory, tile by tile, when they have one type: one stream to read. Gate's slot leads; up, where it
+// comes first or differs, gets its own memory.
+bool give_memory(sx_model *m, const sx_tensor_args &t, Slot *slot) {
+    Layer &l = m->layers[t.layer];
+    if (t.role == SX_T_W_GATE) return give_own_memory(slot, t, 2);
+    if (t.role == SX_T_W_UP && l.gate.rows != 0 && l.gate.type == t.type) {
+        slot->matrix->tile_stride = l.gate.tile_stride;
+        slot->matrix->tiles = l.gate.tiles + l.gate.tile_stride / 2;
+        return true;
+    }
+    return give_own_memory(slot, t, 1);
+}
+
+sx_status set_matrix(sx_model *m, const sx_tensor_args &t, Slot slot) {
+    if (t.rows != slot.rows || t.cols != slot.cols)
+        return fail(SX_EINVAL, "role %d layer %u: expected %u x %u, got %u x %u", t.role, t.layer, slot.rows, slot.cols, t.rows, t.cols);
+    if (!known(t.type)) return fail(SX_EINVAL, "role %d: expected a known type, got %d", t.role, t.type);
+    if (is_quantised(t.type) && t.cols % kGroup != 0)
+        return fail(SX_EINVAL, "role %d: expected columns in multiples of %u for block types, got %u", t.role, kGroup, t.cols);
+    slot.matrix->type = t.type;
+    slot.matrix->rows = t.rows;
+    slot.matrix->cols = t.cols;
+    if (!give_memory(m, t, &slot)) {
+        slot.matrix->rows = 0;
+        return fail(SX_ENOMEM, "no memory for role %d layer %u (%u x %u)", t.role, t.layer, t.rows, t.cols);
+    }
+    const Place place{(slot.offset_rows + kTileRows - 1) / kTileRows, (slot.total_rows + kTileRows - 1) / kTileRows};
+    return pack_matrix(*m->context->team, {t.src_type, t.data}, place, slot.matrix);
+}
+
+sx_status check_layer(const sx_model *m, uint32_t i) {
+    const Layer &l = m->layers[i];
+    const bool whole = l.q.rows && l.k.rows && l.v.rows && l.o.rows && l.gate.rows && l.up.rows && l.down.rows;
+    if (!whole) return fail(SX_ESTATE, "layer %u: a weight matrix is missing", i);
+    if (!l.attn_norm.data() || !l.ffn_norm.data()) return fail(SX_ESTATE, "layer %u: a norm is missing", i);
+    return SX_OK;
+}
+
+}  // namespace
+}  // namespace sx
+
+sx_status sx_model_create(sx_context *context, const sx_model_args *given, sx_model **out) {
+    sx_model_args args;
+    if (!context || !sx::take_args(given, &args) || !out) return sx::fail(SX_EINVAL, "sx_model_create: arguments are missing");
+    const sx_status status = sx::check_args(args);
+    if (status != SX_OK) return status;
+    std::unique_ptr<sx_model> model(new (std::nothrow) sx_model);
+    if (!model) return sx::fail(SX_ENOMEM, "no memory for a model");
+    model->context = context;
+    model->shape = args;
+    if (!sx::allocate_all(model.get()))
+        return sx::fail(SX_ENOMEM, "no memory for %u KV blocks or for batches of %u tokens", args.kv_blocks, args.max_batch_tokens);
+    model->shape.rope_freqs = model->freqs.get();
+    model->shape.alibi_slopes = model->slopes.get();
+    *out = model.release();
+    return SX_OK;
+}
+
+void sx_model_free(sx_model *model) { delete model; }
+
+sx_status sx_model_set_tensor(sx_model *model, const sx_tensor_args *given) {
+    sx_tensor_args t;
+    if (!model || !sx::take_args(given, &t)) return sx::fail(SX_EINVAL, "sx_model_set_tensor: arguments are missing");
+    if (t.role == SX_T_TOKEN_EMBD || t.role == SX_T_OUTPUT || t.role == SX_T_OUT_NORM) t.layer = 0;
+    const sx_status status = sx::check_tensor(model, t);
+    if (status != SX_OK) return status;
+    sx::Slot slot;
+    if (sx::matrix_slot(model, t.role, t.layer, &slot)) return sx::set_matrix(model, t, slot);
+    sx::Memory *memory = nullptr;
+    uint32_t n = 0;
+    if (sx::vector_slot(model, t.role, t.layer, &memory, &n)) return sx::set_vector(t, n, memory);
+    return sx::fail(SX_EINVAL, "role: expected one of SX_T_*, got %d", t.role);
+}
+
+sx_status sx_model_finish(sx_model *model) {
+    if (!model) return sx::fail(SX_EINVAL, "sx_model_finish: a model was expected");
+    if (model->embedding.rows == 0) return sx::fail(SX_ESTATE, "the token embedding is missing");
+    if (!model->output_norm.data()) return sx::fail(SX_ESTATE, "the output norm is missing");
+    for (uint32_t i = 0; i < model->shape.n_layers; i++) {
+        const sx_status status = sx::check_layer(model, i);
+        if (status != SX_OK) return status;
+    }
+    model->finished = true;
+    return SX_OK;
+}

@@ -1,0 +1,179 @@
+// The oracle: every operation in its plainest form. It also runs where the CPU has none of the other ISAs.
+#include <math.h>
+
+#include "core/layout.h"
+#include "core/numeric.h"
+#include "core/ops.h"
+
+namespace sx {
+namespace {
+
+// Weight of row r, column c (within the group) of a group whose vectors start at `bytes`.
+int q4_weight(const uint8_t *bytes, uint32_t r, uint32_t c) {
+    const uint8_t byte = bytes[(c / 8) * 64 + r * 4 + c % 4];
+    return static_cast<int>(c % 8 < 4 ? byte & 15u : byte >> 4) - 8;
+}
+
+int q8_weight(const uint8_t *bytes, uint32_t r, uint32_t c) {
+    return static_cast<int>(bytes[(c / 4) * 64 + r * 4 + c % 4]) - 128;
+}
+
+struct Format {
+    uint32_t super_bytes, group_bytes;
+    int (*weight)(const uint8_t *, uint32_t, uint32_t);
+};
+constexpr Format kQ4{kQ4Bytes, 256, q4_weight};
+constexpr Format kQ8{kQ8Bytes, 512, q8_weight};
+
+float dot_quantised(const MulArgs &args, const Format &format, const uint8_t *tile, uint32_t r, uint32_t row) {
+    const int8_t *q = args.act.q + row * args.act.ldq;
+    const float *scale = args.act.scale + row * (args.act.ldq / kGroup);
+    float total = 0;
+    for (uint32_t g = 0; g < args.cols / kGroup; g++) {
+        const uint8_t *super = tile + static_cast<size_t>(g / 2) * format.super_bytes;
+        const uint8_t *bytes = super + kScaleBytes + (g % 2) * format.group_bytes;
+        int32_t sum = 0;
+        for (uint32_t c = 0; c < kGroup; c++) sum += format.weight(bytes, r, c) * q[g * kGroup + c];
+        uint16_t half;
+        memcpy(&half, super + ((g % 2) * kTileRows + r) * 2, 2);
+        total += static_cast<float>(sum) * (f16_to_f32(half) * scale[g]);
+    }
+    return total;
+}
+
+void mul_quantised(const MulArgs &args, const Format &format) {
+    for (uint32_t t = 0; t < args.n_tiles; t++)
+        for (uint32_t row = 0; row < args.n_rows; row++)
+            for (uint32_t r = 0; r < kTileRows; r++)
+                args.out[row * args.ld_out + t * kTileRows + r] =
+                    dot_quantised(args, format, args.w + t * args.tile_stride, r, row);
+}
+
+void mul_q4(const MulArgs *args) { mul_quantised(*args, kQ4); }
+void mul_q8(const MulArgs *args) { mul_quantised(*args, kQ8); }
+
+float load_float(int32_t type, const uint8_t *data, size_t index) {
+    if (type == SX_F32) {
+        float value;
+        memcpy(&value, data + index * 4, 4);
+        return value;
+    }
+    uint16_t half;
+    memcpy(&half, data + index * 2, 2);
+    return type == SX_F16 ? f16_to_f32(half) : bf16_to_f32(half);
+}
+
+void mul_float(const MulArgs &args, int32_t type) {
+    for (uint32_t t = 0; t < args.n_tiles; t++)
+        for (uint32_t row = 0; row < args.n_rows; row++)
+            for (uint32_t r = 0; r < kTileRows; r++) {
+                const uint8_t *tile = args.w + t * args.tile_stride;
+                float total = 0;
+                for (uint32_t c = 0; c < args.cols; c++)
+                    total += load_float(type, tile, static_cast<size_t>(c) * kTileRows + r) *
+                             args.act.x[row * args.act.ldx + c];
+                args.out[row * args.ld_out + t * kTileRows + r] = total;
+            }
+}
+
+void mul_f16(const MulArgs *args) { mul_float(*args, SX_F16); }
+void mul_bf16(const MulArgs *args) { mul_float(*args, SX_BF16); }
+void mul_f32(const MulArgs *args) { mul_float(*args, SX_F32); }
+
+void quantise_group(const float *x, uint32_t n, int8_t *q, float *scale, int32_t *sum) {
+    float largest = 0;
+    for (uint32_t i = 0; i < n; i++) largest = fmaxf(largest, fabsf(x[i]));
+    const float inverse = largest > kTiny ? 127.0f / largest : 0.0f;
+    int32_t total = 0;
+    for (uint32_t i = 0; i < kGroup; i++) {
+        q[i] = i < n ? static_cast<int8_t>(lrintf(x[i] * inverse)) : 0;
+        total += q[i];
+    }
+    *scale = largest > kTiny ? largest / 127.0f : 0.0f;
+    *sum = -8 * total;
+}
+
+void quantise(const QuantiseArgs *args) {
+    for (uint32_t g = 0; g < args->n_padded / kGroup; g++) {
+        const uint32_t done = g * kGroup < args->n ? g * kGroup : args->n;
+        const uint32_t n = args->n - done < kGroup ? args->n - done : kGroup;
+        quantise_group(args->x + done, n, args->q + g * kGroup, args->scale + g, args->sum + g);
+    }
+}
+
+void rms_norm(const float *x, const float *weight, uint32_t n, float eps, float *out) {
+    double sum = 0;
+    for (uint32_t i = 0; i < n; i++) sum += static_cast<double>(x[i]) * x[i];
+    const float factor = static_cast<float>(1.0 / sqrt(sum / n + eps));
+    for (uint32_t i = 0; i < n; i++) out[i] = x[i] * factor * weight[i];
+}
+
+void add(float *y, const float *x, uint32_t n) {
+    for (uint32_t i = 0; i < n; i++) y[i] += x[i];
+}
+
+void silu_mul(float *y, const float *gate, const float *up, uint32_t n) {
+    for (uint32_t i = 0; i < n; i++) y[i] = gate[i] / (1.0f + expf(-gate[i])) * up[i];
+}
+
+void rope(float *x, const float *cosine, const float *sine, uint32_t half) {
+    for (uint32_t i = 0; i < half; i++) {
+        const float a = x[i], b = x[half + i];
+        x[i] = a * cosine[i] - b * sine[i];
+        x[half + i] = b * cosine[i] + a * sine[i];
+    }
+}
+
+// Element (row, col) of a group of the KV cache whose rows have 16 elements; `head_dim` rows for K, tokens for V.
+float kv_value(const AttendArgs &args, const uint8_t *group, size_t index, uint32_t token) {
+    if (args.kv_type != SX_Q8_0) return load_float(args.kv_type, group, index);
+    const float scale = load_float(SX_F32, group + static_cast<size_t>(args.head_dim) * kKvGroup, token);
+    return static_cast<float>(static_cast<int8_t>(group[index])) * scale;
+}
+
+float score(const AttendArgs &args, uint32_t row, uint32_t token) {
+    const uint8_t *group = args.k[token / kKvGroup];
+    float dot = 0;
+    for (uint32_t d = 0; d < args.head_dim; d++)
+        dot += args.q[row * args.head_dim + d] * kv_value(args, group, d * kKvGroup + token % kKvGroup, token % kKvGroup);
+    dot *= args.scale;
+    if (args.slope) dot += args.slope[row] * (args.distance[row] + static_cast<float>(token));
+    return dot;
+}
+
+void attend_row(const AttendArgs &args, uint32_t row) {
+    float *p = args.scratch + row * kAttnBlock, *out = args.out + row * args.head_dim;
+    float peak = -INFINITY, total = 0;
+    for (uint32_t t = args.first[row]; t < args.last[row]; t++) peak = fmaxf(peak, p[t] = score(args, row, t));
+    for (uint32_t d = 0; d < args.head_dim; d++) out[d] = 0;
+    for (uint32_t t = args.first[row]; t < args.last[row]; t++) {
+        p[t] = expf(p[t] - peak);
+        total += p[t];
+        for (uint32_t d = 0; d < args.head_dim; d++) {
+            const size_t index = (static_cast<size_t>(d / 16) * kKvGroup + t % kKvGroup) * 16 + d % 16;
+            out[d] += p[t] * kv_value(args, args.v[t / kKvGroup], index, t % kKvGroup);
+        }
+    }
+    args.peak[row] = peak;
+    args.total[row] = total;
+}
+
+void attend(const AttendArgs *args) {
+    for (uint32_t row = 0; row < args->n_rows; row++) attend_row(*args, row);
+}
+
+void merge(float *out, float *peak, float *total, const float *out2, float peak2, float total2, uint32_t n) {
+    if (total2 == 0) return;
+    const float top = fmaxf(*peak, peak2);
+    const float keep = *total == 0 ? 0 : expf(*peak - top), take = expf(peak2 - top);
+    for (uint32_t i = 0; i < n; i++) out[i] = out[i] * keep + out2[i] * take;
+    *total = *total * keep + total2 * take;
+    *peak = top;
+}
+
+}  // namespace
+
+const Ops scalar_ops = {"scalar", 16,       mul_q4, mul_q8,   mul_f16, mul_bf16, mul_f32,
+                        quantise, rms_norm, add,    silu_mul, rope,    attend,   merge};
+
+}  // namespace sx
