@@ -44,6 +44,9 @@ class InFlight:
     moves: int = 0
     last_move: Optional[float] = None
     moving: bool = False
+    last_token: Optional[float] = None
+    target: str = ""  # unit it is moving to
+    stays: Optional[str] = None  # why it can't be moved now; None: it can
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from .client import Answer, Generated, ModelCard, Target, Tokenized, UnitClient
 from .events import Chunk, Usage
-from .stream import Deadlines, UnitStream
+from .stream import Deadlines, PendingCall, UnitStream
 
 __all__ = [
     "Answer",
@@ -12,6 +12,7 @@ __all__ = [
     "Deadlines",
     "Generated",
     "ModelCard",
+    "PendingCall",
     "Target",
     "Tokenized",
     "UnitClient",

@@ -14,7 +14,7 @@ from syshaxd.tasks import within
 
 from .errors import FAILURES, from_exception
 from .events import parse_usage
-from .stream import Deadlines, UnitStream
+from .stream import Deadlines, PendingCall, UnitStream
 
 _JSON = {"Content-Type": "application/json"}
 
@@ -147,6 +147,21 @@ class UnitClient:
             return await self._open_stream(target, endpoint, body, request_id)
 
         return UnitStream(target.name, opener, deadlines)
+
+    def call(
+        self, target: Target, endpoint: Endpoint, body: Mapping[str, Any], request_id: str, timeout: float
+    ) -> PendingCall:
+        """A generation without streaming, its body as it came; can be given up."""
+        return PendingCall(target.name, self._raw(target, endpoint, body, request_id, timeout))
+
+    async def _raw(
+        self, target: Target, endpoint: Endpoint, body: Mapping[str, Any], request_id: str, timeout: float
+    ) -> bytes:
+        data = json.dumps(body).encode()
+        answer = await self.forward(target, "POST", endpoint.value, data, timeout, request_id)
+        if answer.status != 200:
+            raise _status_error(target, answer)
+        return answer.body
 
     async def abort(self, target: Target, request_ids: Sequence[str], timeout: float) -> None:
         """Ends requests by id; their streams deliver what is made and finish with "abort"."""

@@ -6,11 +6,12 @@ import asyncio
 from collections import deque
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Awaitable, Callable, Deque, Optional, Type
+from typing import Any, Awaitable, Callable, Coroutine, Deque, Optional, Type
 
 import aiohttp
 
 from syshaxd.errors import UnitError, UnitErrorKind
+from syshaxd.tasks import cancelled
 
 from .errors import FAILURES, from_exception
 from .events import Chunk, parse_chunk
@@ -152,6 +153,33 @@ class UnitStream:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+
+
+class PendingCall:
+    """A generation without streaming that can be given up."""
+
+    def __init__(self, unit: str, work: Coroutine[Any, Any, bytes]) -> None:
+        self._unit = unit
+        self._work = work
+        self._given_up: "asyncio.Future[UnitError]" = asyncio.get_running_loop().create_future()
+
+    async def result(self) -> bytes:
+        """The response body; raises UnitError."""
+        task = asyncio.ensure_future(self._work)
+        either: set[asyncio.Future[Any]] = {task, self._given_up}
+        try:
+            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+            if not task.done():
+                raise self._given_up.result()
+            return task.result()
+        finally:
+            if not task.done():
+                await cancelled(task)
+
+    def abandon(self, kind: UnitErrorKind, text: str) -> None:
+        """Makes `result` raise that error. Safe at any time, from any task."""
+        if not self._given_up.done():
+            self._given_up.set_result(UnitError(self._unit, kind, text))
 
 
 async def _discard(opening: "asyncio.Future[aiohttp.ClientResponse]") -> None:

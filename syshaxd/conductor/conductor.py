@@ -1,0 +1,248 @@
+"""The conductor: routes, authentication, admission, and the edge at which every error becomes an OpenAI error."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from typing import Any, Awaitable, Callable, Dict, List, Optional, Sequence, Tuple
+
+from aiohttp import web
+
+from syshaxd.config.types import Config
+from syshaxd.errors import SysHaxError
+from syshaxd.log import Log
+from syshaxd.metrics import MetricsService
+from syshaxd.model.ports import Snapshots, Units
+from syshaxd.model.request import Endpoint, Route
+from syshaxd.runner import InFlightLedger, RequestError, Runner
+from syshaxd.tasks import TaskSet, within
+from syshaxd.unitclient import UnitClient
+
+from .answers import BadRequest, error_response
+from .generate import Generation
+from .keys import check_key, read_keys
+from .listeners import Listeners
+from .parsing import request_id_of
+from .passthrough import FORWARDED, Passthrough
+from .watch import DisconnectWatch
+
+Handler = Callable[[web.Request, str], Awaitable[web.StreamResponse]]
+BODY_TIMEOUT = 60.0  # seconds for a client to send its body
+_UNSUPPORTED = ("/v1/responses", "/v1/messages", "/v1/batches", "/v1/files", "/v1/audio", "/v1/images")
+
+
+class Conductor:
+    """One per daemon. `start`, `reconfigure` at a reload, `stop_admitting` when draining, `close`."""
+
+    def __init__(
+        self,
+        runner: Runner,
+        client: UnitClient,
+        units: Units,
+        snapshots: Snapshots,
+        metrics: MetricsService,
+        ledger: InFlightLedger,
+        config: Config,
+    ) -> None:
+        self._runner = runner
+        self._units = units
+        self._snapshots = snapshots
+        self._metrics = metrics
+        self._ledger = ledger
+        self._config = config
+        self._log = Log("conductor")
+        self._keys: Tuple[bytes, ...] = ()
+        self._watch = DisconnectWatch()
+        self._generation = Generation(runner, self._watch, Log("access"))
+        self._passthrough = Passthrough(client, units)
+        self._tasks = TaskSet("conductor", self._task_failed)
+        self._table = self._routes()
+        self._admitting = True
+        self._inherited = False
+        self._app_runner: Optional[web.AppRunner] = None
+        self._listeners: Optional[Listeners] = None
+
+    async def start(self, sockets: Sequence[socket.socket] = ()) -> None:
+        """Listens on inherited sockets, else where the configuration says. Raises SysHaxError."""
+        self._keys = read_keys(self._config.conductor.api_keys_file)
+        app = web.Application(client_max_size=0)  # the limit is our own: it may change at a reload
+        app.router.add_route("*", "/{path:.*}", self._handle)
+        self._app_runner = web.AppRunner(app, access_log=None, handle_signals=False, keepalive_timeout=75.0)
+        await self._app_runner.setup()
+        assert self._app_runner.server is not None
+        self._listeners = Listeners(self._app_runner.server)
+        self._inherited = bool(sockets)
+        if sockets:
+            await self._listeners.inherit(sockets)
+        else:
+            await self._listeners.listen(self._config.conductor.host, self._config.conductor.port)
+        self._tasks.start("watch", self._watch.run())
+
+    @property
+    def addresses(self) -> Tuple[Tuple[str, int], ...]:
+        """Where it listens."""
+        return self._listeners.addresses if self._listeners is not None else ()
+
+    async def reconfigure(self, config: Config) -> None:
+        """Keys, limits and listeners of a new configuration, or an error and no change. Streams go on."""
+        keys = read_keys(config.conductor.api_keys_file)
+        if self._listeners is not None and not self._inherited:
+            await self._listeners.listen(config.conductor.host, config.conductor.port)
+        self._config, self._keys = config, keys
+
+    def stop_listening(self) -> None:
+        """Accepts no new connections (an inherited socket keeps them for the next process)."""
+        if self._listeners is not None:
+            self._listeners.close()
+
+    def stop_admitting(self) -> None:
+        """New requests get 503 from now on; those in flight go on."""
+        self._admitting = False
+
+    def resume_admitting(self) -> None:
+        """After a drain that an operator took back."""
+        self._admitting = True
+
+    async def close(self) -> None:
+        """Ends what is left. Requests should have been drained before."""
+        self.stop_listening()
+        await self._tasks.close()
+        if self._app_runner is not None:
+            await self._app_runner.cleanup()
+
+    # ---- the edge ----
+
+    async def _handle(self, http: web.Request) -> web.StreamResponse:
+        request_id = request_id_of(http.headers)
+        headers = {"x-request-id": request_id}
+        try:
+            return await self._route(http)(http, request_id)
+        except RequestError as err:
+            if err.status >= 500 or err.status == 429:
+                self._log.warning("request not served", request_id=request_id, status=err.status, error=str(err))
+            return error_response(err, headers)
+        except (asyncio.CancelledError, ConnectionResetError, web.HTTPException):
+            raise
+        except Exception as err:  # the edge: a fault of ours must not end a client's connection without an answer
+            self._log.error("a request failed inside the daemon", request_id=request_id, error=err)
+            failure = RequestError(500, "internal_error", f"internal error; the log has it under {request_id}")
+            return error_response(failure, headers)
+
+    def _route(self, http: web.Request) -> Handler:
+        path = http.path
+        method, handler = self._table.get(path, ("", None))
+        if handler is None:
+            if path.startswith(_UNSUPPORTED):
+                raise RequestError(501, "not_supported", f"{path} is not served; /v1/chat/completions is")
+            raise BadRequest(f"unknown URL {http.method} {path}", status=404, code="unknown_url")
+        if http.method != method and not (method == "GET" and http.method == "HEAD"):
+            raise BadRequest(f"{path} takes {method}, not {http.method}", status=405, code="method_not_allowed")
+        if path not in ("/health", "/health/live", "/metrics"):
+            check_key(http.headers.get("Authorization", ""), self._keys)
+        return handler
+
+    def _routes(self) -> Dict[str, Tuple[str, Handler]]:
+        routes: Dict[str, Tuple[str, Handler]] = {path: ("POST", self._forward) for path in FORWARDED}
+        routes.update(
+            {
+                "/v1/chat/completions": ("POST", self._chat),
+                "/v1/chat/pd_disagg": ("POST", self._forced_split),
+                "/v1/completions": ("POST", self._completions),
+                "/v1/models": ("GET", self._models),
+                "/health": ("GET", self._health),
+                "/health/live": ("GET", self._live),
+                "/metrics": ("GET", self._metrics_text),
+            }
+        )
+        return routes
+
+    # ---- handlers ----
+
+    async def _chat(self, http: web.Request, request_id: str) -> web.StreamResponse:
+        return await self._generate(http, request_id, Endpoint.CHAT, None)
+
+    async def _forced_split(self, http: web.Request, request_id: str) -> web.StreamResponse:
+        return await self._generate(http, request_id, Endpoint.CHAT, Route.SPLIT)
+
+    async def _completions(self, http: web.Request, request_id: str) -> web.StreamResponse:
+        return await self._generate(http, request_id, Endpoint.COMPLETIONS, None)
+
+    async def _generate(
+        self, http: web.Request, request_id: str, endpoint: Endpoint, forced: Optional[Route]
+    ) -> web.StreamResponse:
+        request = self._generation.parse(await self._body(http), endpoint, http, request_id, forced)
+        self._admit(request.info.model)
+        return await self._generation.serve(http, request)
+
+    def _admit(self, model: str) -> None:
+        if not self._admitting:
+            raise RequestError(503, "draining", "the daemon is draining and takes no new requests", 5.0)
+        if model not in self._model_names():
+            known = ", ".join(self._model_names())
+            raise BadRequest(f"the model {model!r} does not exist; served: {known}", "model", 404, "model_not_found")
+        limit = self._config.limits.max_in_flight
+        if len(self._runner) >= limit:
+            raise RequestError(429, "too_many_requests", f"{limit} requests are in flight already", 1.0)
+
+    def _model_names(self) -> List[str]:
+        names = [self._config.model_name, *(view.model for view in self._units.views())]
+        return [name for name in dict.fromkeys(names) if name]
+
+    async def _forward(self, http: web.Request, request_id: str) -> web.StreamResponse:
+        timeout = self._config.limits.first_token_timeout
+        return await self._passthrough.serve(http.path, await self._body(http), request_id, timeout)
+
+    async def _models(self, http: web.Request, request_id: str) -> web.StreamResponse:
+        lengths = [view.max_model_len for view in self._units.views() if view.ready and view.max_model_len]
+        common = {"object": "model", "created": 0, "owned_by": "syshax", "max_model_len": min(lengths, default=None)}
+        cards = [{"id": name, **common} for name in self._model_names()]
+        return web.json_response({"object": "list", "data": cards}, headers={"x-request-id": request_id})
+
+    async def _health(self, http: web.Request, request_id: str) -> web.StreamResponse:
+        """Readiness: 200 while a request would be admitted and a unit is READY, else 503."""
+        units = {view.name: view.state.value for view in self._units.views()}
+        ready = any(view.ready for view in self._units.views())
+        state = "draining" if not self._admitting else "ok" if ready else "no unit ready"
+        body: Dict[str, Any] = {"status": state, "units": units}
+        return web.json_response(body, status=200 if state == "ok" else 503)
+
+    async def _live(self, http: web.Request, request_id: str) -> web.StreamResponse:
+        """Liveness: the loop answers."""
+        return web.json_response({"status": "alive"})
+
+    async def _metrics_text(self, http: web.Request, request_id: str) -> web.StreamResponse:
+        enabled = self._config.pd.enabled and self._snapshots.snapshot().pd.enabled
+        text, content_type = self._metrics.render(
+            self._units.views(), self._ledger.per_unit(), self._ledger.queued, enabled
+        )
+        return web.Response(body=text, headers={"Content-Type": content_type})
+
+    async def _body(self, http: web.Request) -> bytes:
+        limit = self._config.conductor.max_body
+        if (http.content_length or 0) > limit:
+            raise _too_large(limit)
+        try:
+            return await within(BODY_TIMEOUT, "reading the body", _read(http, limit))
+        except (SysHaxError, web.HTTPException) as err:
+            if isinstance(err, RequestError):
+                raise
+            raise BadRequest("the body did not arrive in time", status=408, code="request_timeout") from err
+
+    def _task_failed(self, name: str, error: BaseException) -> None:
+        self._log.error("a task failed", task=name, error=error)
+
+
+async def _read(http: web.Request, limit: int) -> bytes:
+    parts: List[bytes] = []
+    size = 0
+    async for part in http.content.iter_any():
+        size += len(part)
+        if size > limit:
+            raise _too_large(limit)
+        parts.append(part)
+    return b"".join(parts)
+
+
+def _too_large(limit: int) -> BadRequest:
+    text = f"the body is larger than {limit} bytes (services.conductor.max_body)"
+    return BadRequest(text, status=413, code="request_too_large")

@@ -1,0 +1,97 @@
+"""The endpoints that generate: from an HTTP request to a stream of the Runner, and its bytes to the client."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import replace
+from typing import Dict, Optional
+
+from aiohttp import web
+
+from syshaxd.log import Log
+from syshaxd.model.request import Endpoint, Route
+from syshaxd.runner import ClientRequest, Head, RequestError, Runner, Stream
+
+from .answers import error_events
+from .parsing import parse_json, parse_request
+from .watch import DisconnectWatch
+
+CLIENT_GONE = 499  # nginx's status for a client that left before its answer
+
+
+class Generation:
+    """Serves one request after another; keeps nothing of them."""
+
+    def __init__(self, runner: Runner, watch: DisconnectWatch, log: Log) -> None:
+        self._runner = runner
+        self._watch = watch
+        self._log = log
+
+    def parse(
+        self, data: bytes, endpoint: Endpoint, http: web.Request, request_id: str, forced: Optional[Route]
+    ) -> ClientRequest:
+        """Checks the body and the headers; raises BadRequest. `forced`: the path itself asks for a route."""
+        body = parse_json(data)
+        info = parse_request(body, endpoint, http.headers, request_id, self._runner.config.model_name)
+        if forced is not None:
+            info = replace(info, route=forced)
+        return ClientRequest(info, body, asyncio.get_running_loop().time(), int(time.time()))
+
+    async def serve(self, http: web.Request, request: ClientRequest) -> web.StreamResponse:
+        """The answer; raises RequestError when nothing has been sent yet."""
+        stream = self._runner.submit(request)
+        until = request.arrived + self._runner.config.limits.request_timeout
+        status = CLIENT_GONE
+        try:
+            with self._watch.over(http, until):
+                head = await stream.open()
+                headers = _headers(stream, head)
+                if request.info.stream:
+                    response, status = await self._stream(http, stream, headers)
+                    return response
+                answer = await stream.body()
+                status = 200
+                return web.Response(body=answer, content_type="application/json", headers=headers)
+        except RequestError as err:
+            status = err.status
+            raise
+        finally:
+            await self._finish(stream, status)
+
+    async def _stream(
+        self, http: web.Request, stream: Stream, headers: Dict[str, str]
+    ) -> "tuple[web.StreamResponse, int]":
+        response = web.StreamResponse(headers={**headers, "Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
+        response.content_type = "text/event-stream"
+        response.charset = "utf-8"
+        await response.prepare(http)
+        status = 200
+        try:
+            data = await stream.next_bytes()
+            while data:
+                await response.write(data)
+                data = await stream.next_bytes()
+        except RequestError as err:
+            status = err.status
+            await response.write(error_events(err))
+        await response.write_eof()
+        return response, status
+
+    async def _finish(self, stream: Stream, status: int) -> None:
+        await self._runner.finish(stream, status)
+        if self._runner.config.log.access:
+            request_id = stream.entry.info.request_id
+            self._log.info("request", request_id=request_id, status=status, **stream.summary())
+
+
+def _headers(stream: Stream, head: Head) -> Dict[str, str]:
+    headers = {
+        "x-request-id": stream.entry.info.request_id,
+        "x-syshax-route": head.route.value,
+        "x-syshax-reason": f"{head.reason.code}: {head.reason.text}",
+    }
+    for name, value in (("ttft", head.prediction.ttft), ("tpot", head.prediction.tpot)):
+        if value is not None:
+            headers[f"x-syshax-predicted-{name}-ms"] = f"{value * 1000:.1f}"
+    return headers

@@ -1,0 +1,70 @@
+"""Endpoints that a unit serves and the daemon only forwards."""
+
+from __future__ import annotations
+
+import json
+from typing import Optional, Tuple
+
+from aiohttp import web
+
+from syshaxd.errors import UnitError
+from syshaxd.model.ports import Units
+from syshaxd.model.unit import Role, UnitView
+from syshaxd.runner import RequestError
+from syshaxd.unitclient import Answer, Target, UnitClient
+
+from .parsing import parse_json
+
+FORWARDED = (
+    "/tokenize",
+    "/detokenize",
+    "/v1/embeddings",
+    "/v1/rerank",
+    "/v2/rerank",
+    "/rerank",
+    "/v1/score",
+    "/score",
+    "/pooling",
+    "/classify",
+)
+_ABSENT = (404, 405, 501)
+
+
+class Passthrough:
+    """Asks READY units in turn, accelerator side first, until one has the endpoint."""
+
+    def __init__(self, client: UnitClient, units: Units) -> None:
+        self._client = client
+        self._units = units
+
+    async def serve(self, path: str, data: bytes, request_id: str, timeout: float) -> web.Response:
+        """The unit's answer; raises RequestError when no unit can give one."""
+        body = parse_json(data)
+        failure: Optional[UnitError] = None
+        absent: Optional[Answer] = None
+        for view in self._ready():
+            own = {**body, "model": view.model} if view.model and "model" in body else body
+            target = Target(view.name, view.url, self._units.api_key(view.name))
+            try:
+                answer = await self._client.forward(target, "POST", path, json.dumps(own).encode(), timeout, request_id)
+            except UnitError as err:
+                failure = err
+                self._units.suspect(view.name, view.epoch, str(err))
+                continue
+            if answer.status not in _ABSENT:
+                headers = {"x-request-id": request_id, "Content-Type": answer.content_type or "application/json"}
+                return web.Response(body=answer.body, status=answer.status, headers=headers)
+            absent = answer
+        raise _nobody(path, absent, failure)
+
+    def _ready(self) -> Tuple[UnitView, ...]:
+        ready = [view for view in self._units.views() if view.ready]
+        return tuple(sorted(ready, key=lambda view: view.role is not Role.ACCELERATOR))
+
+
+def _nobody(path: str, absent: Optional[Answer], failure: Optional[UnitError]) -> RequestError:
+    if failure is not None:
+        return RequestError(502, "unit_failed", str(failure), 1.0)
+    if absent is not None:
+        return RequestError(501, "not_supported", f"no unit of this host serves {path}")
+    return RequestError(503, "no_unit_ready", "no unit is ready", 5.0)

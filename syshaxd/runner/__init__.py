@@ -1,0 +1,11 @@
+"""**Runner**: carries decisions out; owns every request in flight, its legs on units, its moves."""
+
+from __future__ import annotations
+
+from .ledger import InFlightLedger
+from .request import ClientRequest, Head, RequestError
+from .rules import handover_rules
+from .runner import Runner
+from .stream import Stream
+
+__all__ = ["ClientRequest", "Head", "InFlightLedger", "RequestError", "Runner", "Stream", "handover_rules"]

@@ -1,0 +1,76 @@
+"""Requests in flight: which unit holds what. Written by Runner, read by SystemMonitor."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Dict, Optional, Tuple
+
+from syshaxd.model.request import RequestInfo
+from syshaxd.model.snapshot import InFlight
+
+
+@dataclass
+class Entry:
+    """One request; its stream keeps it current. Times are monotonic seconds."""
+
+    info: RequestInfo
+    started: float
+    unit: str = ""
+    prompt_tokens: int = 0
+    output_tokens: int = 0
+    first_token: Optional[float] = None
+    last_token: Optional[float] = None
+    moves: int = 0
+    last_move: Optional[float] = None
+    moving: bool = False
+    target: str = ""
+    stays: Optional[str] = None
+
+    def frozen(self) -> InFlight:
+        """As others see it."""
+        return InFlight(
+            self.info,
+            self.unit,
+            self.started,
+            self.first_token,
+            self.prompt_tokens,
+            self.output_tokens,
+            self.moves,
+            self.last_move,
+            self.moving,
+            self.last_token,
+            self.target,
+            self.stays,
+        )
+
+
+class InFlightLedger:
+    """Engine makes it first and gives it to Runner and SystemMonitor. A request is in it while a unit holds it."""
+
+    def __init__(self) -> None:
+        self._entries: Dict[str, Entry] = {}
+        self.queued = 0  # requests held in the daemon
+
+    def in_flight(self) -> Tuple[InFlight, ...]:
+        """One entry a request, oldest first."""
+        return tuple(entry.frozen() for entry in self._entries.values())
+
+    def per_unit(self) -> Dict[str, int]:
+        """Requests by unit."""
+        counts: Dict[str, int] = {}
+        for entry in self._entries.values():
+            counts[entry.unit] = counts.get(entry.unit, 0) + 1
+        return counts
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def place(self, entry: Entry, unit: str) -> None:
+        """The request is on that unit from now on."""
+        entry.unit = unit
+        self._entries[entry.info.request_id] = entry
+
+    def remove(self, entry: Entry) -> None:
+        """No unit holds it any more."""
+        if self._entries.get(entry.info.request_id) is entry:
+            del self._entries[entry.info.request_id]

@@ -1,0 +1,84 @@
+"""From a request to its first step, and to the next one after a failure: asks the Scheduler, waits where it says so."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Optional, Set
+
+from syshaxd.model.plan import Plan, Queue, Refuse, Split, Whole
+from syshaxd.model.request import RequestInfo
+from syshaxd.scheduler import Failed
+
+from .request import RequestError
+from .services import Services
+from .timeline import Timeline
+
+RESCUE_POLL = 0.05  # seconds between two looks for a unit that a stream could go on with
+
+
+class Planner:
+    """Of one request. `failed` holds units (name, epoch) on which it has failed."""
+
+    def __init__(self, services: Services, info: RequestInfo, timeline: Timeline) -> None:
+        self._services = services
+        self._info = info
+        self._timeline = timeline
+        self._loop = asyncio.get_running_loop()
+        self.failed: Set[Failed] = set()
+
+    async def first(self) -> Plan:
+        """Whole or Split; raises RequestError for Refuse, and when the queue is full or the wait too long."""
+        room = self._services.room
+        if not len(room):
+            plan = self._decide()
+            if not isinstance(plan, Queue):
+                return plan
+        limits = self._services.config.limits
+        if len(room) >= limits.max_queue:
+            raise RequestError(429, "queue_full", f"{len(room)} requests queue already; try again later", 1.0)
+        return await self._queued(self._loop.time() + limits.queue_timeout)
+
+    async def _queued(self, until: float) -> Plan:
+        began = self._loop.time()
+        self._timeline.add(began, "queued")
+        services = self._services
+        with services.room.enter() as place:
+            services.ledger.queued = len(services.room)
+            try:
+                if len(services.room) > 1:
+                    await services.room.wait(place, until)
+                plan = self._decide()
+                while isinstance(plan, Queue):
+                    if not await services.room.wait(place, until):
+                        raise RequestError(429, "queue_timeout", f"no room in time: {plan.reason.text}", 2.0)
+                    plan = self._decide()
+                return plan
+            finally:
+                services.ledger.queued = len(services.room) - 1
+                services.metrics.queued_for(self._loop.time() - began)
+
+    def _decide(self) -> Plan:
+        snapshot = self._services.snapshots.snapshot()
+        plan = self._services.scheduler.decide(self._info, snapshot, frozenset(self.failed))
+        self._services.metrics.decided(type(plan).__name__.lower(), plan.reason.code)
+        if isinstance(plan, Refuse):
+            raise RequestError(plan.status, plan.reason.code, plan.reason.text, plan.retry_after)
+        if isinstance(plan, (Whole, Split)):
+            place = plan.unit if isinstance(plan, Whole) else f"{plan.prefill}>{plan.decode}"
+            self._timeline.add(self._loop.time(), "decided", to=place, reason=plan.reason.code, why=plan.reason.text)
+        return plan
+
+    async def rescue(self) -> Whole:
+        """Where a stream goes on; waits for a unit up to the queue's timeout, for a restart may bring one back."""
+        until = self._loop.time() + self._services.config.limits.queue_timeout
+        while True:
+            plan = self._try_rescue()
+            if plan is not None:
+                return plan
+            if self._loop.time() >= until:
+                raise RequestError(502, "unit_lost", "the unit failed and no other unit became ready in time")
+            await asyncio.sleep(RESCUE_POLL)
+
+    def _try_rescue(self) -> Optional[Whole]:
+        snapshot = self._services.snapshots.snapshot()
+        return self._services.scheduler.rescue(self._info, snapshot, frozenset(self.failed))

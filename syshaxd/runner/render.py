@@ -1,0 +1,147 @@
+"""OpenAI responses out of deltas: one id, one `created`, one role, whatever units the text came from."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, Dict, List, Mapping, Optional, Tuple
+
+from syshaxd.model.request import Endpoint
+from syshaxd.unitclient import Usage
+
+from .record import join_logprobs
+from .request import ClientRequest, Delta, Event, Finish, Raw
+
+DONE = b"data: [DONE]\n\n"
+
+
+def usage_json(usage: Usage) -> Dict[str, Any]:
+    """The `usage` object."""
+    made: Dict[str, Any] = {
+        "prompt_tokens": usage.prompt_tokens,
+        "completion_tokens": usage.completion_tokens,
+        "total_tokens": usage.prompt_tokens + usage.completion_tokens,
+    }
+    if usage.details:
+        made["prompt_tokens_details"] = dict(usage.details)
+    return made
+
+
+def sse(payload: bytes) -> bytes:
+    """One event."""
+    return b"data: " + payload + b"\n\n"
+
+
+class StreamRenderer:
+    """Deltas to server-sent events."""
+
+    def __init__(self, request: ClientRequest) -> None:
+        body = request.body
+        self._chat = request.info.endpoint is Endpoint.CHAT
+        self._common = _common(request, "chat.completion.chunk" if self._chat else "text_completion")
+        options = body.get("stream_options") or {}
+        self._usage = bool(options.get("include_usage"))
+        self._ids = bool(body.get("return_token_ids"))
+        self._begun = False
+        # The text of a plain delta is all that changes from event to event.
+        choice: Dict[str, Any] = {"index": 0, "logprobs": None, "finish_reason": None}
+        choice.update({"delta": {"content": "\0"}} if self._chat else {"text": "\0"})
+        whole = json.dumps({**self._common, "choices": [choice]}, separators=(",", ":"))
+        before, after = whole.split('"\\u0000"')
+        self._before, self._after = f"data: {before}".encode(), f"{after}\n\n".encode()
+
+    def render(self, event: Event, prompt_ids: Optional[Tuple[int, ...]] = None) -> bytes:
+        """Bytes for the client; several events where a role or the usage belongs to it."""
+        if isinstance(event, Raw):
+            return sse(event.payload)
+        first = b"" if self._begun else self._first(prompt_ids)
+        self._begun = True
+        return first + (self._finish(event) if isinstance(event, Finish) else self._delta(event))
+
+    def _first(self, prompt_ids: Optional[Tuple[int, ...]]) -> bytes:
+        extra = {"prompt_token_ids": list(prompt_ids or ())} if self._ids else {}
+        if not self._chat:
+            return self._event([self._choice("", None)], extra) if self._ids else b""
+        choice = {"index": 0, "delta": {"role": "assistant", "content": ""}, "logprobs": None, "finish_reason": None}
+        return self._event([choice], extra)
+
+    def _delta(self, delta: Delta) -> bytes:
+        if delta.logprobs is None and not delta.reasoning and not self._ids:
+            return self._before + json.dumps(delta.content).encode() + self._after
+        if self._chat:
+            texts = {"reasoning_content": delta.reasoning, "content": delta.content}
+            shown = {name: text for name, text in texts.items() if text}
+            choice: Dict[str, Any] = {"index": 0, "delta": shown, "logprobs": delta.logprobs, "finish_reason": None}
+        else:
+            choice = self._choice(delta.content, delta.logprobs)
+        if self._ids:
+            choice["token_ids"] = list(delta.token_ids)
+        return self._event([choice], {})
+
+    def _finish(self, finish: Finish) -> bytes:
+        if self._chat:
+            choice: Dict[str, Any] = {"index": 0, "delta": {}, "logprobs": None}
+        else:
+            choice = {"index": 0, "text": "", "logprobs": None}
+        choice.update(finish_reason=finish.reason, stop_reason=finish.stop_reason)
+        end = self._event([choice], {})
+        return end + self._event([], {"usage": usage_json(finish.usage)}) if self._usage else end
+
+    def _event(self, choices: List[Dict[str, Any]], extra: Mapping[str, Any]) -> bytes:
+        return sse(json.dumps({**self._common, "choices": choices, **extra}, separators=(",", ":")).encode())
+
+    @staticmethod
+    def _choice(text: str, logprobs: Optional[Mapping[str, Any]]) -> Dict[str, Any]:
+        return {"index": 0, "text": text, "logprobs": logprobs, "finish_reason": None}
+
+
+class Collector:
+    """Deltas to one response body."""
+
+    def __init__(self, request: ClientRequest) -> None:
+        self._request = request
+        self._raw: Optional[bytes] = None
+        self._deltas: List[Delta] = []
+        self._finish: Optional[Finish] = None
+
+    def add(self, event: Event) -> None:
+        """Takes the next event of the stream."""
+        if isinstance(event, Raw):
+            self._raw = event.payload
+        elif isinstance(event, Finish):
+            self._finish = event
+        else:
+            self._deltas.append(event)
+
+    def body(self, prompt_ids: Optional[Tuple[int, ...]] = None) -> bytes:
+        """The JSON response."""
+        if self._raw is not None:
+            return self._raw
+        assert self._finish is not None
+        chat = self._request.info.endpoint is Endpoint.CHAT
+        choice: Dict[str, Any] = {"index": 0}
+        content = "".join(delta.content for delta in self._deltas)
+        choice.update({"message": self._message(content)} if chat else {"text": content})
+        choice["logprobs"] = join_logprobs([delta.logprobs for delta in self._deltas])
+        choice.update(finish_reason=self._finish.reason, stop_reason=self._finish.stop_reason)
+        made = {**_common(self._request, "chat.completion" if chat else "text_completion"), "choices": [choice]}
+        if self._request.body.get("return_token_ids"):
+            choice["token_ids"] = [token for delta in self._deltas for token in delta.token_ids]
+            made["prompt_token_ids"] = list(prompt_ids or ())
+        return json.dumps({**made, "usage": usage_json(self._finish.usage)}).encode()
+
+    def _message(self, content: str) -> Dict[str, Any]:
+        message: Dict[str, Any] = {"role": "assistant", "content": content}
+        reasoning = "".join(delta.reasoning for delta in self._deltas)
+        if reasoning:
+            message["reasoning_content"] = reasoning
+        return message
+
+
+def _common(request: ClientRequest, kind: str) -> Dict[str, Any]:
+    prefix = "chatcmpl" if request.info.endpoint is Endpoint.CHAT else "cmpl"
+    return {
+        "id": f"{prefix}-{request.info.request_id}",
+        "object": kind,
+        "created": request.created,
+        "model": request.body.get("model") or request.info.model,
+    }

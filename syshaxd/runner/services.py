@@ -1,0 +1,53 @@
+"""What every stream needs from the rest of the daemon."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from syshaxd.config.types import Config
+from syshaxd.log import Log
+from syshaxd.metrics import MetricsService
+from syshaxd.model.ports import Snapshots, Units
+from syshaxd.model.unit import UnitView
+from syshaxd.scheduler import Scheduler
+from syshaxd.tasks import TaskSet
+from syshaxd.unitclient import Target, UnitClient
+
+from .ledger import InFlightLedger
+from .room import WaitingRoom
+
+
+class Settings(Protocol):
+    """The configuration in force at this moment."""
+
+    config: Config
+
+
+@dataclass(frozen=True)
+class Services:
+    """Made once by Runner."""
+
+    client: UnitClient
+    units: Units
+    snapshots: Snapshots
+    scheduler: Scheduler
+    metrics: MetricsService
+    ledger: InFlightLedger
+    settings: Settings
+    tasks: TaskSet
+    room: WaitingRoom
+    log: Log
+
+    @property
+    def config(self) -> Config:
+        """The configuration in force at this moment."""
+        return self.settings.config
+
+    def target(self, view: UnitView) -> Target:
+        """How to reach a unit."""
+        return Target(view.name, view.url, self.units.api_key(view.name))
+
+    def reasoning(self, unit: str) -> bool:
+        """Whether text of this unit holds `<think>` blocks that nobody has split yet."""
+        return any(config.reasoning_parser for config in self.config.units if config.name == unit)

@@ -1,0 +1,76 @@
+"""One step of a request: a stay on one unit. Pure."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from dataclasses import dataclass
+from typing import Any, Dict, Optional, Tuple
+
+from syshaxd.model.plan import Reason
+from syshaxd.model.request import Endpoint
+from syshaxd.model.unit import UnitView
+
+from . import bodies
+from .bodies import Ticket
+from .record import Record
+from .request import ClientRequest
+
+
+@dataclass(frozen=True)
+class Step:
+    """`then`: unit that decodes after this prefill, with `k` tokens from here. `handoff`: its kind for metrics, when
+    the request comes from another unit. `load`: KV to begin with; `save`: where this unit keeps its KV."""
+
+    unit: UnitView
+    owned: bool
+    reason: Reason
+    then: str = ""
+    k: int = 0
+    handoff: str = ""
+    load: Optional[Ticket] = None
+    save: Optional[Ticket] = None
+
+    @property
+    def prefill_only(self) -> bool:
+        """Whether the unit computes one token and stops."""
+        return bool(self.then)
+
+
+def new_ticket(unit: UnitView) -> Ticket:
+    """Names a ticket in the unit's outbox."""
+    return Ticket(secrets.token_hex(16), os.path.basename(unit.pool_file))
+
+
+def body_of(step: Step, request: ClientRequest, record: Record) -> Dict[str, Any]:
+    """The upstream body of a step, from what the request has produced so far."""
+    endpoint = request.info.endpoint
+    model = step.unit.model or request.info.model
+    if step.prefill_only:
+        made = _prefill(request, endpoint, model)
+    elif step.owned:
+        made = bodies.owned(request.body, model)
+        if record.prompt_ids is not None:
+            made = bodies.continued(made, endpoint, record.context(), record.output_tokens)
+    else:
+        made = bodies.relayed(request.body, model)
+        if record.prompt_ids is not None:
+            made = bodies.with_context(made, endpoint, record.context())
+    if step.save is not None:
+        made = bodies.with_save(made, step.save, "finish" if step.prefill_only else "abort")
+    return made if step.load is None else bodies.with_load(made, step.load)
+
+
+def _prefill(request: ClientRequest, endpoint: Endpoint, model: str) -> Dict[str, Any]:
+    made = bodies.limited(bodies.owned(request.body, model), endpoint, 1)
+    # One token is sampled whatever these say; a minimum above the maximum would be refused.
+    for key in ("min_tokens", "logprobs", "top_logprobs") if request.info.first_token_stays else ("min_tokens",):
+        made.pop(key, None)
+    return made
+
+
+def response_ids(endpoint: Endpoint, leg_id: str) -> Tuple[str, ...]:
+    """Names under which a unit knows the request (docs/kv-handoff.md section 1)."""
+    if endpoint is Endpoint.CHAT:
+        return (f"chatcmpl-{leg_id}",)
+    return (f"cmpl-{leg_id}-0", f"cmpl-{leg_id}")

@@ -1,0 +1,464 @@
+"""A request's stream: legs on units come and go under it, the client sees one answer.
+
+Written as one generator over steps. A step ends by itself (finish), by the daemon's order (abort, to move on) or by a
+failure; what follows is decided here, from tokens and never from text.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+from typing import Any, AsyncGenerator, Iterator, Mapping, Optional, Union
+
+from syshaxd.errors import UnitError, UnitErrorKind
+from syshaxd.model.plan import Move, Reason, Split, Whole
+from syshaxd.model.request import Endpoint
+from syshaxd.model.unit import Role, UnitKind, UnitView
+from syshaxd.unitclient import Chunk, Deadlines, PendingCall, UnitStream, Usage
+
+from . import bodies
+from .accounts import Accounts
+from .ledger import Entry
+from .planning import Planner
+from .record import Record, Segment
+from .render import DONE, Collector, StreamRenderer
+from .request import ClientRequest, Delta, Event, Finish, Head, Raw, RequestError
+from .services import Services
+from .steps import Step, body_of, new_ticket, response_ids
+from .text import TextPipeline
+from .timeline import Timeline
+
+Leg = Union[UnitStream, PendingCall]
+MAX_FAILURES = 8  # of one request, over all units
+ABORT_TIMEOUT = 2.0  # seconds for an abort that nobody waits for
+PUBLISH_GUARD = 0.05  # seconds between closing a connection and aborting: a closed request publishes no ticket
+
+
+class Stream:
+    """`open`, then `sse` or `body`, then `close`: always, whatever happened."""
+
+    def __init__(self, services: Services, request: ClientRequest, entry: Entry, timeline: Timeline) -> None:
+        self._services = services
+        self._request = request
+        self._entry = entry
+        self._timeline = timeline
+        self._loop = asyncio.get_running_loop()
+        self._planner = Planner(services, request.info, timeline)
+        self.accounts = Accounts(services.metrics, entry, timeline, request.arrived)
+        self._record = Record()
+        self._pipeline = self._new_pipeline("")
+        self._outcome: Optional[tuple[str, Any]] = None  # finish and stop reason of the present leg
+        self._usage: Optional[Usage] = None
+        self._delivered = False
+        self._leg: Optional[Leg] = None
+        self._move_timer: Optional[asyncio.TimerHandle] = None
+        self._step: Optional[Step] = None
+        self._leg_id = ""
+        self._legs = 0
+        self._failures = 0
+        self._move: Optional[Move] = None
+        self._expired = False
+        self._expiry = self._loop.call_at(request.arrived + services.config.limits.request_timeout, self._expire)
+        self._head: Optional[Head] = None
+        self._events = self._run()
+        self._first: Optional[Event] = None
+        self._renderer: Optional[StreamRenderer] = None
+        self._done = False
+
+    # ---- for the conductor ----
+
+    async def open(self) -> Head:
+        """Runs until the first event is there; raises RequestError when there will be none."""
+        self._first = await self._events.__anext__()
+        assert self._head is not None
+        return self._head
+
+    async def next_bytes(self) -> bytes:
+        """The next events, the last of them `[DONE]`, then b""; raises RequestError when the stream is lost."""
+        if self._renderer is None:
+            assert self._first is not None
+            self._renderer = StreamRenderer(self._request)
+            return self._renderer.render(self._first, self._record.prompt_ids)
+        try:
+            return self._renderer.render(await self._events.__anext__())
+        except StopAsyncIteration:
+            done, self._done = DONE if not self._done else b"", True
+            return done
+
+    async def body(self) -> bytes:
+        """The whole response as JSON."""
+        collector = Collector(self._request)
+        assert self._first is not None
+        collector.add(self._first)
+        async for event in self._events:
+            collector.add(event)
+        return collector.body(self._record.prompt_ids)
+
+    def summary(self) -> Mapping[str, Any]:
+        """For the access line."""
+        return self.accounts.summary(self._loop.time(), self._entry.output_tokens)
+
+    async def close(self, status: int) -> None:
+        """Ends what is still running; `status`: HTTP status that the client saw, 499 when it left."""
+        self._expiry.cancel()
+        await self._events.aclose()
+        self._services.ledger.remove(self._entry)
+        self.accounts.end(status, self._loop.time(), self._record.output_tokens)
+        self._services.room.changed()
+
+    # ---- for the Runner's cycle ----
+
+    @property
+    def entry(self) -> Entry:
+        """Its line in the ledger."""
+        return self._entry
+
+    def request_move(self, move: Move) -> Optional[str]:
+        """Begins a handoff; returns why not, or None."""
+        step, leg = self._step, self._leg
+        if step is None or leg is None or not step.owned or step.prefill_only or self._move is not None:
+            return "not_running"
+        if not self._record.can_continue:
+            return "no_token_ids"
+        self._move = move
+        self._entry.moving, self._entry.target = True, move.target
+        now = self._loop.time()
+        self._timeline.add(now, "move", to=move.target, reason=move.reason.code, why=move.reason.text)
+        self._services.tasks.start(f"move.{self._leg_id}", self._order_abort(step, leg, self._leg_id))
+        return None
+
+    def unit_gone(self, view: Optional[UnitView]) -> None:
+        """Given the present view of the unit it is on: gives the leg up when that unit was stopped or replaced."""
+        step, leg = self._step, self._leg
+        if step is None or leg is None:
+            return
+        if view is None or view.epoch != step.unit.epoch or view.url != step.unit.url:
+            leg.abandon(UnitErrorKind.GONE, "the unit was stopped or replaced")
+
+    # ---- the generator ----
+
+    async def _run(self) -> AsyncGenerator[Event, None]:
+        following: Optional[Step] = await self._first_step()
+        while following is not None:
+            step = following
+            self._enter(step)
+            leg = self._owned_leg(step) if step.owned or step.prefill_only else self._relay(step)
+            try:
+                async for event in leg:
+                    self._delivered = True
+                    yield event
+                following = self._after(step)
+            except UnitError as err:
+                following = await self._after_failure(step, err)
+            finally:
+                await leg.aclose()
+        if self._step is not None and self._step.owned:
+            for event in self._ending():
+                yield event
+
+    def _enter(self, step: Step) -> None:
+        self._step = step
+        self._outcome = None
+        self._legs += 1
+        own_id = self._request.info.request_id
+        self._leg_id = f"{own_id}.prefill{self._legs}" if step.prefill_only else own_id
+        if self._delivered:
+            self._leg_id = f"{own_id}.{self._legs}"
+        self._record.begin_leg()
+        self._services.ledger.place(self._entry, step.unit.name)
+        self.accounts.leg(step, self._loop.time())
+
+    async def _owned_leg(self, step: Step) -> AsyncGenerator[Event, None]:
+        body = body_of(step, self._request, self._record)
+        finished = False
+        try:
+            async with self._open(step, body) as leg:
+                self._leg = leg
+                async for chunk in leg:
+                    delta = self._take(step, chunk)
+                    if delta is not None:
+                        yield delta
+                    if self._pipeline.stopped_by is not None:
+                        return
+            finished = True
+        finally:
+            self._leg = None
+            if not finished and self._outcome is None:
+                self._abort_later(step, self._leg_id)
+
+    async def _relay(self, step: Step) -> AsyncGenerator[Event, None]:
+        body = body_of(step, self._request, self._record)
+        finished = False
+        try:
+            if not self._request.info.stream:
+                yield Raw(await self._whole_answer(step, body))
+            else:
+                async with self._open(step, body) as leg:
+                    self._leg = leg
+                    async for chunk in leg:
+                        self._note_relayed()
+                        yield Raw(chunk.payload)
+            finished = True
+        finally:
+            self._leg = None
+            if not finished:
+                self._abort_later(step, self._leg_id)
+
+    async def _whole_answer(self, step: Step, body: "dict[str, Any]") -> bytes:
+        limit = self._request.arrived + self._services.config.limits.request_timeout - self._loop.time()
+        target = self._services.target(step.unit)
+        call = self._services.client.call(target, self._request.info.endpoint, body, self._leg_id, max(0.1, limit))
+        self._leg = call
+        answer = await call.result()
+        self._note_relayed()
+        return answer
+
+    def _open(self, step: Step, body: "dict[str, Any]") -> UnitStream:
+        limits = self._services.config.limits
+        deadlines = Deadlines(limits.first_token_timeout, limits.stall_timeout)
+        target = self._services.target(step.unit)
+        return self._services.client.stream(target, self._request.info.endpoint, body, self._leg_id, deadlines)
+
+    # ---- what a leg brings ----
+
+    def _take(self, step: Step, chunk: Chunk) -> Optional[Delta]:
+        if chunk.usage is not None and self._usage is None:
+            self._usage = chunk.usage
+        if chunk.finish_reason is not None:
+            self._outcome = (chunk.finish_reason, chunk.stop_reason)
+        record = self._record
+        if step.prefill_only and step.k == 0:
+            record.note_prompt(chunk)
+        else:
+            segment = record.take(chunk)
+            if segment is None and self._ends_here(step):
+                segment = record.flush()
+            if segment is not None:
+                return self._deliver(segment)
+        if record.prompt_ids is not None:
+            self._entry.prompt_tokens = len(record.prompt_ids)
+        return None
+
+    def _ends_here(self, step: Step) -> bool:
+        """Whether the text is over, so that an incomplete character will stay one."""
+        if self._outcome is None or self._outcome[0] == "abort":
+            return False
+        return not (step.prefill_only and self._outcome[0] == "length" and self._tokens_left(step.unit) > 1)
+
+    def _deliver(self, segment: Segment) -> Optional[Delta]:
+        record, entry = self._record, self._entry
+        entry.output_tokens = record.output_tokens
+        if record.prompt_ids is not None:
+            entry.prompt_tokens = len(record.prompt_ids)
+        self.accounts.tokens(self._loop.time())
+        parts = self._pipeline.feed(segment.text, record.output_tokens)
+        if parts.content or parts.reasoning or segment.logprobs or self._wants_ids:
+            return Delta(parts.content, parts.reasoning, segment.token_ids, segment.logprobs)
+        return None
+
+    def _note_relayed(self) -> None:
+        self._entry.output_tokens += 1
+        self.accounts.tokens(self._loop.time())
+
+    def _ending(self) -> Iterator[Event]:
+        stop = self._pipeline.stopped_by
+        if stop is None:
+            parts = self._pipeline.flush()
+            if parts.content or parts.reasoning:
+                yield Delta(parts.content, parts.reasoning)
+        reason, stop_reason = ("stop", stop) if stop is not None else self._outcome or ("length", None)
+        usage = self._usage or Usage(self._entry.prompt_tokens, 0)
+        prompt = self._record.prompt_ids
+        prompt_tokens = usage.prompt_tokens if prompt is None else len(prompt)
+        yield Finish(reason, stop_reason, Usage(prompt_tokens, self._record.output_tokens, usage.details))
+
+    # ---- what follows a leg ----
+
+    async def _first_step(self) -> Step:
+        plan = await self._planner.first()
+        assert isinstance(plan, (Whole, Split))
+        self._record = Record()
+        self.accounts.restart()
+        self._head = Head(plan.route, plan.reason, plan.prediction)
+        if isinstance(plan, Split):
+            prefill = self._known(plan.prefill)
+            self._pipeline = self._new_pipeline(plan.decode)
+            owned = self._may_own(self._known(plan.decode))
+            return Step(prefill, owned, plan.reason, plan.decode, plan.k, save=new_ticket(prefill))
+        unit = self._known(plan.unit)
+        self._pipeline = self._new_pipeline(unit.name)
+        return self._step_on(unit, plan.reason, "")
+
+    def _after(self, step: Step) -> Optional[Step]:
+        """The step that follows a leg which came to its end; None: the request is over. Raises UnitError."""
+        if self._pipeline.stopped_by is not None or not (step.owned or step.prefill_only):
+            return None
+        assert self._outcome is not None
+        reason = self._outcome[0]
+        if step.prefill_only and (step.k == 0 or reason == "length") and self._tokens_left(step.unit) > 0:
+            unit = self._ready(step.then)
+            if unit is None:
+                raise UnitError(step.then, UnitErrorKind.GONE, "stopped before the handoff")
+            return replace(self._step_on(unit, step.reason, "split"), load=step.save)
+        if reason == "abort":
+            return self._moved(step)
+        self._move_over("finished_first")
+        return None
+
+    def _moved(self, step: Step) -> Step:
+        move = self._move
+        if move is None:
+            raise UnitError(step.unit.name, UnitErrorKind.ABORTED, "ended the request unasked")
+        unit = self._ready(move.target)
+        if unit is None:
+            self._move_over("target_gone")
+            raise UnitError(move.target, UnitErrorKind.GONE, "stopped before the handoff")
+        self._move_over("")
+        return replace(self._step_on(unit, move.reason, move_kind(move, unit)), load=step.save)
+
+    async def _after_failure(self, step: Step, err: UnitError) -> Optional[Step]:
+        """The step that follows a failure; None: the request was over already. Raises RequestError."""
+        if step.owned and self._outcome is not None and self._outcome[0] != "abort" and not step.prefill_only:
+            return None  # it broke after its finish
+        self._note_failure(step, err)
+        if self._expired:
+            raise RequestError(504, "request_timeout", "the request took longer than limits.request_timeout") from err
+        if err.client_fault and not self._delivered:
+            raise RequestError(err.status, "unit_refused", str(err), body=err.body) from err
+        self._failures += 1
+        if self._failures > MAX_FAILURES:
+            raise RequestError(502, "unit_failed", f"given up after {self._failures} failures: {err}") from err
+        if not self._delivered:
+            return await self._first_step()
+        why_not = self._why_not_continue(step)
+        if why_not is not None:
+            raise RequestError(502, "stream_lost", f"{err}; it can't go on elsewhere: {why_not}") from err
+        if self._tokens_left(step.unit) <= 0:
+            self._outcome = ("length", None)
+            return None
+        plan = await self._planner.rescue()
+        return self._step_on(self._known(plan.unit), plan.reason, "failover")
+
+    def _why_not_continue(self, step: Step) -> Optional[str]:
+        info = self._request.info
+        if not step.owned:
+            return info.stays or info.first_token_stays or "its unit is of kind openai"
+        return None if self._record.can_continue else "its unit gave no token ids"
+
+    def _note_failure(self, step: Step, err: UnitError) -> None:
+        self._move_over("source_failed")
+        self.accounts.failed(err, self._loop.time())
+        if err.client_fault:
+            return
+        epoch = step.unit.epoch
+        if err.unit != step.unit.name:
+            view = self._view(err.unit)
+            epoch = view.epoch if view is not None else 0
+        self._planner.failed.add((err.unit, epoch))
+        if err.kind is not UnitErrorKind.GONE:
+            self._services.units.suspect(err.unit, epoch, str(err))
+
+    def _tokens_left(self, unit: UnitView) -> float:
+        """Output tokens that the client and the model's length still allow."""
+        produced = self._record.output_tokens
+        allowed = bodies.max_tokens_of(self._request.body, self._request.info.endpoint)
+        left = float("inf") if allowed is None else float(allowed - produced)
+        if unit.max_model_len is not None and self._record.prompt_ids is not None:
+            left = min(left, unit.max_model_len - len(self._record.prompt_ids) - produced)
+        return left
+
+    def _step_on(self, unit: UnitView, reason: Reason, handoff: str) -> Step:
+        owned = self._may_own(unit)
+        save = new_ticket(unit) if owned and self._could_move(unit) else None
+        return Step(unit, owned, reason, handoff=handoff, save=save)
+
+    def _may_own(self, unit: UnitView) -> bool:
+        """Whether the daemon makes the text itself, from tokens: only such a stream can change its unit."""
+        info = self._request.info
+        return info.stays is None and info.first_token_stays is None and unit.kind is not UnitKind.OPENAI
+
+    def _could_move(self, unit: UnitView) -> bool:
+        if not (unit.can_hand_over and self._services.config.pd.enabled):
+            return False
+        return any(view.can_hand_over and view.name != unit.name for view in self._services.units.views())
+
+    # ---- moves ----
+
+    async def _order_abort(self, step: Step, leg: Leg, leg_id: str) -> None:
+        deadline = self._services.config.pd.move_deadline
+        ids = response_ids(self._request.info.endpoint, leg_id)
+        try:
+            await self._services.client.abort(self._services.target(step.unit), ids, deadline)
+        except UnitError as err:
+            if self._leg is leg:
+                self._move_over("abort_refused")
+                self._services.log.warning("a move was given up", request_id=leg_id, error=str(err))
+            return
+        self._move_timer = self._loop.call_later(deadline, self._overdue, leg)
+
+    def _overdue(self, leg: Leg) -> None:
+        if self._leg is leg and self._move is not None:
+            leg.abandon(UnitErrorKind.TIMEOUT, "did not end the request after an abort by id")
+
+    def _move_over(self, result: str) -> None:
+        """The move under way is decided; `result` "" when it goes on with a new leg."""
+        move, self._move = self._move, None
+        entry = self._entry
+        entry.moving, entry.target = False, ""
+        if self._move_timer is not None:
+            self._move_timer.cancel()
+        if move is not None and result:
+            entry.last_move = self._loop.time()  # not again at once
+            kind = move_kind(move, self._view(move.target))
+            self.accounts.handoff_ended(kind, result, self._loop.time())
+
+    # ---- helpers ----
+
+    def _abort_later(self, step: Step, leg_id: str) -> None:
+        if step.unit.kind is not UnitKind.OPENAI:
+            self._services.tasks.start(f"abort.{leg_id}", self._abort(step, leg_id))
+
+    async def _abort(self, step: Step, leg_id: str) -> None:
+        await asyncio.sleep(PUBLISH_GUARD)
+        ids = response_ids(self._request.info.endpoint, leg_id)
+        try:
+            await self._services.client.abort(self._services.target(step.unit), ids, ABORT_TIMEOUT)
+        except UnitError as err:
+            self._services.log.debug("an abort did not reach its unit", request_id=leg_id, error=str(err))
+
+    def _expire(self) -> None:
+        self._expired = True
+        if self._leg is not None:
+            self._leg.abandon(UnitErrorKind.TIMEOUT, "limits.request_timeout has passed")
+
+    def _view(self, name: str) -> Optional[UnitView]:
+        return next((view for view in self._services.units.views() if view.name == name), None)
+
+    def _ready(self, name: str) -> Optional[UnitView]:
+        view = self._view(name)
+        return view if view is not None and view.ready else None
+
+    def _known(self, name: str) -> UnitView:
+        view = self._view(name)
+        if view is None:
+            raise RequestError(503, "no_unit_ready", f"unit {name} was removed", 1.0)
+        return view
+
+    @property
+    def _wants_ids(self) -> bool:
+        return bool(self._request.body.get("return_token_ids"))
+
+    def _new_pipeline(self, unit: str) -> TextPipeline:
+        body, info = self._request.body, self._request.info
+        if info.stays is not None or info.first_token_stays is not None:
+            return TextPipeline((), False, 0, False)
+        include = bool(body.get("include_stop_str_in_output"))
+        reasoning = info.endpoint is Endpoint.CHAT and self._services.reasoning(unit)
+        return TextPipeline(bodies.stops_of(body), include, int(body.get("min_tokens") or 0), reasoning)
+
+
+def move_kind(move: Move, target: Optional[UnitView]) -> str:
+    """offload, return or drain, for metrics."""
+    if move.reason.code == "drain":
+        return "drain"
+    return "return" if target is not None and target.role is Role.ACCELERATOR else "offload"

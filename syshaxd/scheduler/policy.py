@@ -1,0 +1,22 @@
+"""What an operator set, as far as decisions depend on it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from syshaxd.config.types import Config, LimitsConfig, PdConfig, SchedulerConfig
+
+
+@dataclass(frozen=True)
+class Policy:
+    """Input of every decision besides request and snapshot."""
+
+    model_name: str = ""  # the alias under which every unit may be asked
+    limits: LimitsConfig = LimitsConfig()
+    pd: PdConfig = PdConfig()
+    scheduler: SchedulerConfig = SchedulerConfig()
+
+
+def policy_of(config: Config) -> Policy:
+    """The decisions' part of a configuration."""
+    return Policy(config.model_name, config.limits, config.pd, config.scheduler)

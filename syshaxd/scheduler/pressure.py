@@ -1,0 +1,179 @@
+"""Moves of running requests: offload under KV pressure, return, drain, and where to go after a failure."""
+
+from __future__ import annotations
+
+from typing import FrozenSet, Iterable, List, Optional, Tuple
+
+from syshaxd.model.plan import Move, Reason, Whole
+from syshaxd.model.request import RequestInfo, Route
+from syshaxd.model.snapshot import InFlight, Snapshot, UnitSnapshot
+from syshaxd.model.unit import Role, UnitState
+
+from .candidates import Failed, accelerator_bounds, candidates, cpu_bounds, full, kv_usage, requests, serves
+from .policy import Policy
+
+LOOK_AHEAD = 0.3  # seconds of growth to keep free: about what noticing, aborting and re-attaching takes
+RELIEF = 0.05  # share of the cache freed below `offload_above`, so that not every token triggers a move
+SETTLE = 1.0  # seconds a request stays after a move
+RETURN_GAP = 0.25  # seconds between two returns
+WORTH = 16  # tokens left below which a move costs more than it brings
+
+
+def rescue(info: RequestInfo, snapshot: Snapshot, policy: Policy, failed: FrozenSet[Failed]) -> Optional[Whole]:
+    """Any ready unit, one with room first, the accelerator side before the CPU side."""
+    options = [
+        (unit, route, full(unit, bounds, info.prompt_tokens) is not None)
+        for role, route, bounds in (
+            (Role.ACCELERATOR, Route.ACCELERATOR, accelerator_bounds(policy)),
+            (Role.CPU, Route.CPU, cpu_bounds(policy)),
+        )
+        for unit in candidates(info, snapshot, policy, failed, role)
+    ]
+    if not options:
+        return None
+    unit, route, _ = min(options, key=lambda option: option[2])
+    return Whole(unit.view.name, route, Reason("failover", "its unit failed"))
+
+
+def moves(snapshot: Snapshot, policy: Policy) -> Tuple[Move, ...]:
+    """All moves that should begin now."""
+    if not (policy.pd.enabled and snapshot.pd.enabled):
+        return ()
+    chosen = list(_drains(snapshot, policy))
+    if policy.pd.auto_offload:
+        for unit in snapshot.ready(Role.ACCELERATOR):
+            chosen += _offloads(unit, snapshot, policy)
+        if not chosen:
+            chosen += _returns(snapshot, policy)
+    return tuple(chosen)
+
+
+def movable(entry: InFlight, snapshot: Snapshot, policy: Policy) -> bool:
+    """Whether this request may move now."""
+    may = entry.stays is None and entry.info.stays is None and entry.info.first_token_stays is None
+    settled = entry.last_move is None or snapshot.at - entry.last_move >= SETTLE
+    return may and settled and entry.first_token is not None and not entry.moving and entry.moves < policy.pd.max_moves
+
+
+def _drains(snapshot: Snapshot, policy: Policy) -> Iterable[Move]:
+    leaving = {unit.view.name for unit in snapshot.units if unit.view.state is UnitState.DRAINING}
+    for entry in snapshot.in_flight:
+        if entry.unit in leaving and movable(entry, snapshot, policy):
+            target = _other(entry, snapshot, policy)
+            if target is not None:
+                yield Move(entry.info.request_id, target, Reason("drain", f"{entry.unit} is draining"))
+
+
+def _other(entry: InFlight, snapshot: Snapshot, policy: Policy) -> Optional[str]:
+    ready = snapshot.ready(Role.ACCELERATOR) + snapshot.ready(Role.CPU)
+    fit = (unit for unit in ready if unit.view.name != entry.unit and serves(unit, entry.info.model, policy))
+    return next((unit.view.name for unit in fit if unit.view.can_hand_over), None)
+
+
+def _offloads(unit: UnitSnapshot, snapshot: Snapshot, policy: Policy) -> List[Move]:
+    excess = _excess_tokens(unit, snapshot, policy)
+    if excess <= 0:
+        return []
+    reason = Reason("kv_pressure", f"{unit.view.name}: KV cache {kv_usage(unit) or 0:.0%} used and growing")
+    room = _cpu_room(snapshot, policy)
+    chosen: List[Move] = []
+    for entry in _victims(unit, snapshot, policy):
+        if excess <= 0 or not room:
+            break
+        target = next((cpu for cpu in room if serves(cpu, entry.info.model, policy)), None)
+        if target is None:
+            continue
+        chosen.append(Move(entry.info.request_id, target.view.name, reason))
+        excess -= _tokens(entry)
+        room.remove(target)
+    return chosen
+
+
+def _excess_tokens(unit: UnitSnapshot, snapshot: Snapshot, policy: Policy) -> float:
+    """KV tokens too many: beyond the limit now, or within LOOK_AHEAD at the present speed. A queue at the unit while
+    the cache is nearly full means that it has preempted already: then one more request leaves."""
+    total = unit.load.kv_total if unit.load is not None else None
+    usage = kv_usage(unit)
+    if unit.load is None or not total or usage is None:
+        return 0.0
+    leaving = sum(_tokens(entry) for entry in snapshot.in_flight if entry.moving and entry.unit == unit.view.name)
+    expected = usage * total + _growth(unit) - leaving
+    if expected > policy.pd.offload_above * total:
+        return expected - (policy.pd.offload_above - RELIEF) * total
+    starved = bool(unit.load.waiting) and usage > policy.pd.return_below and not leaving
+    return 1.0 if starved else 0.0
+
+
+def _growth(unit: UnitSnapshot) -> float:
+    load = unit.load
+    if load is None or not load.step_seconds or not load.running:
+        return 0.0
+    return load.running * LOOK_AHEAD / load.step_seconds
+
+
+def _victims(unit: UnitSnapshot, snapshot: Snapshot, policy: Policy) -> List[InFlight]:
+    """Largest KV first: the fewest moves for the room needed. Nearly finished requests are left to finish."""
+    here = (
+        entry
+        for entry in snapshot.in_flight
+        if entry.unit == unit.view.name and movable(entry, snapshot, policy) and _left(entry) > WORTH
+    )
+    return sorted(here, key=_tokens, reverse=True)
+
+
+def _left(entry: InFlight) -> float:
+    return float("inf") if entry.info.max_tokens is None else entry.info.max_tokens - entry.output_tokens
+
+
+def _tokens(entry: InFlight) -> int:
+    return entry.prompt_tokens + entry.output_tokens
+
+
+def _cpu_room(snapshot: Snapshot, policy: Policy) -> List[UnitSnapshot]:
+    """CPU units that can take a request over, each as often as it has room; requests on their way count."""
+    bounds = cpu_bounds(policy)
+    room: List[UnitSnapshot] = []
+    for unit in snapshot.ready(Role.CPU):
+        coming = sum(entry.moving and entry.target == unit.view.name for entry in snapshot.in_flight)
+        usage = kv_usage(unit)
+        if unit.view.can_hand_over and (usage is None or usage < bounds.kv_usage):
+            room += [unit] * max(0, bounds.max_num_seqs - requests(unit) - coming)
+    return room
+
+
+def _returns(snapshot: Snapshot, policy: Policy) -> List[Move]:
+    """At most one at a time, the one with the most left: its place on the accelerator pays longest."""
+    recent = (entry.last_move for entry in snapshot.in_flight if entry.last_move is not None)
+    if any(entry.moving for entry in snapshot.in_flight) or any(snapshot.at - at < RETURN_GAP for at in recent):
+        return []
+    cpus = {unit.view.name for unit in snapshot.units if unit.view.role is Role.CPU}
+    residents = [
+        entry
+        for entry in snapshot.in_flight
+        if entry.unit in cpus and movable(entry, snapshot, policy) and _late(entry, snapshot, policy)
+    ]
+    for entry in sorted(residents, key=_left, reverse=True):
+        unit = _accelerator_with_room(entry, snapshot, policy)
+        if unit is not None and _left(entry) > WORTH:
+            reason = Reason("room_again", f"{unit.view.name} has room and {entry.unit} is slower than asked for")
+            return [Move(entry.info.request_id, unit.view.name, reason)]
+    return []
+
+
+def _accelerator_with_room(entry: InFlight, snapshot: Snapshot, policy: Policy) -> Optional[UnitSnapshot]:
+    for unit in snapshot.ready(Role.ACCELERATOR):
+        usage = kv_usage(unit, _tokens(entry) + int(_growth(unit)))
+        idle = unit.load is not None and not unit.load.waiting
+        seats = requests(unit) < accelerator_bounds(policy).max_num_seqs
+        if usage is not None and usage < policy.pd.return_below and idle and seats and unit.view.can_hand_over:
+            return unit
+    return None
+
+
+def _late(entry: InFlight, snapshot: Snapshot, policy: Policy) -> bool:
+    """Whether its mean time per token exceeds its target; without a target the faster side is always wanted."""
+    tier = policy.scheduler.slo.get(entry.info.tier.value)
+    target = entry.info.slo_tpot or (tier.tpot if tier is not None else None)
+    if target is None or entry.first_token is None or entry.output_tokens < 2:
+        return True
+    return (snapshot.at - entry.first_token) / (entry.output_tokens - 1) > target * policy.scheduler.safety
