@@ -1,1 +1,1 @@
-"""Unit state machines, reconcile, health, CPU binding."""
+"""Keeps every unit as the configuration wants it: starts, probes, restarts, replaces, stops."""

@@ -1,0 +1,147 @@
+"""Units as child processes of the daemon, each in a session of its own. They end with the daemon, even with kill -9."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Optional
+
+import psutil
+
+from syshaxd.errors import BackendError
+
+from .base import Capabilities, Exit, LaunchSpec, LineSplitter, OnLine, PipeReader, Running
+
+LAUNCHER = Path(__file__).with_name("launch.py")
+LAST_WORDS = 1.0  # seconds to read what a unit wrote before it ended, when a child of it keeps the pipe open
+
+
+class ProcessBackend:
+    """Backend for kind `process`."""
+
+    capabilities = Capabilities(survives_daemon=False, reports_activity=True)
+
+    async def start(self, spec: LaunchSpec, on_line: OnLine) -> Running:
+        """See Backend."""
+        read_end, write_end = os.pipe()
+        try:
+            transport, reader = await _open_reader(read_end, on_line)
+        except BaseException:
+            os.close(write_end)
+            raise
+        try:
+            process = await _spawn(spec, write_end)
+        except BaseException:
+            transport.close()
+            raise
+        finally:
+            os.close(write_end)
+        return ChildProcess(process, transport, reader)
+
+    async def adopt(self, spec: LaunchSpec, on_line: OnLine) -> Optional[Running]:
+        """Children never outlive the daemon: there is nothing to adopt."""
+        return None
+
+    async def close(self) -> None:
+        """Holds nothing."""
+
+
+async def _open_reader(read_end: int, on_line: OnLine) -> tuple[asyncio.ReadTransport, PipeReader]:
+    pipe = os.fdopen(read_end, "rb", 0)
+    loop = asyncio.get_running_loop()
+    try:
+        transport, reader = await loop.connect_read_pipe(lambda: PipeReader(LineSplitter(on_line)), pipe)
+    except BaseException:
+        pipe.close()
+        raise
+    return transport, reader
+
+
+async def _spawn(spec: LaunchSpec, output: int) -> asyncio.subprocess.Process:
+    cpus = ",".join(str(cpu) for cpu in sorted(spec.cpus))
+    argv = (sys.executable, "-I", "-S", str(LAUNCHER), str(os.getpid()), cpus, *spec.argv)
+    try:
+        return await asyncio.create_subprocess_exec(
+            *argv,
+            env=dict(spec.env),
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+        )
+    except OSError as err:
+        raise BackendError(f"unit {spec.unit}: cannot start {argv[0]}: {err.strerror}") from err
+
+
+class ChildProcess:
+    """Running, for a child. Its end is watched by one task, which also reaps the group."""
+
+    container = ""
+
+    def __init__(
+        self, process: asyncio.subprocess.Process, transport: asyncio.ReadTransport, reader: PipeReader
+    ) -> None:
+        self._process = process
+        self._transport = transport
+        self._reader = reader
+        self._asked = False
+        self._ended = asyncio.get_running_loop().create_task(self._watch(), name=f"process.{process.pid}")
+
+    @property
+    def pid(self) -> Optional[int]:
+        """See Running."""
+        return self._process.pid
+
+    async def wait(self) -> Exit:
+        """See Running."""
+        return await asyncio.shield(self._ended)
+
+    async def stop(self, grace: float) -> Exit:
+        """See Running."""
+        self._asked = True
+        self._signal(signal.SIGTERM)
+        await asyncio.wait({self._ended}, timeout=grace)
+        return await self.kill()
+
+    async def kill(self) -> Exit:
+        """See Running."""
+        self._asked = True
+        self._signal(signal.SIGKILL)
+        return await self.wait()
+
+    def activity(self) -> Optional[int]:
+        """See Running. CPU time in milliseconds plus bytes read, of the process and what it started."""
+        try:
+            leader = psutil.Process(self._process.pid)
+            return sum(_activity(process) for process in (leader, *leader.children(recursive=True)))
+        except psutil.Error:
+            return None
+
+    async def release(self) -> None:
+        """A child can't be let go."""
+        await self.kill()
+
+    def _signal(self, number: int) -> None:
+        if not self._ended.done():
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._process.pid, number)
+
+    async def _watch(self) -> Exit:
+        code = await self._process.wait()
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self._process.pid, signal.SIGKILL)  # what the unit left behind in its session
+        await asyncio.wait({self._reader.closed}, timeout=LAST_WORDS)
+        self._transport.close()
+        return Exit(code, self._asked)
+
+
+def _activity(process: psutil.Process) -> int:
+    try:
+        times = process.cpu_times()
+        return int(1000 * (times.user + times.system)) + process.io_counters().read_chars
+    except psutil.Error:
+        return 0

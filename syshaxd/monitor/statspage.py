@@ -1,0 +1,128 @@
+"""Reads a unit's stats page: `sx_unit_stats` in kernels/include/syshax/pool.h, at offset 4096 of its outbox.
+
+A page is rewritten while it is read; the checksum at its end tells a torn read, which is simply repeated.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import struct
+import zlib
+from typing import NamedTuple, Optional
+
+from syshaxd.model.snapshot import UnitLoad
+
+OFFSET = 4096
+FORMAT = 1
+_LAYOUT = struct.Struct("<IIQQQ6IQ4Q6I")
+_CHECKED = _LAYOUT.size - 4
+_RETRIES = 8
+
+
+class Page(NamedTuple):
+    """Fields as in the header; times in nanoseconds of CLOCK_MONOTONIC."""
+
+    size: int
+    format: int
+    sequence: int
+    generation: int
+    time_ns: int
+    running: int
+    waiting: int
+    kv_blocks_used: int
+    kv_blocks_total: int
+    kv_block_size: int
+    step_tokens: int
+    step_ns: int
+    preemptions: int
+    prompt_tokens: int
+    generation_tokens: int
+    steps: int
+    waiting_prompt_tokens: int
+    kv_tokens: int
+    pool_chunks_free: int
+    pool_chunks_total: int
+    reserved: int
+    crc: int
+
+    @property
+    def progress(self) -> tuple[int, int, int]:
+        """Changes whenever the unit computed something."""
+        return self.steps, self.prompt_tokens, self.generation_tokens
+
+    def load(self) -> UnitLoad:
+        """In the terms of a snapshot."""
+        known_pool = self.pool_chunks_total > 0
+        return UnitLoad(
+            at=self.time_ns / 1e9,
+            source="page",
+            running=self.running,
+            waiting=self.waiting,
+            kv_used=self.kv_blocks_used * self.kv_block_size,
+            kv_total=self.kv_blocks_total * self.kv_block_size,
+            kv_usage=self.kv_blocks_used / self.kv_blocks_total if self.kv_blocks_total else None,
+            preemptions=self.preemptions,
+            generation_tokens=self.generation_tokens,
+            prompt_tokens=self.prompt_tokens,
+            waiting_prompt_tokens=self.waiting_prompt_tokens,
+            step_tokens=self.step_tokens,
+            step_seconds=self.step_ns / 1e9,
+            steps=self.steps,
+            pool_free=self.pool_chunks_free / self.pool_chunks_total if known_pool else None,
+            generation=self.generation,
+        )
+
+
+def decode(data: bytes) -> Optional[Page]:
+    """The page in `data`, or None where it is torn, empty or of another format."""
+    if len(data) < _LAYOUT.size:
+        return None
+    page = Page(*_LAYOUT.unpack_from(data))
+    whole = page.size == _LAYOUT.size and page.format == FORMAT and page.crc == zlib.crc32(data[:_CHECKED])
+    return page if whole else None
+
+
+def encode(page: Page) -> bytes:
+    """The reverse, with the right checksum: for units written in Python."""
+    data = _LAYOUT.pack(*page)[:_CHECKED]
+    return data + struct.pack("<I", zlib.crc32(data))
+
+
+class PageReader:
+    """Maps one outbox, as soon as its owner has sized it, and reads its page. Use one a start of the unit."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._map: Optional[mmap.mmap] = None
+
+    def read(self) -> Optional[Page]:
+        """The newest whole page; None where there is none (yet)."""
+        if self._map is None:
+            self._map = _mapped(self._path)
+        if self._map is None:
+            return None
+        for _ in range(_RETRIES):
+            page = decode(self._map[OFFSET : OFFSET + _LAYOUT.size])
+            if page is not None:
+                return page
+        return None
+
+    def close(self) -> None:
+        """Unmap."""
+        if self._map is not None:
+            self._map.close()
+            self._map = None
+
+
+def _mapped(path: str) -> Optional[mmap.mmap]:
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        if os.fstat(descriptor).st_size < 2 * OFFSET:
+            return None
+        return mmap.mmap(descriptor, 2 * OFFSET, mmap.MAP_SHARED, mmap.PROT_READ)
+    finally:
+        os.close(descriptor)

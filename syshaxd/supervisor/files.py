@@ -1,0 +1,69 @@
+"""Files that belong to a unit: its secret, and its outbox in the pool folder (docs/kv-handoff.md section 2)."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import socket
+from pathlib import Path
+
+from syshaxd.errors import BackendError
+
+
+def ensure_secret(state_dir: str, unit: str) -> Path:
+    """Path of the unit's secret, made at the first start and kept after that. Only the daemon's user can read it."""
+    path = Path(state_dir) / "units" / unit
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        if not path.exists() or path.stat().st_mode & 0o077 or not path.read_text(encoding="ascii").strip():
+            _write_private(path, secrets.token_hex(32))
+    except OSError as err:
+        raise BackendError(f"unit {unit}: cannot keep its secret in {path}: {err.strerror}") from err
+    return path
+
+
+def read_secret(path: str) -> str:
+    """The secret in a file; "" for no file."""
+    if not path:
+        return ""
+    try:
+        return Path(path).read_text(encoding="utf-8").strip()
+    except OSError as err:
+        raise BackendError(f"cannot read the API key file {path}: {err.strerror}") from err
+
+
+def make_outbox(path: str) -> None:
+    """A new, empty pool file (0660), in place of one that a dead owner left. The owner sizes it."""
+    remove_outbox(path)
+    try:
+        Path(path).parent.mkdir(parents=True, exist_ok=True, mode=0o2770)
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o660))
+        os.chmod(path, 0o660)  # whatever the umask says
+    except OSError as err:
+        raise BackendError(f"cannot make the pool file {path}: {err.strerror}") from err
+
+
+def remove_outbox(path: str) -> None:
+    """Unlink the outbox of a unit that is gone: who still maps it keeps the old pages, nobody finds it any more."""
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(path)
+
+
+def free_port(host: str) -> int:
+    """A TCP port that is free now. A unit that loses the race for it ends, and its next start gets another one."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.bind((host, 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def _write_private(path: Path, text: str) -> None:
+    temporary = path.with_name(f".{path.name}.new")
+    with contextlib.suppress(FileNotFoundError):
+        temporary.unlink()
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    with os.fdopen(descriptor, "w", encoding="ascii") as file:
+        file.write(text + "\n")
+    temporary.rename(path)

@@ -1,0 +1,138 @@
+"""How each kind of unit is started: configuration in, one complete LaunchSpec out. Pure."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+from dataclasses import dataclass, field, replace
+from typing import Mapping, Optional
+
+from syshaxd.backends.base import LaunchSpec
+from syshaxd.config.types import UnitConfig
+from syshaxd.model.unit import BackendKind, UnitKind
+from syshaxd.topology import format_cpu_list
+
+# What a unit may inherit. Everything else, above all the service manager's variables and other people's secrets, stays.
+INHERITED = (
+    "PATH", "HOME", "USER", "LOGNAME", "LANG", "TZ", "TMPDIR", "PYTHONPATH", "LD_LIBRARY_PATH", "XDG_CACHE_HOME",
+)  # fmt: skip
+INHERITED_PREFIXES = ("LC_",)
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What a start needs besides the unit's own configuration. `port` 0 and `secret_file` "": not chosen yet."""
+
+    model_name: str
+    pool_dir: str
+    pool_bytes: int
+    cpus: frozenset[int] = frozenset()
+    port: int = 0
+    secret_file: str = ""
+    environ: Mapping[str, str] = field(default_factory=dict)  # the daemon's own
+
+
+def launch_spec(unit: UnitConfig, around: Surroundings) -> LaunchSpec:
+    """The start of one unit."""
+    if unit.backend is BackendKind.EXTERNAL:
+        return LaunchSpec(unit.name, (), {}, unit.url.rstrip("/"))
+    port = unit.port or around.port
+    spec = LaunchSpec(
+        unit=unit.name,
+        argv=_command(unit, replace(around, port=port)),
+        env=_environment(unit, around),
+        url=f"http://{_bracketed(unit.host)}:{port}",
+        cpus=around.cpus,
+    )
+    return replace(spec, digest=digest(unit, around))
+
+
+def digest(unit: UnitConfig, around: Surroundings) -> str:
+    """Identity of a unit: what it is run with, but not the port, the secret and what the daemon's environment holds."""
+    around = replace(around, port=0, secret_file="", environ={})
+    parts = {
+        "backend": unit.backend.value,
+        "url": unit.url,
+        "host": unit.host,
+        "port": unit.port,
+        "argv": _command(unit, around)[1:],
+        "env": dict(_environment(unit, around)),
+        "cpus": sorted(around.cpus),
+        "container": repr(unit.container),
+    }
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def served_name(unit: UnitConfig, default: str) -> str:
+    """The model name under which the unit answers."""
+    return unit.served_name or default or unit.model_path.rstrip("/").rpartition("/")[2]
+
+
+def pool_file(unit: UnitConfig, around: Surroundings) -> str:
+    """Path of the unit's outbox; "" where it has none."""
+    has_outbox = unit.backend is not BackendKind.EXTERNAL and unit.kind is not UnitKind.OPENAI and around.pool_bytes > 0
+    return f"{around.pool_dir}/{unit.name}.pool" if has_outbox else ""
+
+
+def _command(unit: UnitConfig, around: Surroundings) -> tuple[str, ...]:
+    if unit.command:
+        return (*(_filled(word, unit, around) for word in unit.command), *unit.extra_args)
+    if unit.kind is UnitKind.SYSINFER:
+        return (*_sysinfer(unit, around), *unit.extra_args)
+    return ()  # vllm: its recipe comes with the container backends
+
+
+def _filled(word: str, unit: UnitConfig, around: Surroundings) -> str:
+    values = {
+        "{host}": unit.host,
+        "{port}": str(around.port),
+        "{model}": unit.model_path,
+        "{served_name}": served_name(unit, around.model_name),
+        "{api_key_file}": around.secret_file,
+        "{cpus}": format_cpu_list(around.cpus),
+        "{python}": sys.executable,
+    }
+    for name, value in values.items():
+        word = word.replace(name, value)
+    return word
+
+
+def _sysinfer(unit: UnitConfig, around: Surroundings) -> tuple[str, ...]:
+    words = [sys.executable, "-m", "sysinfer", "serve", unit.model_path]
+    options: dict[str, Optional[object]] = {
+        "--served-model-name": served_name(unit, around.model_name),
+        "--host": unit.host,
+        "--port": around.port,
+        "--cpus": format_cpu_list(around.cpus) or None,
+        "--threads": unit.cpu.threads,
+        "--api-key-file": around.secret_file,
+        "--max-model-len": unit.max_model_len,
+        "--kv-blocks": unit.kv_blocks,
+        "--block-size": unit.block_size,
+        "--quantize": unit.quantize or None,
+    }
+    for name, value in options.items():
+        if value is not None:
+            words += [name, str(value)]
+    return tuple(words)
+
+
+def _environment(unit: UnitConfig, around: Surroundings) -> Mapping[str, str]:
+    inherited = {
+        name: value
+        for name, value in around.environ.items()
+        if name in INHERITED or name.startswith(INHERITED_PREFIXES)
+    }
+    pool = {}
+    if pool_file(unit, around):
+        pool = {
+            "SYSHAX_POOL_DIR": around.pool_dir,
+            "SYSHAX_POOL_NAME": f"{unit.name}.pool",
+            "SYSHAX_POOL_BYTES": str(around.pool_bytes),
+        }
+    return {**inherited, **pool, **unit.env}
+
+
+def _bracketed(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
