@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import time
-from dataclasses import replace
 from typing import Callable, Mapping, Optional, Protocol, Sequence
 
 import psutil
 
 from syshaxd.config.types import MonitorConfig
+from syshaxd.errors import UnitError
 from syshaxd.log import Log
 from syshaxd.model.ports import Ledger, PdGate
 from syshaxd.model.snapshot import HostLoad, InFlight, Snapshot, UnitLoad, UnitSnapshot
 from syshaxd.model.unit import UnitView
 from syshaxd.tasks import TaskSet
 from syshaxd.topology import Topology
-from syshaxd.unitclient import Target, UnitClient, UnitError
+from syshaxd.unitclient import Target, UnitClient
 
 from .statspage import PageReader
 from .vllm_metrics import MetricsError, parse_load
@@ -83,7 +83,8 @@ class SystemMonitor:
         by_unit: dict[str, list[InFlight]] = {}
         for entry in in_flight:
             by_unit.setdefault(entry.unit, []).append(entry)
-        units = tuple(_unit_snapshot(view, self._load(view), by_unit.get(view.name, ())) for view in self._units.views())
+        views = self._units.views()
+        units = tuple(_unit_snapshot(view, self._load(view), by_unit.get(view.name, ())) for view in views)
         return Snapshot(
             at=self._clock(),
             units=units,
@@ -204,12 +205,14 @@ def host_load(topology: Topology) -> HostLoad:
 
 
 def _unit_snapshot(view: UnitView, load: Optional[UnitLoad], entries: Sequence[InFlight]) -> UnitSnapshot:
+    queued = [entry for entry in entries if entry.first_token is None]
     return UnitSnapshot(
         view=view,
         load=load,
         in_flight=len(entries),
         in_flight_tokens=sum(entry.prompt_tokens + entry.output_tokens for entry in entries),
-        queued_prompt_tokens=sum(entry.prompt_tokens for entry in entries if entry.first_token is None),
+        queued=len(queued),
+        queued_prompt_tokens=sum(entry.prompt_tokens for entry in queued),
     )
 
 

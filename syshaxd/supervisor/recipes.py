@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import sys
 from dataclasses import dataclass, field, replace
 from typing import Mapping, Optional
 
 from syshaxd.backends.base import LaunchSpec
+from syshaxd.config import unit_digest
 from syshaxd.config.types import UnitConfig
 from syshaxd.model.unit import BackendKind, UnitKind
 from syshaxd.topology import format_cpu_list
@@ -49,19 +49,12 @@ def launch_spec(unit: UnitConfig, around: Surroundings) -> LaunchSpec:
 
 
 def digest(unit: UnitConfig, around: Surroundings) -> str:
-    """Identity of a unit: what it is run with, but not the port, the secret and what the daemon's environment holds."""
-    around = replace(around, port=0, secret_file="", environ={})
-    parts = {
-        "backend": unit.backend.value,
-        "url": unit.url,
-        "host": unit.host,
-        "port": unit.port,
-        "argv": _command(unit, around)[1:],
-        "env": dict(_environment(unit, around)),
-        "cpus": sorted(around.cpus),
-        "container": repr(unit.container),
-    }
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+    """Identity of a unit: what the configuration says of it, the name it serves and the CPUs it was given.
+
+    Not the port, the secret and what the daemon's own environment holds.
+    """
+    parts = (unit_digest(unit, around.pool_bytes), served_name(unit, around.model_name), format_cpu_list(around.cpus))
+    return hashlib.sha256("|".join(parts).encode()).hexdigest()[:16]
 
 
 def served_name(unit: UnitConfig, default: str) -> str:
