@@ -13,6 +13,9 @@ from syshaxd.config.types import UnitConfig
 from syshaxd.model.unit import BackendKind, UnitKind
 from syshaxd.topology import format_cpu_list
 
+from .binding.apply import environment
+from .binding.plan import Binding
+
 # What a unit may inherit. Everything else, above all the service manager's variables and other people's secrets, stays.
 INHERITED = (
     "PATH", "HOME", "USER", "LOGNAME", "LANG", "TZ", "TMPDIR", "PYTHONPATH", "LD_LIBRARY_PATH", "XDG_CACHE_HOME",
@@ -27,7 +30,7 @@ class Surroundings:
     model_name: str
     pool_dir: str
     pool_bytes: int
-    cpus: frozenset[int] = frozenset()
+    binding: Binding
     port: int = 0
     secret_file: str = ""
     environ: Mapping[str, str] = field(default_factory=dict)  # the daemon's own
@@ -43,7 +46,7 @@ def launch_spec(unit: UnitConfig, around: Surroundings) -> LaunchSpec:
         argv=_command(unit, replace(around, port=port)),
         env=_environment(unit, around),
         url=f"http://{_bracketed(unit.host)}:{port}",
-        cpus=around.cpus,
+        cpus=around.binding.cpus,
     )
     return replace(spec, digest=digest(unit, around))
 
@@ -53,7 +56,7 @@ def digest(unit: UnitConfig, around: Surroundings) -> str:
 
     Not the port, the secret and what the daemon's own environment holds.
     """
-    parts = (unit_digest(unit, around.pool_bytes), served_name(unit, around.model_name), format_cpu_list(around.cpus))
+    parts = (unit_digest(unit, around.pool_bytes), served_name(unit, around.model_name), format_cpu_list(around.binding.cpus))
     return hashlib.sha256("|".join(parts).encode()).hexdigest()[:16]
 
 
@@ -83,7 +86,7 @@ def _filled(word: str, unit: UnitConfig, around: Surroundings) -> str:
         "{model}": unit.model_path,
         "{served_name}": served_name(unit, around.model_name),
         "{api_key_file}": around.secret_file,
-        "{cpus}": format_cpu_list(around.cpus),
+        "{cpus}": format_cpu_list(around.binding.cpus),
         "{python}": sys.executable,
     }
     for name, value in values.items():
@@ -97,7 +100,7 @@ def _sysinfer(unit: UnitConfig, around: Surroundings) -> tuple[str, ...]:
         "--served-model-name": served_name(unit, around.model_name),
         "--host": unit.host,
         "--port": around.port,
-        "--cpus": format_cpu_list(around.cpus) or None,
+        "--cpus": format_cpu_list(around.binding.cpus) or None,
         "--threads": unit.cpu.threads,
         "--api-key-file": around.secret_file,
         "--max-model-len": unit.max_model_len,
@@ -124,7 +127,7 @@ def _environment(unit: UnitConfig, around: Surroundings) -> Mapping[str, str]:
             "SYSHAX_POOL_NAME": f"{unit.name}.pool",
             "SYSHAX_POOL_BYTES": str(around.pool_bytes),
         }
-    return {**inherited, **pool, **unit.env}
+    return {**inherited, **environment(around.binding), **pool, **unit.env}
 
 
 def _bracketed(host: str) -> str:

@@ -13,6 +13,7 @@ from syshaxd.config.types import HealthConfig, UnitConfig
 from syshaxd.errors import BackendError
 from syshaxd.model.unit import BackendKind, Role, UnitKind
 from syshaxd.supervisor import files
+from syshaxd.supervisor.binding.plan import Binding
 from syshaxd.supervisor.recipes import Surroundings, digest, launch_spec, pool_file
 
 UNIT = UnitConfig(name="cpu", role=Role.CPU, model_path="/models/tiny.gguf", env={"OMP_NUM_THREADS": "4"})
@@ -20,7 +21,7 @@ AROUND = Surroundings(
     model_name="tiny",
     pool_dir="/dev/shm/syshax",
     pool_bytes=1024,
-    cpus=frozenset({0, 1, 2}),
+    binding=Binding("cpu", cpus=frozenset({0, 1, 2})),
     port=4711,
     secret_file="/var/lib/syshax/units/cpu",
     environ={"PATH": "/bin", "LC_ALL": "C", "NOTIFY_SOCKET": "/run/x", "AWS_SECRET_ACCESS_KEY": "x", "LISTEN_FDS": "1"},
@@ -45,6 +46,8 @@ def test_environment_is_scrubbed() -> None:
         "SYSHAX_POOL_DIR": "/dev/shm/syshax",
         "SYSHAX_POOL_NAME": "cpu.pool",
         "SYSHAX_POOL_BYTES": "1024",
+        "GOMP_CPU_AFFINITY": "0-2",
+        "CUSTOM_CPU_AFFINITY": "0-2",
         "OMP_NUM_THREADS": "4",
     }
 
@@ -74,7 +77,7 @@ def test_identity_ignores_what_is_chosen_at_run_time() -> None:
         replace(UNIT, extra_args=("--x",)),
     ):
         assert digest(changed, AROUND) != digest(UNIT, AROUND)
-    assert digest(UNIT, replace(AROUND, cpus=frozenset({0}))) != digest(UNIT, AROUND)
+    assert digest(UNIT, replace(AROUND, binding=Binding("cpu", cpus=frozenset({0})))) != digest(UNIT, AROUND)
 
 
 def test_secret_is_made_once_and_is_private(tmp_path: Path) -> None:

@@ -1,0 +1,107 @@
+"""Questions to one start of a unit, and how long to wait for its first answer."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from typing import Callable, NamedTuple, Optional
+
+from syshaxd.errors import UnitError
+from syshaxd.unitclient import ModelCard, Target, UnitClient
+
+POLL_FIRST, POLL_MOST = 0.05, 0.5  # seconds between two /health while it starts
+HEALTH_TIMEOUT = 2.0
+ACTIVITY_INTERVAL = 1.0
+WARM_TOKENS = 2  # one prefill, one decode step
+
+
+class Activity(NamedTuple):
+    """Signs of work before a unit answers."""
+
+    lines: int  # written so far
+    busy: Optional[int]  # grows with CPU time and I/O
+
+
+class Deadline:
+    """A start may take `limit` seconds in all and `idle` seconds without a sign of work. Pure."""
+
+    def __init__(self, now: float, limit: float, idle: float) -> None:
+        self._began = self._moved_at = now
+        self._limit = limit
+        self._idle = idle
+        self._last: Optional[Activity] = None
+
+    def saw(self, activity: Activity, now: float) -> None:
+        """Take note."""
+        if activity != self._last:
+            self._last, self._moved_at = activity, now
+
+    def passed(self, now: float) -> Optional[str]:
+        """The reason to give up, or None."""
+        if now - self._began > self._limit:
+            return f"did not answer within {self._limit:g} s (start_timeout)"
+        if now - self._moved_at > self._idle:
+            return f"did nothing for {self._idle:g} s while starting: no log line, no CPU time, no I/O"
+        return None
+
+    def left(self, now: float) -> float:
+        """Seconds of `limit`."""
+        return max(0.0, self._limit - (now - self._began))
+
+
+class Probe:
+    """Asks over HTTP. Errors come back as text where they are an answer, else as UnitError."""
+
+    def __init__(self, client: UnitClient, target: Target, model: str) -> None:
+        self._client = client
+        self._target = target
+        self.model = model
+
+    async def health_error(self, timeout: float) -> Optional[str]:
+        """None where /health says yes."""
+        try:
+            return None if await self._client.health(self._target, timeout) else "HTTP 503 from /health"
+        except UnitError as err:
+            return str(err)
+
+    async def card(self, timeout: float) -> ModelCard:
+        """What it serves; it must serve our model, or exactly one where the configuration names none."""
+        cards = await self._client.models(self._target, timeout)
+        for card in cards:
+            if card.id == self.model or (not self.model and len(cards) == 1):
+                self.model = card.id
+                return card
+        names = ", ".join(card.id for card in cards) or "nothing"
+        raise WrongModel(f"it serves {names}; the configuration expects {self.model or 'one model'}")
+
+    async def generation_error(self, timeout: float) -> Optional[str]:
+        """None where it generates."""
+        try:
+            await self._client.generate_once(self._target, self.model, WARM_TOKENS, timeout)
+        except UnitError as err:
+            return str(err)
+        return None
+
+
+class WrongModel(Exception):
+    """The unit serves something else."""
+
+
+async def await_answer(
+    probe: Probe, deadline: Deadline, activity: Callable[[], Activity], clock: Callable[[], float] = time.monotonic
+) -> Optional[str]:
+    """Poll /health until it says yes (None) or the deadline passes (the reason)."""
+    pause, looked_at = POLL_FIRST, clock() - ACTIVITY_INTERVAL
+    while True:
+        with contextlib.suppress(UnitError):
+            if await probe.health_error(HEALTH_TIMEOUT) is None:
+                return None
+        if clock() - looked_at >= ACTIVITY_INTERVAL:
+            looked_at = clock()
+            deadline.saw(activity(), looked_at)
+        reason = deadline.passed(clock())
+        if reason is not None:
+            return reason
+        await asyncio.sleep(pause)
+        pause = min(POLL_MOST, pause * 1.2)

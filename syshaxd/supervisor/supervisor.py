@@ -1,0 +1,264 @@
+"""Supervisor: all units of the daemon, and the one loop that brings them to what the configuration wants."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from typing import Callable, Mapping, Optional, Sequence
+
+from syshaxd.backends.base import Backend
+from syshaxd.config.types import Config, UnitConfig
+from syshaxd.errors import BackendError, ConfigError, ControlError, DeadlineError, Problem
+from syshaxd.model.snapshot import InFlight
+from syshaxd.model.unit import BackendKind, UnitKind, UnitState, UnitView
+from syshaxd.tasks import TaskSet, cancelled, within
+from syshaxd.unitclient import UnitClient
+
+from .binding.host import HostTree
+from .binding.plan import Ask, Binding, BindingPlan, plan
+from .life import What
+from .recipes import Surroundings
+from .unit import Desired, Tools, Unit
+
+RECONCILE = 1.0  # seconds between two looks when nothing happens
+STOP_MARGIN = 5.0  # seconds beyond a unit's own timeouts until it is given up
+SETTLED = (UnitState.READY, UnitState.FAILED, UnitState.STOPPED)
+
+
+@dataclass(frozen=True)
+class Applied:
+    """What a new configuration means for the units, by name."""
+
+    added: tuple[str, ...]
+    removed: tuple[str, ...]
+    replaced: tuple[str, ...]
+
+
+def binding_plan(units: Sequence[UnitConfig], host: HostTree) -> BindingPlan:
+    """CPUs and memory of the units that run here. Raises ConfigError where the host can't give what is asked for."""
+    planned = plan(host, [_ask(unit) for unit in units if unit.backend is not BackendKind.EXTERNAL])
+    if planned.problems:
+        raise ConfigError([Problem(text, key="units") for text in planned.problems])
+    return planned
+
+
+def desired_units(config: Config, host: HostTree) -> tuple[Desired, ...]:
+    """What to run. Pure; raises ConfigError as binding_plan does."""
+    planned = binding_plan(config.units, host)
+    return tuple(_desired(config, unit, planned.unit(unit.name) or Binding(unit.name)) for unit in config.units)
+
+
+def _ask(unit: UnitConfig) -> Ask:
+    on_accelerator = unit.accelerator != "none"
+    on_cpu_vllm = unit.kind is UnitKind.VLLM and not on_accelerator
+    return Ask(
+        name=unit.name,
+        affinity=unit.cpu.affinity,
+        threads=unit.cpu.threads,
+        reserved=unit.cpu.reserved,
+        memory_nodes=unit.cpu.memory_nodes,
+        on_accelerator=on_accelerator,
+        n_devices=len(unit.device_ids) or unit.tensor_parallel_size,
+        ranks=unit.tensor_parallel_size if on_cpu_vllm else 1,
+        one_rank_a_node=on_cpu_vllm,
+    )
+
+
+def _desired(config: Config, unit: UnitConfig, binding: Binding) -> Desired:
+    around = Surroundings(config.model_name, config.pd.pool_dir, config.pd.pool_size, binding)
+    return Desired(unit, around, config.state_dir, config.lifecycle.drain_timeout, config.limits.stall_timeout)
+
+
+class Supervisor:
+    """Implements Units. Owns the set of units; each unit's task owns its state."""
+
+    def __init__(
+        self,
+        backends: Mapping[BackendKind, Backend],
+        client: UnitClient,
+        in_flight: Callable[[], Sequence[InFlight]],
+        environ: Mapping[str, str],
+        on_failure: Callable[[str, BaseException], None],
+    ) -> None:
+        self._tools = Tools(backends, client, in_flight, self._on_change, environ)
+        self._on_failure = on_failure
+        self._units: dict[str, Unit] = {}  # configured ones in their order, then those that leave
+        self._runs: dict[str, asyncio.Task[None]] = {}
+        self._leaving: set[str] = set()
+        self._replacing = ""
+        self._wake = asyncio.Event()
+        self._change = asyncio.Event()
+        self._tasks = TaskSet("supervisor", on_failure)
+        self.turns = 0  # of the reconcile loop: it lives while this grows
+
+    # ---- Units
+
+    def views(self) -> tuple[UnitView, ...]:
+        """See Units."""
+        return tuple(unit.view for unit in self._units.values())
+
+    def api_key(self, name: str) -> str:
+        """See Units."""
+        return self._units[name].api_key if name in self._units else ""
+
+    def suspect(self, name: str, epoch: int, reason: str) -> None:
+        """See Units."""
+        if name in self._units:
+            self._units[name].suspect(epoch, reason)
+
+    # ---- commands
+
+    def start(self) -> None:
+        """Begin to reconcile."""
+        self._tasks.start("reconcile", self._reconcile())
+
+    def apply(self, desired: Sequence[Desired]) -> Applied:
+        """New wishes, in force at once; changed units are replaced one by one in the background."""
+        names = [wish.config.name for wish in desired]
+        added = tuple(name for name in names if name not in self._units or name in self._leaving)
+        removed = tuple(name for name in self._units if name not in names and name not in self._leaving)
+        for wish in desired:
+            self._wish(wish)
+        for name in removed:
+            self._leaving.add(name)
+            self._units[name].post(What.STOP, "not in the configuration any more")
+        self._units = {name: self._units[name] for name in (*names, *(n for n in self._units if n not in names))}
+        replaced = tuple(name for name in names if name not in added and self._units[name].outdated)
+        self._on_change()
+        return Applied(added, removed, replaced)
+
+    async def action(self, name: str, action: str, timeout: Optional[float] = None) -> UnitView:
+        """`start`, `stop` or `restart` a unit and wait until that is done. Raises ControlError."""
+        unit = self._named(name)
+        unit.post(What(action), f"{action} asked for")
+        goal = UnitState.STOPPED if action == "stop" else UnitState.READY
+        epoch = unit.view.epoch + (action == "restart")
+
+        def done() -> bool:
+            view = unit.view
+            return view.epoch >= epoch and view.state in (goal, UnitState.FAILED)
+
+        try:
+            await within(timeout or self._patience(unit), f"{action} of unit {name}", self.wait_for(done))
+        except DeadlineError as err:
+            raise ControlError(504, str(err)) from err
+        return unit.view
+
+    def logs(self, name: str, lines: int) -> Sequence[str]:
+        """The last lines a unit wrote."""
+        return tuple(self._named(name).lines)[-lines:] if lines > 0 else ()
+
+    def command(self, name: str) -> Sequence[str]:
+        """The command line of a unit."""
+        return tuple(self._named(name).command)
+
+    async def wait_for(self, condition: Callable[[], bool]) -> None:
+        """Until a change of some unit makes it true. Use with a deadline."""
+        while not condition():
+            self._change.clear()
+            await self._change.wait()
+
+    async def close(self, keep: bool = False) -> tuple[str, ...]:
+        """Stop units in reverse order (or let go of those that outlive us); names those that had to be killed."""
+        await self._tasks.close()
+        stuck = []
+        for name in reversed(tuple(self._units)):
+            if not await self._close_unit(self._units[name], keep):
+                stuck.append(name)
+        self._units.clear()
+        return tuple(stuck)
+
+    async def kill(self) -> None:
+        """Everything at once, without grace."""
+        await self._tasks.close()
+        runs, self._runs = tuple(self._runs.values()), {}
+        for run in runs:
+            run.cancel()
+        if runs:
+            await asyncio.wait(runs, timeout=STOP_MARGIN)
+        self._units.clear()
+
+    # ---- inside
+
+    def _wish(self, wish: Desired) -> None:
+        name = wish.config.name
+        unit = self._units.get(name)
+        if unit is None:
+            unit = self._units[name] = Unit(wish, self._tools, self._on_failure)
+            self._runs[name] = asyncio.get_running_loop().create_task(unit.run(), name=f"unit.{name}")
+            self._runs[name].add_done_callback(self._run_ended)
+            unit.post(What.START)
+        elif name in self._leaving:
+            self._leaving.discard(name)
+            unit.post(What.START)
+        unit.desired = wish
+
+    async def _reconcile(self) -> None:
+        while True:
+            self.turns += 1
+            self._wake.clear()
+            self._forget_gone()
+            self._replace_next()
+            waiter = asyncio.ensure_future(self._wake.wait())
+            try:
+                await asyncio.wait({waiter}, timeout=RECONCILE)
+            finally:
+                waiter.cancel()
+
+    def _replace_next(self) -> None:
+        """One unit at a time, so that the others serve meanwhile; one that does not serve need not wait its turn."""
+        if self._replacing in self._units and self._units[self._replacing].outdated:
+            return  # told, but not started anew yet
+        if self._replacing in self._units and self._units[self._replacing].view.state not in SETTLED:
+            return
+        self._replacing = ""
+        outdated = [unit for name, unit in self._units.items() if unit.outdated and name not in self._leaving]
+        for unit in outdated[:1]:
+            self._replacing = unit.name
+            unit.post(What.RESTART, "new configuration")
+
+    def _forget_gone(self) -> None:
+        for name in tuple(self._leaving):
+            if self._units[name].view.state is UnitState.STOPPED:
+                self._leaving.discard(name)
+                del self._units[name]
+                self._tasks.start(f"forget.{name}", cancelled(self._runs.pop(name)))
+
+    async def _close_unit(self, unit: Unit, keep: bool) -> bool:
+        run = self._runs.pop(unit.name)
+        backend = self._tools.backends.get(unit.desired.config.backend)
+        polite = True
+        if keep and backend is not None and backend.capabilities.survives_daemon:
+            await unit.release()
+        elif not run.done():
+            unit.post(What.STOP)
+            polite = await self._stopped(unit)
+        await cancelled(run)
+        return polite
+
+    async def _stopped(self, unit: Unit) -> bool:
+        grace = unit.desired.drain_timeout + unit.desired.config.stop_timeout + STOP_MARGIN
+        try:
+            stopped = self.wait_for(lambda: unit.view.state is UnitState.STOPPED)
+            await within(grace, f"stop of unit {unit.name}", stopped)
+        except DeadlineError:
+            return False
+        return True
+
+    def _named(self, name: str) -> Unit:
+        if name not in self._units:
+            known = ", ".join(self._units) or "none"
+            raise ControlError(404, f"no unit named {name}; the units are: {known}")
+        return self._units[name]
+
+    def _patience(self, unit: Unit) -> float:
+        config = unit.desired.config
+        return unit.desired.drain_timeout + config.stop_timeout + config.start_timeout + STOP_MARGIN
+
+    def _run_ended(self, run: asyncio.Task[None]) -> None:
+        if not run.cancelled() and run.exception() is not None:
+            self._on_failure(run.get_name(), run.exception() or BackendError("ended"))
+
+    def _on_change(self) -> None:
+        self._wake.set()
+        self._change.set()

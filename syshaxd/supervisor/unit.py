@@ -1,0 +1,379 @@
+"""One supervised unit. Its task is the only writer of its life; everybody else posts events and reads the view."""
+
+from __future__ import annotations
+
+import asyncio
+import collections
+import sys
+import time
+from dataclasses import dataclass, replace
+from typing import Any, Callable, Coroutine, Mapping, Optional, Sequence
+
+from syshaxd import log as logging
+from syshaxd.backends.base import Backend, LaunchSpec, Running
+from syshaxd.config.types import RestartConfig, UnitConfig
+from syshaxd.errors import BackendError, UnitError
+from syshaxd.model.snapshot import InFlight
+from syshaxd.model.unit import BackendKind, UnitState, UnitView
+from syshaxd.monitor import PageReader
+from syshaxd.tasks import TaskSet, cancelled
+from syshaxd.unitclient import Target, UnitClient
+
+from . import files, recipes
+from .life import Act, Event, Life, What, step
+from .probe import Activity, Deadline, Probe, WrongModel, await_answer
+from .vitals import Pulse, Vitals, pulse
+
+log = logging.Log("supervisor")
+unit_log = logging.Log("unit")
+KEPT_LINES = 200
+SHOWN_LINES = 50
+DRAIN_POLL = 0.05
+MAX_EVENTS = 256
+
+
+@dataclass(frozen=True)
+class Desired:
+    """What the configuration wants of one unit. Replaced whole."""
+
+    config: UnitConfig
+    around: recipes.Surroundings
+    state_dir: str
+    drain_timeout: float
+    stall_timeout: float
+    idle_start: float = 120.0  # seconds without a sign of work before a start is given up
+
+    @property
+    def digest(self) -> str:
+        """Changes when the unit has to be replaced."""
+        return recipes.digest(self.config, self.around)
+
+
+@dataclass(frozen=True)
+class Tools:
+    """What all units share."""
+
+    backends: Mapping[BackendKind, Backend]
+    client: UnitClient
+    in_flight: Callable[[], Sequence[InFlight]]
+    changed: Callable[[], None]  # a view changed
+    environ: Mapping[str, str]
+    clock: Callable[[], float] = time.monotonic
+
+
+@dataclass
+class Start:
+    """One start of the unit and what hangs on it."""
+
+    spec: LaunchSpec
+    running: Running
+    probe: Probe
+    pool_file: str
+    page: Optional[PageReader]
+    began: float
+    max_model_len: Optional[int] = None
+
+
+class Unit:
+    """Commands are `post`ed; `view` is what others may know."""
+
+    def __init__(self, desired: Desired, tools: Tools, on_failure: Callable[[str, BaseException], None]) -> None:
+        self.name = desired.config.name
+        self.desired = desired
+        self.api_key = ""
+        self.lines: collections.deque[str] = collections.deque(maxlen=KEPT_LINES)
+        self._line_count = 0
+        self._tools = tools
+        self._life = Life(since=tools.clock())
+        self._start: Optional[Start] = None
+        self._launched = desired
+        self._events: asyncio.Queue[Event] = asyncio.Queue(MAX_EVENTS)
+        self._suspicion = ""
+        self._suspected = asyncio.Event()
+        self._activity: Optional[asyncio.Task[None]] = None
+        self._tasks = TaskSet(f"unit.{self.name}", on_failure)
+        self.view = self._make_view()
+
+    def post(self, what: What, reason: str = "") -> None:
+        """A command. Raises BackendError when the unit has not taken the last 256 of them."""
+        self._put(Event(what, reason))
+
+    def suspect(self, epoch: int, reason: str) -> None:
+        """Look at it now."""
+        if epoch == self._life.epoch:
+            self._suspicion = reason
+            self._suspected.set()
+
+    @property
+    def wanted(self) -> bool:
+        """Whether it should run."""
+        return self._life.wanted
+
+    @property
+    def outdated(self) -> bool:
+        """Whether it runs something else than the configuration wants."""
+        return self._life.wanted and self._launched.digest != self.desired.digest
+
+    @property
+    def command(self) -> Sequence[str]:
+        """The command line of its start: the last one, or the one to come."""
+        spec = self._start.spec if self._start else recipes.launch_spec(self.desired.config, self.desired.around)
+        return spec.argv
+
+    async def run(self) -> None:
+        """The unit's task. When it is cancelled, the unit is killed."""
+        try:
+            while True:
+                await self._take(await self._events.get())
+        finally:
+            await self._tasks.close()
+            if self._start is not None:
+                await self._start.running.kill()
+                self._bury()
+
+    async def release(self) -> None:
+        """Let go of a unit that outlives the daemon."""
+        if self._start is not None:
+            start, self._start = self._start, None
+            await self._tasks.close()
+            await start.running.release()
+
+    # ---- events in, activities out
+
+    async def _take(self, event: Event) -> None:
+        before = self._life
+        life, act = step(before, event, self._tools.clock(), self._restart_policy())
+        if event.what is What.EXITED and event.epoch == before.epoch:
+            self._bury()
+        if act is not None:
+            if self._activity is not None:
+                await cancelled(self._activity)
+            self._life = life
+            if act is Act.LAUNCH:
+                self._launched = self.desired
+            self._activity = self._tasks.start(act.value, self._activities(act, life))
+        self._life = life
+        if life != before:
+            self._tell(before, event)
+            self._publish()
+
+    def _restart_policy(self) -> RestartConfig:
+        """Nobody but its owner can bring an external unit back, so we never stop looking for it."""
+        config = self.desired.config
+        return replace(config.restart, limit=sys.maxsize) if _is_external(config) else config.restart
+
+    def _activities(self, act: Act, life: Life) -> Coroutine[Any, Any, None]:
+        if act is Act.AWAIT_RETRY:
+            return self._await_retry(life)
+        return {
+            Act.LAUNCH: self._launch,
+            Act.WARM_UP: self._warm_up,
+            Act.WATCH: self._watch,
+            Act.DRAIN: self._drain,
+            Act.TERMINATE: self._terminate,
+            Act.KILL: self._kill,
+            Act.NOTHING: self._nothing,
+        }[act](life.epoch)
+
+    async def _launch(self, epoch: int) -> None:
+        try:
+            start = self._start = await self._begin()
+        except BackendError as err:
+            return self._report(What.EXITED, epoch, str(err))
+        self._tasks.start("exit", self._await_exit(start, epoch))
+        self._publish()
+        config = self.desired.config
+        deadline = Deadline(start.began, config.start_timeout, self.desired.idle_start)
+        late = await await_answer(start.probe, deadline, self._signs, self._tools.clock)
+        self._report(What.BROKEN if late else What.ANSWERS, epoch, late or "")
+
+    async def _begin(self) -> Start:
+        config, around = self._launched.config, self._launched.around
+        secret = config.api_key_file
+        if not secret and not _is_external(config):
+            secret = str(files.ensure_secret(self.desired.state_dir, self.name))
+        self.api_key = files.read_secret(secret)
+        port = config.port or (0 if _is_external(config) else files.free_port(config.host))
+        around = replace(around, port=port, secret_file=secret, environ=self._tools.environ)
+        pool_file = recipes.pool_file(config, around)
+        if pool_file:
+            files.make_outbox(pool_file)
+        spec = recipes.launch_spec(config, around)
+        running = await self._start_or_adopt(spec)
+        model = recipes.served_name(config, around.model_name)
+        probe = Probe(self._tools.client, Target(self.name, spec.url, self.api_key), model)
+        page = PageReader(pool_file) if pool_file else None
+        return Start(spec, running, probe, pool_file, page, self._tools.clock())
+
+    async def _start_or_adopt(self, spec: LaunchSpec) -> Running:
+        kind = self._launched.config.backend
+        backend = self._tools.backends.get(kind)
+        if backend is None:
+            raise BackendError(f"unit {self.name}: backend {kind.value} is not available here")
+        adopted = await backend.adopt(spec, self._on_line) if backend.capabilities.survives_daemon else None
+        return adopted or await backend.start(spec, self._on_line)
+
+    async def _await_exit(self, start: Start, epoch: int) -> None:
+        ended = await start.running.wait()
+        self._report(What.EXITED, epoch, ended.reason)
+
+    async def _warm_up(self, epoch: int) -> None:
+        start, config = self._alive(), self.desired.config
+        left = Deadline(start.began, config.start_timeout, config.start_timeout).left(self._tools.clock())
+        try:
+            card = await start.probe.card(config.health.timeout)
+            error = await start.probe.generation_error(max(left, config.health.canary_timeout))
+        except (WrongModel, UnitError) as err:
+            return self._report(What.BROKEN, epoch, str(err))
+        start.max_model_len = card.max_model_len
+        self._report(What.BROKEN if error else What.WARM, epoch, error or "")
+
+    async def _watch(self, epoch: int) -> None:
+        vitals, reason = Vitals(self._tools.clock()), None
+        while reason is None:
+            suspicion = await self._beat()
+            reason = await self._examine(vitals, suspicion)
+        self._report(What.BROKEN, epoch, reason)
+
+    async def _beat(self) -> str:
+        """Wait for the next look; returns the suspicion that cut it short, or ""."""
+        waiter = asyncio.ensure_future(self._suspected.wait())
+        try:
+            await asyncio.wait({waiter}, timeout=self.desired.config.health.interval)
+        finally:
+            waiter.cancel()
+        suspicion, self._suspicion = self._suspicion, ""
+        self._suspected.clear()
+        return suspicion
+
+    async def _examine(self, vitals: Vitals, suspicion: str) -> Optional[str]:
+        start, health, clock = self._alive(), self.desired.config.health, self._tools.clock
+        if suspicion:
+            log.warning("unit is under suspicion", unit=self.name, reason=suspicion)
+        reason = vitals.saw_pulse(self._pulse(start), clock(), self.desired.stall_timeout)
+        if reason is None:
+            error = await start.probe.health_error(health.timeout)
+            reason = vitals.saw_health(error, health, bool(suspicion))
+        if reason is None and vitals.answers and vitals.canary_due(clock(), health, bool(suspicion)):
+            began = clock()
+            error = await start.probe.generation_error(health.canary_timeout)
+            vitals.saw_pulse(self._pulse(start), clock(), self.desired.stall_timeout)
+            reason = vitals.saw_canary(error, began, clock())
+        return f"{reason} (traffic: {suspicion})" if reason and suspicion else reason
+
+    async def _drain(self, epoch: int) -> None:
+        give_up = self._tools.clock() + self.desired.drain_timeout
+        while self._entries() and self._tools.clock() < give_up:
+            await asyncio.sleep(DRAIN_POLL)
+        self._report(What.DRAINED, epoch)
+
+    async def _terminate(self, epoch: int) -> None:
+        if self._start is None:
+            return self._report(What.EXITED, epoch, "stopped before it ran")
+        await self._start.running.stop(self.desired.config.stop_timeout)
+
+    async def _kill(self, epoch: int) -> None:
+        if self._start is None:
+            return self._report(What.EXITED, epoch, "stopped before it ran")
+        await self._start.running.kill()
+
+    async def _await_retry(self, life: Life) -> None:
+        await asyncio.sleep(max(0.0, (life.retry_at or 0.0) - self._tools.clock()))
+        self._report(What.RETRY, life.epoch)
+
+    async def _nothing(self, epoch: int) -> None:
+        """No process, nothing to do."""
+
+    # ---- what is seen of it
+
+    def _alive(self) -> Start:
+        if self._start is None:
+            raise RuntimeError(f"unit {self.name} has no process in state {self._life.state.value}")
+        return self._start
+
+    def _signs(self) -> Activity:
+        return Activity(self._line_count, self._start.running.activity() if self._start else None)
+
+    def _entries(self) -> Sequence[InFlight]:
+        return [entry for entry in self._tools.in_flight() if entry.unit == self.name]
+
+    def _pulse(self, start: Start) -> Pulse:
+        return pulse(start.page.read() if start.page else None, self._entries())
+
+    def _on_line(self, line: str) -> None:
+        self.lines.append(line)
+        self._line_count += 1
+        unit_log.info(line, unit=self.name)
+
+    # ---- state
+
+    def _put(self, event: Event) -> None:
+        try:
+            self._events.put_nowait(event)
+        except asyncio.QueueFull as err:
+            raise BackendError(f"unit {self.name} does not take commands; see the log") from err
+
+    def _report(self, what: What, epoch: int, reason: str = "") -> None:
+        self._put(Event(what, reason, epoch))
+
+    def _bury(self) -> None:
+        """The process is gone: nobody shall find its outbox."""
+        if self._start is not None:
+            if self._start.page is not None:
+                self._start.page.close()
+            if self._start.pool_file:
+                files.remove_outbox(self._start.pool_file)
+        self._start = None
+
+    def _publish(self) -> None:
+        self.view = self._make_view()
+        self._tools.changed()
+
+    def _make_view(self) -> UnitView:
+        config, life, start = self._launched.config, self._life, self._start
+        return UnitView(
+            name=self.name,
+            role=config.role,
+            kind=config.kind,
+            backend=config.backend,
+            state=life.state,
+            url=start.spec.url if start else "",
+            epoch=life.epoch,
+            model=start.probe.model if start else recipes.served_name(config, self._launched.around.model_name),
+            max_model_len=start.max_model_len if start else None,
+            pool_file=start.pool_file if start else "",
+            pid=start.running.pid if start else None,
+            container=start.running.container if start else "",
+            since=life.since,
+            restarts=max(0, life.epoch - 1),
+            reason=life.reason,
+            last_log=tuple(self.lines)[-SHOWN_LINES:] if life.state is UnitState.FAILED else (),
+            digest=self._launched.digest,
+        )
+
+    def _tell(self, before: Life, event: Event) -> None:
+        tell_transition(self.name, before, self._life, event, self._start, self._tools.clock())
+
+
+def _is_external(config: UnitConfig) -> bool:
+    return config.backend is BackendKind.EXTERNAL
+
+
+def tell_transition(unit: str, before: Life, life: Life, event: Event, start: Optional[Start], now: float) -> None:
+    """One log line for each change of state that an operator wants to know of."""
+    if life.state is before.state and life.epoch == before.epoch:
+        return
+    if life.state is UnitState.STARTING:
+        log.info("unit is starting", unit=unit, start=life.epoch, reason=life.reason or None)
+    elif life.state is UnitState.READY and start is not None:
+        seconds = now - start.began
+        log.info("unit is ready", message_id=logging.UNIT_READY, unit=unit, seconds=seconds, url=start.spec.url)
+    elif life.state is UnitState.FAILED:
+        wait = None if life.retry_at is None else life.retry_at - now
+        message_id = logging.UNIT_DIED if wait is not None else logging.UNIT_FAILED
+        message = "unit died; it is started again" if wait is not None else "unit failed too often; it stays down"
+        log.error(message, message_id=message_id, unit=unit, reason=life.reason, wait=wait, failures=life.failures)
+    elif event.what is What.BROKEN:
+        log.error("unit is broken; killing it", unit=unit, reason=life.reason)
+    elif life.state is UnitState.STOPPED:
+        log.info("unit has stopped", message_id=logging.UNIT_STOPPED, unit=unit)
