@@ -56,7 +56,8 @@ def digest(unit: UnitConfig, around: Surroundings) -> str:
 
     Not the port, the secret and what the daemon's own environment holds.
     """
-    parts = (unit_digest(unit, around.pool_bytes), served_name(unit, around.model_name), format_cpu_list(around.binding.cpus))
+    cpus = format_cpu_list(around.binding.cpus)
+    parts = (unit_digest(unit, around.pool_bytes), served_name(unit, around.model_name), cpus)
     return hashlib.sha256("|".join(parts).encode()).hexdigest()[:16]
 
 

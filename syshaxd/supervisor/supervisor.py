@@ -130,13 +130,11 @@ class Supervisor:
     async def action(self, name: str, action: str, timeout: Optional[float] = None) -> UnitView:
         """`start`, `stop` or `restart` a unit and wait until that is done. Raises ControlError."""
         unit = self._named(name)
-        unit.post(What(action), f"{action} asked for")
+        command = unit.post(What(action), f"{action} asked for")
         goal = UnitState.STOPPED if action == "stop" else UnitState.READY
-        epoch = unit.view.epoch + (action == "restart")
 
         def done() -> bool:
-            view = unit.view
-            return view.epoch >= epoch and view.state in (goal, UnitState.FAILED)
+            return unit.taken >= command and unit.view.state in (goal, UnitState.FAILED)
 
         try:
             await within(timeout or self._patience(unit), f"{action} of unit {name}", self.wait_for(done))

@@ -88,15 +88,22 @@ class Unit:
         self._start: Optional[Start] = None
         self._launched = desired
         self._events: asyncio.Queue[Event] = asyncio.Queue(MAX_EVENTS)
+        self._posted = 0
+        self.taken = 0  # commands
         self._suspicion = ""
         self._suspected = asyncio.Event()
         self._activity: Optional[asyncio.Task[None]] = None
         self._tasks = TaskSet(f"unit.{self.name}", on_failure)
         self.view = self._make_view()
 
-    def post(self, what: What, reason: str = "") -> None:
-        """A command. Raises BackendError when the unit has not taken the last 256 of them."""
+    def post(self, what: What, reason: str = "") -> int:
+        """A command; `taken` reaches the number returned when it has had its effect on the state.
+
+        Raises BackendError when the unit has not taken the last 256 events.
+        """
         self._put(Event(what, reason))
+        self._posted += 1
+        return self._posted
 
     def suspect(self, epoch: int, reason: str) -> None:
         """Look at it now."""
@@ -153,9 +160,10 @@ class Unit:
                 self._launched = self.desired
             self._activity = self._tasks.start(act.value, self._activities(act, life))
         self._life = life
+        self.taken += event.epoch is None
         if life != before:
-            self._tell(before, event)
-            self._publish()
+            tell_transition(self.name, before, life, event, self._start, self._tools.clock())
+        self._publish()
 
     def _restart_policy(self) -> RestartConfig:
         """Nobody but its owner can bring an external unit back, so we never stop looking for it."""
@@ -350,9 +358,6 @@ class Unit:
             last_log=tuple(self.lines)[-SHOWN_LINES:] if life.state is UnitState.FAILED else (),
             digest=self._launched.digest,
         )
-
-    def _tell(self, before: Life, event: Event) -> None:
-        tell_transition(self.name, before, self._life, event, self._start, self._tools.clock())
 
 
 def _is_external(config: UnitConfig) -> bool:
