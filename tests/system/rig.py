@@ -1,0 +1,189 @@
+"""A machine to install on: a Debian root with dnf, booted by systemd in a podman container, and our packages in a repo.
+
+One stub package tells dnf, in RPM words, what the Debian root already provides, and carries the file triggers that the
+systemd package of an RPM distribution has (daemon-reload, sysusers, tmpfiles).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import resource
+import shutil
+import subprocess
+import time
+from pathlib import Path
+from typing import Callable, Optional, TypeVar
+
+T = TypeVar("T")
+
+ROOT = Path(__file__).resolve().parents[2]
+BUILD = ROOT / "build" / "system"
+DEBIAN = "bookworm"
+PACKAGES = (
+    "systemd systemd-sysv dbus polkitd dnf rpm curl procps ca-certificates libstdc++6 man-db "
+    "python3 python3-aiohttp python3-yaml python3-jsonschema python3-psutil python3-cpuinfo "
+    "python3-prometheus-client python3-numpy python3-jinja2"
+).split()
+STUB = "syshax-ci-hostcompat"
+LIBRARIES = ("libc.so.6", "libm.so.6", "libpthread.so.0", "libdl.so.2", "librt.so.1", "libgcc_s.so.1", "libstdc++.so.6")
+ALWAYS = "bash coreutils polkit shadow systemd /bin/sh /usr/bin/sh /usr/bin/python3 rtld(GNU_HASH)".split()
+REPOSITORY = "[syshax]\nname=syshax\nbaseurl=file:///srv/repository\ngpgcheck=0\nmetadata_expire=0\n"
+DISTRIBUTIONS = """
+import importlib.metadata, re
+for found in importlib.metadata.distributions():
+    name = re.sub(r"[-_.]+", "-", found.metadata["Name"]).lower()
+    for spelling in {name, name.replace("-", "_")}:
+        print(f"python3-{spelling} = {found.version}")
+    print(f"python3dist({name}) = {found.version}")
+"""
+STUB_SPEC = """
+Name: {name}
+Version: 1
+Release: 1
+Summary: What the Debian root of the tests provides, in RPM words
+License: CC0-1.0
+BuildArch: noarch
+{provides}
+%description
+For tests only.
+%install
+mkdir -p %{{buildroot}}/usr/lib/python3/dist-packages
+echo /usr/lib/python{python}/site-packages > %{{buildroot}}/usr/lib/python3/dist-packages/{name}.pth
+%files
+/usr/lib/python3/dist-packages/{name}.pth
+%transfiletriggerin -P 1000900 -- /usr/lib/systemd/system /etc/systemd/system
+systemctl daemon-reload || :
+systemctl reload-or-restart --marked || :
+%transfiletriggerpostun -P 1000100 -- /usr/lib/systemd/system /etc/systemd/system
+systemctl daemon-reload || :
+%transfiletriggerin -P 1000700 -- /usr/lib/sysusers.d
+systemd-sysusers || :
+%transfiletriggerin -P 1000500 -- /usr/lib/tmpfiles.d
+systemd-tmpfiles --create || :
+"""
+
+
+def run(*command: object, timeout: float = 300, check: bool = True, text: str = "") -> subprocess.CompletedProcess[str]:
+    """Run a command on this machine; its whole output stands in the error when it fails."""
+    words = [str(word) for word in command]
+    result = subprocess.run(words, cwd=ROOT, input=text, capture_output=True, text=True, timeout=timeout)
+    if check and result.returncode != 0:
+        raise AssertionError(f"{' '.join(words)}: status {result.returncode}\n{result.stdout}{result.stderr}")
+    return result
+
+
+def poll(what: str, probe: Callable[[], Optional[T]], timeout: float = 30.0, pause: float = 0.1) -> T:
+    """Ask until the answer is true; an error that names the last answer after `timeout` seconds."""
+    end = time.monotonic() + timeout
+    while True:
+        answer = probe()
+        if answer:
+            return answer
+        if time.monotonic() > end:
+            raise AssertionError(f"{what}: not within {timeout:g} s; last answer {answer!r}")
+        time.sleep(pause)
+
+
+def base_root() -> Path:
+    """The Debian root without our package, made once for each list of packages."""
+    key = hashlib.sha256(" ".join([DEBIAN, *PACKAGES]).encode()).hexdigest()[:12]
+    root = BUILD / f"base-{key}"
+    if not root.exists():
+        BUILD.mkdir(parents=True, exist_ok=True)
+        fresh = BUILD / f"{root.name}.new"
+        shutil.rmtree(fresh, ignore_errors=True)
+        options = ("--variant=minbase", "--mode=root", "--dpkgopt=path-exclude=/usr/share/locale/*")
+        sources = Path("/etc/apt/sources.list.d/debian.sources")
+        where = [str(sources)] if sources.exists() else []
+        run("mmdebstrap", *options, f"--include={','.join(PACKAGES)}", DEBIAN, fresh, *where, timeout=500)
+        settle(fresh)
+        fresh.rename(root)
+    return root
+
+
+def settle(root: Path) -> None:
+    """Set the root up as an RPM distribution would be, with our repository."""
+    files = {
+        "etc/yum.repos.d/syshax.repo": REPOSITORY,
+        # Debian's default enables every service, openEuler's does not.
+        "etc/systemd/system-preset/00-none.preset": "disable *\n",
+        "etc/systemd/journald.conf.d/all.conf": "[Journal]\nRateLimitBurst=0\nStorage=persistent\n",
+    }
+    for name, text in files.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(text)
+
+
+def stub_package(root: Path, folder: Path) -> None:
+    """Build the stub package for that root into `folder`."""
+    python = run("chroot", root, "python3", "-c", "import sys; print('%d.%d' % sys.version_info[:2])").stdout.strip()
+    found = [path for name in LIBRARIES for path in root.glob(f"usr/lib/*-linux-gnu/{name}")]
+    symbols = run("/usr/lib/rpm/elfdeps", "--provides", *(path.resolve() for path in found)).stdout.split("\n")
+    loaders = [path for path in root.glob("usr/lib/*-linux-gnu/ld-linux-*")]
+    symbols += run("/usr/lib/rpm/elfdeps", "--provides", *(path.resolve() for path in loaders)).stdout.split("\n")
+    packages = run("chroot", root, "python3", "-", text=DISTRIBUTIONS).stdout.split("\n")
+    provides = {*ALWAYS, *symbols, *packages, f"python3 = {python}.0", f"python(abi) = {python}"} - {""}
+    spec = folder / f"{STUB}.spec"
+    lines = "\n".join(f"Provides: {item}" for item in sorted(provides))
+    spec.write_text(STUB_SPEC.format(name=STUB, provides=lines, python=python))
+    run("rpmbuild", "--quiet", "--define", f"_topdir {folder}/top", "--define", f"_rpmdir {folder}", "-bb", spec)
+
+
+def make_repository(folder: Path, root: Path, releases: tuple[int, ...] = (1, 2)) -> Path:
+    """A dnf repository with our package in several releases, and the stub."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    stub_package(root, folder)
+    for release in releases:
+        run("packaging/rpm/build", "--release", release, folder, timeout=300)
+    run("createrepo_c", "-q", folder)
+    return folder
+
+
+class Machine:
+    """A running container on a throw-away copy of a root. Commands run in it as root."""
+
+    def __init__(self, name: str, root: Path, repository: Path) -> None:
+        self.name = name
+        self._mounts_before = cgroup_mounts()
+        options = ("--runtime", "runc", "--privileged", "--cgroupns=private", "--systemd=always", "--shm-size=1g")
+        # Not above this machine's own: without CAP_SYS_RESOURCE nothing may raise them.
+        files = min(resource.getrlimit(resource.RLIMIT_NOFILE)[1], 65536)
+        limits = ("--ulimit", f"nofile={files}:{files}", "--ulimit", "nproc=4096:4096")
+        volume = ("-v", f"{repository}:/srv/repository:ro")
+        run("podman", "run", "-d", "--name", name, *options, *limits, *volume, "--rootfs", f"{root}:O", "/sbin/init")
+
+        def booted() -> bool:
+            return self.run("systemctl is-system-running", check=False).stdout.strip() in ("running", "degraded")
+
+        poll("boot", booted, 60)
+
+    def run(self, script: str, check: bool = True, timeout: float = 120) -> subprocess.CompletedProcess[str]:
+        """Run a shell script in the machine."""
+        inner = ("sh", "-c", script)
+        return run("podman", "--runtime", "runc", "exec", self.name, *inner, check=check, timeout=timeout)
+
+    def output(self, script: str, timeout: float = 120) -> str:
+        """What a script writes, without the last line break."""
+        return self.run(script, timeout=timeout).stdout.rstrip("\n")
+
+    def show(self, service: str, name: str) -> str:
+        """One property of a service."""
+        return self.output(f"systemctl show --value --property={name} {service}")
+
+    def status(self) -> dict[str, object]:
+        """`syshax status --json`."""
+        answer = json.loads(self.output("syshax status --json"))
+        assert isinstance(answer, dict)
+        return answer
+
+    def close(self) -> None:
+        """Remove the container; the host's control groups must be as they were."""
+        run("podman", "rm", "-f", "-t", "5", self.name, timeout=120, check=False)
+        assert cgroup_mounts() == self._mounts_before, "the container changed the host's control group mounts"
+
+
+def cgroup_mounts() -> list[str]:
+    """The host's control group mounts with their options."""
+    return [line for line in Path("/proc/mounts").read_text().splitlines() if "/sys/fs/cgroup" in line]
