@@ -90,6 +90,14 @@ class Running(Protocol):
         """Let go of it without ending it (the daemon stops, the unit stays)."""
 
 
+@dataclass(frozen=True)
+class Adopted:
+    """A unit that ran already, and where it answers: its port was chosen at its own start."""
+
+    running: Running
+    url: str
+
+
 class Backend(Protocol):
     """Starts units of one kind."""
 
@@ -100,7 +108,7 @@ class Backend(Protocol):
     async def start(self, spec: LaunchSpec, on_line: OnLine) -> Running:
         """Start the unit; `on_line` gets each line it writes. Raises BackendError."""
 
-    async def adopt(self, spec: LaunchSpec, on_line: OnLine) -> Optional[Running]:
+    async def adopt(self, spec: LaunchSpec, on_line: OnLine) -> Optional[Adopted]:
         """The unit of that name and digest if it runs already; None otherwise. Raises BackendError."""
 
     async def close(self) -> None:

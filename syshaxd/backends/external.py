@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Optional
 
-from .base import Capabilities, Exit, LaunchSpec, OnLine, Running
+from .base import Adopted, Capabilities, Exit, LaunchSpec, OnLine, Running
 
 
 class ExternalBackend:
@@ -17,9 +17,9 @@ class ExternalBackend:
         """Begin to use it."""
         return ExternalUnit()
 
-    async def adopt(self, spec: LaunchSpec, on_line: OnLine) -> Optional[Running]:
+    async def adopt(self, spec: LaunchSpec, on_line: OnLine) -> Optional[Adopted]:
         """The same as start."""
-        return ExternalUnit()
+        return Adopted(ExternalUnit(), spec.url)
 
     async def close(self) -> None:
         """Holds nothing."""

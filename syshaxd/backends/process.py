@@ -14,7 +14,7 @@ import psutil
 
 from syshaxd.errors import BackendError
 
-from .base import Capabilities, Exit, LaunchSpec, LineSplitter, OnLine, PipeReader, Running
+from .base import Adopted, Capabilities, Exit, LaunchSpec, LineSplitter, OnLine, PipeReader, Running
 
 LAUNCHER = Path(__file__).with_name("launch.py")
 LAST_WORDS = 1.0  # seconds to read what a unit wrote before it ended, when a child of it keeps the pipe open
@@ -42,7 +42,7 @@ class ProcessBackend:
             os.close(write_end)
         return ChildProcess(process, transport, reader)
 
-    async def adopt(self, spec: LaunchSpec, on_line: OnLine) -> Optional[Running]:
+    async def adopt(self, spec: LaunchSpec, on_line: OnLine) -> Optional[Adopted]:
         """Children never outlive the daemon: there is nothing to adopt."""
         return None
 
@@ -115,11 +115,7 @@ class ChildProcess:
 
     def activity(self) -> Optional[int]:
         """See Running. CPU time in milliseconds plus bytes read, of the process and what it started."""
-        try:
-            leader = psutil.Process(self._process.pid)
-            return sum(_activity(process) for process in (leader, *leader.children(recursive=True)))
-        except psutil.Error:
-            return None
+        return tree_activity(self._process.pid)
 
     async def release(self) -> None:
         """A child can't be let go."""
@@ -137,6 +133,15 @@ class ChildProcess:
         await asyncio.wait({self._reader.closed}, timeout=LAST_WORDS)
         self._transport.close()
         return Exit(code, self._asked)
+
+
+def tree_activity(pid: int) -> Optional[int]:
+    """CPU time in milliseconds plus bytes read, of a process and what it started; None when it is gone."""
+    try:
+        leader = psutil.Process(pid)
+        return sum(_activity(process) for process in (leader, *leader.children(recursive=True)))
+    except psutil.Error:
+        return None
 
 
 def _activity(process: psutil.Process) -> int:

@@ -204,22 +204,26 @@ class Unit:
         port = config.port or (0 if _is_external(config) else files.free_port(config.host))
         around = replace(around, port=port, secret_file=secret, environ=self._tools.environ)
         pool_file = recipes.pool_file(config, around)
-        if pool_file:
-            files.make_outbox(pool_file)
         spec = recipes.launch_spec(config, around)
-        running = await self._start_or_adopt(spec)
+        backend = self._backend()
+        adopted = await backend.adopt(spec, self._on_line) if backend.capabilities.survives_daemon else None
+        if adopted is not None:
+            running, spec = adopted.running, replace(spec, url=adopted.url)
+        else:
+            if pool_file:
+                files.make_outbox(pool_file)
+            running = await backend.start(spec, self._on_line)
         model = recipes.served_name(config, around.model_name)
         probe = Probe(self._tools.client, Target(self.name, spec.url, self.api_key), model)
         page = PageReader(pool_file) if pool_file else None
         return Start(spec, running, probe, pool_file, page, self._tools.clock())
 
-    async def _start_or_adopt(self, spec: LaunchSpec) -> Running:
+    def _backend(self) -> Backend:
         kind = self._launched.config.backend
         backend = self._tools.backends.get(kind)
         if backend is None:
             raise BackendError(f"unit {self.name}: backend {kind.value} is not available here")
-        adopted = await backend.adopt(spec, self._on_line) if backend.capabilities.survives_daemon else None
-        return adopted or await backend.start(spec, self._on_line)
+        return backend
 
     async def _await_exit(self, start: Start, epoch: int) -> None:
         ended = await start.running.wait()
