@@ -1,0 +1,237 @@
+"""The engine without its thread: sequences in, steps, outputs out."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import deque
+from dataclasses import dataclass
+from typing import Callable, Deque, Dict, Iterable, List, Optional, Tuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sysinfer.detok import TokenBytes
+from sysinfer.handoff import Loader, Saver
+from sysinfer.output import ABORT, ERROR, Generation, Output
+from sysinfer.runner import ALL_LOGITS, LAST_LOGITS, NO_LOGITS, ModelRunner, Row
+from sysinfer.sampling import Sampled, logprob_of, sample
+from sysinfer.scheduler import Scheduler, Step, Work
+from sysinfer.sequence import SaveOn, Sequence, Status
+from sysinfer.stats import EngineStats
+
+log = logging.getLogger("sysinfer.engine")
+
+Floats = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Handoffs:
+    """The two sides of the handoff; None where the unit has no pool."""
+
+    saver: Optional[Saver] = None
+    loader: Optional[Loader] = None
+    load_budget: int = 1024  # tokens copied from a ticket in one step, so that others' decode goes on
+
+
+class EngineCore:
+    """Owns the sequences. One thread calls it; `step` never blocks but for the model."""
+
+    def __init__(
+        self, scheduler: Scheduler, runner: ModelRunner, tokens: TokenBytes, stats: EngineStats, handoffs: Handoffs,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:  # fmt: skip
+        self._scheduler, self._runner, self._tokens = scheduler, runner, tokens
+        self._stats, self._handoffs, self._clock = stats, handoffs, clock
+        self._sequences: Dict[int, Sequence] = {}
+        self._generations: Dict[int, Generation] = {}
+        self._arriving: Deque[Sequence] = deque()  # their handoff is not settled yet
+        scheduler.before_preempt = self._before_preempt
+        stats.blocks_total = scheduler.pool.n_blocks
+
+    @property
+    def idle(self) -> bool:
+        return not self._sequences
+
+    @property
+    def only_arriving(self) -> bool:
+        """Whether there is nothing to do but to wait for other units' tickets."""
+        return self._scheduler.idle
+
+    def add(self, seq: Sequence) -> None:
+        self._sequences[seq.key] = seq
+        self._generations[seq.key] = Generation.of(seq, self._tokens)
+        if self._handoffs.saver is not None:
+            self._handoffs.saver.begin(seq)
+        elif seq.handoff.save is not None:
+            self._stats.save_failures["no_pool"] += 1
+        self._arriving.append(seq)
+        self._settle()
+
+    def _settle(self) -> None:
+        """Passes sequences on to the scheduler once their handoff is pinned or given up."""
+        for _ in range(len(self._arriving)):
+            seq = self._arriving.popleft()
+            if self._settled(seq):
+                self._scheduler.add(seq)
+            else:
+                self._arriving.append(seq)
+
+    def _settled(self, seq: Sequence) -> bool:
+        if seq.handoff.load is None:
+            return True
+        if self._handoffs.loader is None:
+            self._stats.load_failures["no_pool"] += 1
+            return True
+        if not self._handoffs.loader.poll(seq, self._clock()):
+            return False
+        seq.load_pending = self._handoffs.loader.holds(seq)
+        return True
+
+    def abort(self, request_ids: Iterable[str], publish: bool) -> List[Output]:
+        """Ends sequences by request id, or by it with `-` and the number of the choice.
+
+        `publish`: hand over their KV where they have a ticket (abort by id); else it is dropped (client gone).
+        """
+        wanted = set(request_ids)
+        found = [s for s in self._sequences.values() if s.request_id in wanted or f"{s.request_id}-{s.index}" in wanted]
+        return [self._abort(seq, publish) for seq in found]
+
+    def _abort(self, seq: Sequence, publish: bool) -> Output:
+        text = self._generations[seq.key].stops.flush()
+        self._end(seq, ABORT, publish)
+        return Output(seq.key, text=text, finish=ABORT)
+
+    def fail(self) -> List[Output]:
+        """Gives up every sequence, after an error that the engine can't go on from."""
+        keys, self._sequences = list(self._sequences), {}
+        return [Output(key, finish=ERROR) for key in keys]
+
+    def step(self) -> List[Output]:
+        """One step; news of the sequences that got tokens."""
+        begin = time.perf_counter_ns()
+        self._settle()
+        step = self._scheduler.plan()
+        self._continue_loads()
+        if not step.work:
+            self._measure(step, begin, 0)
+            return []
+        rows = [self._row(w) for w in step.work]
+        before = time.perf_counter_ns()
+        logits = self._runner.forward(rows)
+        in_model = time.perf_counter_ns() - before
+        outputs = self._take(step, rows, logits)
+        self._measure(step, begin, in_model)
+        return outputs
+
+    def _row(self, work: Work) -> Row:
+        seq = work.seq
+        logits = ALL_LOGITS if seq.needs_all_logits else LAST_LOGITS if work.samples else NO_LOGITS
+        return Row(seq.tokens[seq.n_computed : seq.n_computed + work.n_tokens], seq.n_computed, seq.blocks, logits)
+
+    def _continue_loads(self) -> None:
+        loader = self._handoffs.loader
+        if loader is None:
+            return
+        for seq in [s for s in self._scheduler.running if s.status is Status.LOADING]:
+            loaded = loader.step(seq, self._handoffs.load_budget)
+            if loaded is not None:
+                self._scheduler.advance(seq, loaded)
+                self._scheduler.loaded(seq)
+                seq.n_external = loaded
+                self._stats.loaded_tokens += loaded
+
+    def _before_preempt(self, seq: Sequence) -> None:
+        """Keeps the KV of a sequence that is about to lose its blocks, and lets go of a load it was in."""
+        if seq.status is Status.LOADING and self._handoffs.loader is not None:
+            self._stats.load_failures["preempted"] += 1
+            self._handoffs.loader.cancel(seq)
+            seq.load_pending = False
+        elif self._handoffs.saver is not None:
+            self._handoffs.saver.save(seq, tail=True)
+
+    def _take(self, step: Step, rows: List[Row], logits: Floats) -> List[Output]:
+        """Samples where a sequence's known tokens are all computed; saves, finishes."""
+        plain = all(w.seq.params.plain and row.logits != ALL_LOGITS for w, row in zip(step.work, rows))
+        best = logits.argmax(axis=1).tolist() if plain and len(logits) else []
+        outputs, at, now = [], 0, self._clock()
+        for work, row in zip(step.work, rows):
+            count = len(row.tokens) if row.logits == ALL_LOGITS else int(row.logits == LAST_LOGITS)
+            mine = logits[at : at + count]
+            if row.logits == ALL_LOGITS:
+                self._note_context(work.seq, row, mine)
+            self._scheduler.advance(work.seq, work.n_tokens)
+            if self._handoffs.saver is not None:
+                self._handoffs.saver.save(work.seq)
+            if work.samples:
+                outputs.append(
+                    self._emit(work.seq, Sampled(best[at]) if plain else self._choose(work.seq, mine[-1]), now)
+                )
+            at += count
+        return outputs
+
+    def _choose(self, seq: Sequence, logits: Floats) -> Sampled:
+        return sample(logits, seq.params, seq.tokens, seq.n_context)
+
+    def _note_context(self, seq: Sequence, row: Row, logits: Floats) -> None:
+        found = self._generations[seq.key].prompt_logprobs
+        del found[max(row.position, 0) :]  # computed again after a preemption
+        following = seq.tokens[row.position + 1 : min(row.position + len(row.tokens), seq.n_context - 1) + 1]
+        found.extend(logprob_of(logits[i], token, seq.params.prompt_logprobs or 0) for i, token in enumerate(following))
+
+    def _emit(self, seq: Sequence, sampled: Sampled, now: float) -> Output:
+        generation = self._generations[seq.key]
+        seq.tokens.append(sampled.token)
+        first = not seq.counted
+        self._count(seq, generation, now)
+        text, finish, reason = generation.push(seq, self._scheduler.config.max_model_len)
+        if finish is not None:
+            self._end(seq, finish, seq.handoff.save_on is SaveOn.FINISH)
+        return Output(
+            seq.key, (sampled.token,), text, (sampled.logprob,) if sampled.logprob else (),
+            tuple(generation.prompt_logprobs) if first else (), finish, reason, seq.n_local + seq.n_external,
+        )  # fmt: skip
+
+    def _count(self, seq: Sequence, generation: Generation, now: float) -> None:
+        stats = self._stats
+        stats.generation_tokens += 1
+        if seq.counted:
+            stats.itl.observe(now - generation.last_time)
+        else:
+            seq.counted = True
+            stats.ttft.observe(now - seq.arrival)
+            stats.prompt_tokens += seq.n_context
+            stats.local_cache_hit += seq.n_local
+            stats.external_kv_transfer += seq.n_external
+            stats.local_compute += seq.n_context - seq.n_local - seq.n_external
+        generation.last_time = now
+
+    def _end(self, seq: Sequence, finish: str, publish: bool) -> None:
+        """Takes `seq` out of everything: ticket first, while its blocks still hold the KV."""
+        handoffs = self._handoffs
+        if handoffs.saver is not None:
+            (handoffs.saver.publish if publish else handoffs.saver.drop)(seq)
+        if handoffs.loader is not None:
+            handoffs.loader.cancel(seq)
+        if seq in self._arriving:
+            self._arriving.remove(seq)
+        else:
+            self._scheduler.finish(seq)
+        del self._sequences[seq.key], self._generations[seq.key]
+        self._stats.finished[finish] += 1
+        self._stats.e2e.observe(self._clock() - seq.arrival)
+
+    def _measure(self, step: Step, begin: int, in_model: int) -> None:
+        stats, scheduler = self._stats, self._scheduler
+        stats.running, stats.waiting = len(scheduler.running), len(scheduler.waiting) + len(self._arriving)
+        stats.blocks_used, stats.preemptions = scheduler.pool.n_used, scheduler.n_preemptions
+        stats.step_tokens = step.n_tokens
+        if step.work:
+            stats.steps += 1
+            stats.step_ns = time.perf_counter_ns() - begin
+            stats.overhead_ns += stats.step_ns - in_model
+
+    def queue_sizes(self) -> Tuple[int, int]:
+        """Context tokens of waiting sequences not computed yet, and tokens in the KV cache of running ones."""
+        waiting = sum(len(s.tokens) for s in self._scheduler.waiting) + sum(len(s.tokens) for s in self._arriving)
+        return waiting, sum(s.n_computed for s in self._scheduler.running)

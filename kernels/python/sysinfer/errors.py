@@ -1,0 +1,22 @@
+"""Errors of sysinfer that a person or a client reads."""
+
+from __future__ import annotations
+
+from typing import Optional
+
+
+class SetupError(Exception):
+    """A wrong argument, environment value or file stops the start; the text says what was expected, found and where."""
+
+
+class ModelFileError(SetupError):
+    """The GGUF file is malformed, or holds a model that this engine can't run."""
+
+
+class RequestError(Exception):
+    """A request is refused; becomes the OpenAI error form with HTTP `status`."""
+
+    def __init__(self, message: str, status: int = 400, param: Optional[str] = None) -> None:
+        super().__init__(message)
+        self.status = status
+        self.param = param

@@ -1,0 +1,150 @@
+"""Opens a model and puts the engine together; runs in the engine's thread."""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import dataclass
+from typing import Optional
+
+from syshax_kernels.context import Context
+from syshax_kernels.errors import KernelError
+from syshax_kernels.pool import CHUNK_TOKENS, Geometry, chunks_that_fit, model_id
+
+from sysinfer.blocks import BlockPool
+from sysinfer.config import Metadata, ModelConfig, read_config, vocabulary
+from sysinfer.core import EngineCore, Handoffs
+from sysinfer.errors import ModelFileError, SetupError
+from sysinfer.gguf import GgufFile
+from sysinfer.handoff import Loader, Saver, open_outbox
+from sysinfer.native import NativeRunner, RunnerSizes
+from sysinfer.options import Options
+from sysinfer.scheduler import Scheduler, SchedulerConfig
+from sysinfer.stats import EngineStats
+from sysinfer.template import ChatTemplate
+from sysinfer.tokenizer import ModelTokenizer
+from sysinfer.weights import KINDS
+
+log = logging.getLogger("sysinfer.engine")
+
+TICKETS = 256
+MEMORY_SHARE = 0.25  # of the free memory, that the KV cache takes unasked
+LOAD_STEP_BYTES = 64 << 20  # of a ticket, copied in one step
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A model file as the server needs it: everything but the weights."""
+
+    file: GgufFile
+    config: ModelConfig
+    meta: Metadata
+    tokenizer: ModelTokenizer
+    template: Optional[ChatTemplate]
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """An engine that is ready. `summary`: what runs, in words."""
+
+    opened: Opened
+    core: EngineCore
+    saver: Optional[Saver]
+    sizes: RunnerSizes
+    summary: str
+
+
+def open_model(options: Options) -> Opened:
+    """Reads configuration, tokenizer and chat template; ModelFileError says what does not fit."""
+    file = GgufFile(options.model)
+    config, meta = read_config(file), Metadata(file.path, file.metadata)
+    tokenizer = ModelTokenizer(meta)
+    if len(tokenizer) > config.vocab:
+        raise ModelFileError(f"{file.path}: {len(tokenizer)} tokens, but the embedding has {config.vocab} rows")
+    source = options.chat_template or meta.find("tokenizer.chat_template", str)
+    bos, eos = (tokenizer.tokens[i] if i is not None else "" for i in (tokenizer.bos, tokenizer.eos))
+    return Opened(file, config, meta, tokenizer, ChatTemplate(source, bos, eos) if source else None)
+
+
+def block_bytes(config: ModelConfig, block_size: int, kv_dtype: str) -> int:
+    """Bytes of KV in a block of so many tokens."""
+    return config.n_layers * 2 * block_size * config.n_kv_heads * config.head_dim * (4 if kv_dtype == "f32" else 2)
+
+
+def plan_sizes(options: Options, config: ModelConfig, free_bytes: int) -> RunnerSizes:
+    """KV blocks and context length that fit together: with few blocks the longest sequence gets shorter."""
+    size = options.block_size
+    longest = min(options.max_model_len or config.context, config.context)
+    if options.max_model_len is not None and options.max_model_len > config.context:
+        raise SetupError(
+            f"--max-model-len is {options.max_model_len}, the model was trained for {config.context} tokens"
+        )
+    blocks = options.kv_blocks
+    if blocks is None:
+        wanted = options.max_num_seqs * -(-longest // size)
+        blocks = max(min(wanted, int(free_bytes * MEMORY_SHARE) // block_bytes(config, size, options.kv_dtype)), 1)
+    if blocks * size < longest:
+        log.info(
+            "%d KV blocks of %d tokens: sequences can have %d tokens, not %d", blocks, size, blocks * size, longest
+        )
+        longest = blocks * size
+    return RunnerSizes(longest, blocks, size, options.max_num_batched_tokens, options.kv_dtype)
+
+
+def free_memory() -> int:
+    """MemAvailable of the machine, bytes."""
+    with open("/proc/meminfo", encoding="ascii") as lines:
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
+
+
+def load(opened: Opened, options: Options, stats: EngineStats) -> Loaded:
+    """Loads the weights and builds the engine. SetupError with what is wrong and what to do."""
+    begin = time.monotonic()
+    config = opened.config
+    sizes = plan_sizes(options, config, free_memory())
+    try:
+        context = Context(
+            options.threads, options.cpus or None, nrc=options.nrc, spin_us=0 if options.threads == 1 else 50
+        )
+        runner = NativeRunner(context, opened.file, config, sizes, options.weights)
+    except (KernelError, ValueError) as err:
+        raise SetupError(f"{options.model} can't be loaded: {err}") from err
+    limits = SchedulerConfig(options.max_num_seqs, sizes.max_batch_tokens, sizes.max_model_len)
+    scheduler = Scheduler(limits, BlockPool(sizes.kv_blocks, sizes.block_size, options.prefix_cache))
+    handoffs = _handoffs(opened, options, sizes, runner, stats)
+    core = EngineCore(scheduler, runner, opened.tokenizer, stats, handoffs)
+    info = runner.info
+    summary = (
+        f"{config.arch} with {config.n_layers} layers, {info.threads} threads ({info.pinned} bound) of {info.isa}, "
+        f"{sizes.kv_blocks} KV blocks of {sizes.block_size} tokens, context {sizes.max_model_len}, "
+        f"handoff {'on' if handoffs.saver else 'off'}, loaded in {time.monotonic() - begin:.2f} s"
+    )
+    return Loaded(opened, core, handoffs.saver, sizes, summary)
+
+
+def _geometry(opened: Opened, sizes: RunnerSizes) -> Geometry:
+    config = opened.config
+    scaling = None if config.rope_scaling is None else dict(zip(("rope_type", "factor"), config.rope_scaling))
+    digest = model_id(
+        config.arch, config.n_layers, config.n_heads, config.n_kv_heads, config.head_dim, config.d_model,
+        config.rope_theta, scaling, vocabulary(opened.meta),
+    )  # fmt: skip
+    kind = int(KINDS[sizes.kv_dtype])
+    return Geometry(config.n_layers, config.n_kv_heads, config.head_dim, kind, digest, sizes.block_size, 1, kind)
+
+
+def _handoffs(
+    opened: Opened, options: Options, sizes: RunnerSizes, runner: NativeRunner, stats: EngineStats
+) -> Handoffs:
+    """Both sides, where the environment names a pool; only a log line where the unit's own file can't be had."""
+    if options.pool_path is None:
+        return Handoffs()
+    geometry = _geometry(opened, sizes)
+    loader = Loader(options.pool_path.parent, geometry, runner, stats)
+    budget = max(LOAD_STEP_BYTES // block_bytes(opened.config, 1, sizes.kv_dtype) // CHUNK_TOKENS, 1) * CHUNK_TOKENS
+    chunks = chunks_that_fit(options.pool_bytes, geometry, tickets=TICKETS, max_tokens=sizes.max_model_len)
+    if chunks == 0:
+        log.error("no handoff from this unit: SYSHAX_POOL_BYTES is %d, too small for one chunk", options.pool_bytes)
+        return Handoffs(None, loader, budget)
+    outbox = open_outbox(options.pool_path, geometry, chunks, TICKETS, sizes.max_model_len)
+    return Handoffs(Saver(outbox, runner, stats) if outbox else None, loader, budget)

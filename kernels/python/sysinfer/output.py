@@ -1,0 +1,68 @@
+"""What the engine delivers of a sequence, and when a sequence is over."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import List, Optional, Tuple, Union
+
+from sysinfer.detok import Detokenizer, StopStrings, TokenBytes
+from sysinfer.sampling import SamplingParams, TokenLogprob
+from sysinfer.sequence import Sequence
+
+STOP, LENGTH, ABORT, ERROR = "stop", "length", "abort", "error"  # finish reasons
+
+StopReason = Union[int, str, None]
+
+
+@dataclass(frozen=True)
+class Output:
+    """News of one sequence. `finish` is None while it runs; `cached`: context tokens that were not computed."""
+
+    key: int
+    tokens: Tuple[int, ...] = ()
+    text: str = ""
+    logprobs: Tuple[TokenLogprob, ...] = ()
+    prompt_logprobs: Tuple[TokenLogprob, ...] = ()
+    finish: Optional[str] = None
+    stop_reason: StopReason = None
+    cached: int = 0
+
+
+@dataclass
+class Generation:
+    """Text side of a running sequence: detokeniser, stop strings, log-probabilities of its context, times."""
+
+    detokenizer: Detokenizer
+    stops: StopStrings
+    prompt_logprobs: List[TokenLogprob] = field(default_factory=list)
+    last_time: float = 0.0  # of the newest token; 0: none yet
+
+    @classmethod
+    def of(cls, seq: Sequence, tokens: TokenBytes) -> Generation:
+        params = seq.params
+        detokenizer = Detokenizer(tokens, seq.tokens[: seq.n_context], params.skip_special)
+        return cls(detokenizer, StopStrings(params.stops, params.include_stop))
+
+    def push(self, seq: Sequence, max_model_len: int) -> Tuple[str, Optional[str], StopReason]:
+        """Text, finish reason and stop reason that the newest token of `seq` brings."""
+        token, params = seq.tokens[-1], seq.params
+        finish, reason = _end_by_token(token, params)
+        if finish is not None:
+            return self._text_at_end(token, params, reason), finish, reason
+        text, stop = self.stops.push(self.detokenizer.push(token))
+        if stop and seq.n_output >= params.min_tokens:
+            return text, STOP, stop
+        if seq.n_output >= params.max_tokens or len(seq.tokens) >= max_model_len:
+            return text + self.stops.flush(), LENGTH, None
+        return text, None, None
+
+    def _text_at_end(self, token: int, params: SamplingParams, reason: StopReason) -> str:
+        """Held-back text; an end token's own only where the client asks for it."""
+        shown = self.detokenizer.push(token) if params.include_stop and reason is not None else ""
+        return self.stops.push(shown)[0] + self.stops.flush()
+
+
+def _end_by_token(token: int, params: SamplingParams) -> Tuple[Optional[str], StopReason]:
+    if token in params.stop_ids:
+        return STOP, token
+    return (STOP if token in params.end_ids else None), None

@@ -1,0 +1,82 @@
+"""One sequence in the engine: its tokens, its place in the KV cache, its state."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass, field
+from typing import List, Optional
+
+from sysinfer.blocks import ROOT, Digest
+from sysinfer.sampling import SamplingParams
+
+
+class Status(enum.Enum):
+    WAITING = "waiting"
+    LOADING = "loading"  # admitted; KV comes from a handoff
+    RUNNING = "running"
+    FINISHED = "finished"
+
+
+class SaveOn(enum.Enum):
+    """When a saved KV cache is published (docs/kv-handoff.md)."""
+
+    FINISH = "finish"
+    ABORT = "abort"
+
+
+@dataclass(frozen=True)
+class LoadFrom:
+    """Where a request's KV is to be taken from."""
+
+    ticket: bytes
+    pool: str
+    generation: int = 0
+
+
+@dataclass(frozen=True)
+class HandoffParams:
+    """`kv_transfer_params.syshax` of a request."""
+
+    save: Optional[bytes] = None
+    save_on: SaveOn = SaveOn.FINISH
+    load: Optional[LoadFrom] = None
+
+
+@dataclass(eq=False)
+class Sequence:
+    """State of one sequence; written by the engine's thread only.
+
+    `tokens`: context and output so far; `n_computed` of them are in the KV cache, in `blocks`.
+    """
+
+    key: int  # unique in the engine, grows with arrival
+    request_id: str
+    index: int  # choice of its request
+    tokens: List[int]
+    n_context: int
+    params: SamplingParams
+    handoff: HandoffParams = field(default_factory=HandoffParams)
+    arrival: float = 0.0  # CLOCK_MONOTONIC seconds
+    status: Status = Status.WAITING
+    n_computed: int = 0
+    blocks: List[int] = field(default_factory=list)
+    n_hashed: int = 0  # full blocks known to the prefix cache
+    digest: Digest = ROOT  # of the last of them
+    load_pending: bool = False  # the handoff has not been consumed yet
+    counted: bool = False  # its prompt is in the metrics
+    n_local: int = 0  # context tokens found in the prefix cache at the first admission
+    n_external: int = 0  # context tokens taken from a handoff
+
+    @property
+    def n_output(self) -> int:
+        return len(self.tokens) - self.n_context
+
+    @property
+    def n_pending(self) -> int:
+        """Tokens known and not yet in the KV cache."""
+        return len(self.tokens) - self.n_computed
+
+    @property
+    def needs_all_logits(self) -> bool:
+        """Whether logits of context tokens are wanted too."""
+        return self.params.prompt_logprobs is not None and not self.counted

@@ -1,0 +1,1 @@
+"""The OpenAI server in front of the engine."""

@@ -1,0 +1,137 @@
+"""The web application: routes, authorisation, errors in the OpenAI form."""
+
+from __future__ import annotations
+
+import hmac
+import logging
+from typing import Any, Awaitable, Callable, List, Optional
+
+from aiohttp import web
+
+from sysinfer.errors import RequestError
+from sysinfer.server.fields import Fields, parse_json, wrong
+from sysinfer.server.frontend import Frontend
+from sysinfer.server.generate import Generate, request_id
+from sysinfer.server.replies import dump, error_body
+from sysinfer.server.requests import parse_chat
+
+log = logging.getLogger("sysinfer.server")
+
+MAX_BODY = 32 << 20
+_OPEN = ("/health",)
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+def _reply(value: Any, status: int = 200) -> web.Response:
+    return web.Response(body=dump(value), status=status, content_type="application/json", charset="utf-8")
+
+
+def refusal(message: str, status: int, param: Optional[str] = None) -> web.Response:
+    """An error in the OpenAI form."""
+    response = _reply(error_body(message, status, param), status)
+    if status == 429:
+        response.headers["Retry-After"] = "1"
+    return response
+
+
+class Server:
+    """The endpoints. `frontend` and `scrape` are None while the model loads: then everything is answered by 503."""
+
+    def __init__(self, keys: List[bytes]) -> None:
+        self._keys = keys
+        self.frontend: Optional[Frontend] = None
+        self.scrape: Optional[Callable[[], bytes]] = None
+
+    def app(self) -> web.Application:
+        app = web.Application(client_max_size=MAX_BODY, middlewares=[self._errors])
+        app.router.add_get("/health", self._health)
+        app.router.add_get("/metrics", self._metrics)
+        app.router.add_get("/v1/models", self._models)
+        app.router.add_post("/v1/chat/completions", self._chat)
+        app.router.add_post("/v1/completions", self._completion)
+        app.router.add_post("/tokenize", self._tokenize)
+        app.router.add_post("/detokenize", self._detokenize)
+        app.router.add_post("/inference/v1/abort_requests", self._abort)
+        return app
+
+    @web.middleware
+    async def _errors(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        """The HTTP edge: every failure becomes the OpenAI error form."""
+        try:
+            self._authorise(request)
+            return await handler(request)
+        except RequestError as err:
+            return refusal(str(err), err.status, err.param)
+        except web.HTTPException as err:
+            text = f"the body is larger than {MAX_BODY} bytes" if err.status == 413 else f"{request.path}: {err.reason}"
+            return refusal(text, err.status)
+        except ConnectionResetError:
+            raise
+        except Exception:
+            log.exception("request to %s failed", request.path)
+            return refusal("internal error; see the log of the unit", 500)
+
+    def _authorise(self, request: web.Request) -> None:
+        if not self._keys or request.path in _OPEN:
+            return
+        given = request.headers.get("Authorization", "").encode("utf-8", "replace")
+        if not any([hmac.compare_digest(given, b"Bearer " + key) for key in self._keys]):
+            raise RequestError("a valid API key is needed: Authorization: Bearer KEY", 401)
+
+    def _ready(self) -> Frontend:
+        if self.frontend is None:
+            raise RequestError("the model is loading", 503)
+        return self.frontend
+
+    async def _health(self, request: web.Request) -> web.Response:
+        return web.Response(status=200 if self.frontend is not None else 503)
+
+    async def _metrics(self, request: web.Request) -> web.Response:
+        self._ready()
+        body = self.scrape() if self.scrape is not None else b""
+        return web.Response(body=body, headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"})
+
+    async def _models(self, request: web.Request) -> web.Response:
+        front = self._ready()
+        entry = {"id": front.model, "object": "model", "created": front.started, "owned_by": "sysinfer",
+                 "root": front.model, "parent": None, "max_model_len": front.limits.max_model_len}  # fmt: skip
+        return _reply({"object": "list", "data": [entry]})
+
+    async def _chat(self, request: web.Request) -> web.StreamResponse:
+        return await Generate(self._ready()).chat(request)
+
+    async def _completion(self, request: web.Request) -> web.StreamResponse:
+        return await Generate(self._ready()).completion(request)
+
+    async def _tokenize(self, request: web.Request) -> web.Response:
+        """vLLM's /tokenize: a prompt, or messages."""
+        front = self._ready()
+        body = parse_json(await request.read())
+        fields = Fields(body)
+        front.check_model(fields.text("model"))
+        prompt = fields.text("prompt")
+        if prompt is None:
+            tokens = await front.encode(front.render(parse_chat(body, front.limits)), fields.flag("add_special_tokens"))
+        else:
+            tokens = await front.encode(prompt, fields.flag("add_special_tokens", True))
+        reply = {"count": len(tokens), "max_model_len": front.limits.max_model_len, "tokens": tokens}
+        if fields.flag("return_token_strs"):
+            reply["token_strs"] = [front.tokenizer.tokens[t] for t in tokens]
+        return _reply(reply)
+
+    async def _detokenize(self, request: web.Request) -> web.Response:
+        front = self._ready()
+        fields = Fields(parse_json(await request.read()))
+        front.check_model(fields.text("model"))
+        tokens = fields.tokens("tokens", front.limits.vocab)
+        if tokens is None:
+            raise wrong("tokens", None, "an array of token ids")
+        return _reply({"prompt": front.tokenizer.decode(tokens)})
+
+    async def _abort(self, request: web.Request) -> web.Response:
+        front = self._ready()
+        ids = Fields(parse_json(await request.read())).strings("request_ids")
+        front.calls.abort(ids)
+        log.info("abort of %d request(s) asked by %s", len(ids), request_id(request))
+        return web.Response(status=200)

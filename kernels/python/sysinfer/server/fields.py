@@ -1,0 +1,107 @@
+"""Typed access to the raw body of a request; what has the wrong type or range becomes a RequestError naming it."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, List, Mapping, Optional, Sequence, Tuple
+
+from sysinfer.errors import RequestError
+
+MAX_STRINGS = 64
+
+
+def parse_json(data: bytes) -> Mapping[str, Any]:
+    """The body as a JSON object; RequestError when it is anything else."""
+    try:
+        body = json.loads(data)
+    except (ValueError, RecursionError) as err:
+        raise RequestError(f"the body is not JSON: {err}") from err
+    if not isinstance(body, dict):
+        raise RequestError(f"the body is a JSON {kind_of(body)}, expected an object")
+    return body
+
+
+def kind_of(value: object) -> str:
+    """JSON's name of a value's type."""
+    if value is None:
+        return "null"
+    names = ((bool, "boolean"), (str, "string"), ((int, float), "number"), (list, "array"), (dict, "object"))
+    return next((name for kind, name in names if isinstance(value, kind)), type(value).__name__)
+
+
+def wrong(name: str, value: object, expected: str) -> RequestError:
+    shown = str(value) if isinstance(value, (int, float)) else f"a {kind_of(value)}"
+    return RequestError(f"{name} is {shown}, expected {expected}", param=name)
+
+
+class Fields:
+    """The members of an object. A member that is null counts as absent, as OpenAI has it."""
+
+    def __init__(self, body: Mapping[str, Any], prefix: str = "") -> None:
+        self.body, self.prefix = body, prefix
+
+    def get(self, name: str) -> object:
+        return self.body.get(name)
+
+    def text(self, name: str, default: Optional[str] = None) -> Optional[str]:
+        value = self.body.get(name)
+        if value is not None and not isinstance(value, str):
+            raise wrong(self.prefix + name, value, "a string")
+        return default if value is None else value
+
+    def flag(self, name: str, default: bool = False) -> bool:
+        value = self.body.get(name)
+        if value is not None and not isinstance(value, bool):
+            raise wrong(self.prefix + name, value, "true or false")
+        return default if value is None else value
+
+    def number(self, name: str, default: float, low: float, high: float) -> float:
+        value = self.body.get(name)
+        if value is None:
+            return default
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
+            raise wrong(self.prefix + name, value, f"a number from {low:g} to {high:g}")
+        return float(value)
+
+    def integer(self, name: str, default: int, low: int, high: int) -> int:
+        value = self.body.get(name)
+        if value is None:
+            return default
+        if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+            raise wrong(self.prefix + name, value, f"a whole number from {low} to {high}")
+        return int(value)
+
+    def object(self, name: str) -> Optional[Fields]:
+        value = self.body.get(name)
+        if value is None:
+            return None
+        if not isinstance(value, dict):
+            raise wrong(self.prefix + name, value, "an object")
+        return Fields(value, f"{self.prefix}{name}.")
+
+    def array(self, name: str) -> Optional[List[Any]]:
+        value = self.body.get(name)
+        if value is not None and not isinstance(value, list):
+            raise wrong(self.prefix + name, value, "an array")
+        return value
+
+    def strings(self, name: str) -> Tuple[str, ...]:
+        """A string or an array of strings."""
+        value = self.body.get(name)
+        items = [value] if isinstance(value, str) else [] if value is None else value
+        if not isinstance(items, list) or len(items) > MAX_STRINGS or not all(isinstance(i, str) for i in items):
+            raise wrong(self.prefix + name, value, f"a string or an array of at most {MAX_STRINGS} strings")
+        return tuple(items)
+
+    def tokens(self, name: str, vocab: int) -> Optional[List[int]]:
+        value = self.array(name)
+        if value is not None:
+            check_tokens(self.prefix + name, value, vocab)
+        return value
+
+
+def check_tokens(name: str, ids: Sequence[object], vocab: int) -> None:
+    """Raises RequestError unless `ids` are token ids of a vocabulary of that size."""
+    for token in ids:
+        if isinstance(token, bool) or not isinstance(token, int) or not 0 <= token < vocab:
+            raise wrong(name, token, f"token ids from 0 to {vocab - 1}")

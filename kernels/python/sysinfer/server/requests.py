@@ -1,0 +1,277 @@
+"""What a client asks for: the bodies of the two generating endpoints, checked."""
+
+from __future__ import annotations
+
+import secrets
+from dataclasses import dataclass, field, replace
+from typing import Any, Dict, List, Mapping, Optional, Tuple, Union
+
+from sysinfer.errors import RequestError
+from sysinfer.sampling import SamplingParams
+from sysinfer.sequence import HandoffParams, LoadFrom, SaveOn
+from sysinfer.server.fields import Fields, check_tokens, wrong
+
+MAX_CHOICES = 128
+MAX_LOGPROBS = 20
+_BIG = 1 << 31
+_REFUSED = ("guided_json", "guided_regex", "guided_choice", "guided_grammar", "structured_outputs", "suffix", "audio",
+            "use_beam_search", "bad_words", "allowed_token_ids")  # fmt: skip
+
+Prompt = Union[str, List[int]]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What this server allows, and its defaults (`-t`, `-n`)."""
+
+    vocab: int
+    max_model_len: int
+    end_ids: Tuple[int, ...] = ()
+    default_temperature: float = 1.0
+    default_max_tokens: Optional[int] = None
+
+
+@dataclass(frozen=True)
+class Common:
+    """What both endpoints share. `max_tokens` None: as much as the context allows."""
+
+    model: Optional[str]
+    params: SamplingParams
+    max_tokens: Optional[int]
+    explicit_max: bool  # the client named it
+    n: int
+    stream: bool
+    include_usage: bool
+    continuous_usage: bool
+    return_token_ids: bool
+    context: Optional[List[int]]  # kv_transfer_params.prompt_token_ids
+    handoff: HandoffParams
+
+
+@dataclass(frozen=True)
+class CompletionRequest:
+    common: Common
+    prompts: List[Prompt]
+    echo: bool
+    add_special: bool
+
+
+@dataclass(frozen=True)
+class ChatRequest:
+    common: Common
+    messages: List[Mapping[str, Any]]
+    add_generation_prompt: bool
+    continue_final: bool
+    tools: Optional[List[Any]]
+    template_values: Mapping[str, Any] = field(default_factory=dict)
+
+
+def choice_seed(seed: int, index: int) -> int:
+    """The seed of a request's choice `index`; the request's own for the first."""
+    return (seed + index * 0x9E3779B97F4A7C15) & ((1 << 64) - 1)
+
+
+def parse_completion(body: Mapping[str, Any], limits: Limits) -> CompletionRequest:
+    """Body of /v1/completions; RequestError names what is wrong."""
+    fields = Fields(body)
+    logprobs = fields.integer("logprobs", -1, 0, MAX_LOGPROBS)
+    echo = fields.flag("echo")
+    common = _common(fields, limits, None if logprobs < 0 else logprobs, 16, "max_tokens")
+    if echo and logprobs >= 0:
+        common = replace(common, params=replace(common.params, prompt_logprobs=logprobs))
+    if common.handoff.save is not None or common.handoff.load is not None or common.context is not None:
+        _only_one(common, len(_prompts(body.get("prompt"), limits.vocab)) if common.context is None else 1)
+    prompts: List[Prompt] = (
+        [common.context] if common.context is not None else _prompts(body.get("prompt"), limits.vocab)
+    )
+    if len(prompts) * common.n > MAX_CHOICES:
+        raise RequestError(f"{len(prompts)} prompts with n = {common.n}, at most {MAX_CHOICES} choices", param="n")
+    return CompletionRequest(common, prompts, echo, fields.flag("add_special_tokens", True))
+
+
+def _only_one(common: Common, n_prompts: int) -> None:
+    if common.n * n_prompts != 1:
+        raise RequestError("kv_transfer_params needs a single prompt and n = 1", param="kv_transfer_params")
+
+
+def _prompts(value: Any, vocab: int) -> List[Prompt]:
+    """A string, token ids, or a list of either."""
+    if isinstance(value, str):
+        return [value]
+    if not isinstance(value, list) or not value:
+        raise wrong("prompt", value, "a string, token ids, or a list of these")
+    if isinstance(value[0], int):
+        check_tokens("prompt", value, vocab)
+        return [value]
+    for item in value:
+        if isinstance(item, list):
+            check_tokens("prompt", item, vocab)
+        elif not isinstance(item, str):
+            raise wrong("prompt", item, "a string, token ids, or a list of these")
+    return list(value)
+
+
+def parse_chat(body: Mapping[str, Any], limits: Limits) -> ChatRequest:
+    """Body of /v1/chat/completions; RequestError names what is wrong."""
+    fields = Fields(body)
+    top = fields.integer("top_logprobs", 0, 0, MAX_LOGPROBS)
+    logprobs = top if fields.flag("logprobs") else None
+    common = _common(fields, limits, logprobs, None, "max_completion_tokens")
+    if common.handoff.save is not None or common.handoff.load is not None or common.context is not None:
+        _only_one(common, 1)
+    if fields.flag("echo"):
+        raise RequestError("echo is not there for chat", param="echo")
+    messages = _messages(fields) if common.context is None else []
+    _check_tools(fields)
+    extra = fields.object("chat_template_kwargs")
+    return ChatRequest(
+        common, messages, fields.flag("add_generation_prompt", True), fields.flag("continue_final_message"),
+        fields.array("tools"), extra.body if extra else {},
+    )  # fmt: skip
+
+
+def _messages(fields: Fields) -> List[Mapping[str, Any]]:
+    messages = fields.array("messages")
+    if not messages:
+        raise wrong("messages", messages, "an array of messages")
+    return [_message(m, f"messages[{i}]") for i, m in enumerate(messages)]
+
+
+def _message(message: Any, name: str) -> Dict[str, Any]:
+    """A message with its content as one string; text parts are joined by line ends, as vLLM does it."""
+    if not isinstance(message, dict) or not isinstance(message.get("role"), str):
+        raise RequestError(f"{name} is not an object with a role", param="messages")
+    content = message.get("content")
+    if isinstance(content, list):
+        content = "\n".join(_part(p, f"{name}.content[{i}]") for i, p in enumerate(content))
+    elif content is not None and not isinstance(content, str):
+        raise wrong(f"{name}.content", content, "a string or an array of text parts")
+    return {**message, "content": content if content is not None else ""}
+
+
+def _part(part: Any, name: str) -> str:
+    if isinstance(part, str):
+        return part
+    if not isinstance(part, dict) or part.get("type") != "text" or not isinstance(part.get("text"), str):
+        kind = part.get("type") if isinstance(part, dict) else None
+        raise RequestError(f"{name} has type {kind!r}; this model takes text only", param="messages")
+    text: str = part["text"]
+    return text
+
+
+def _check_tools(fields: Fields) -> None:
+    choice = fields.get("tool_choice")
+    if choice not in (None, "none", "auto"):
+        raise RequestError(
+            "tool_choice can be none or auto here: calls are not forced on the model", param="tool_choice"
+        )
+
+
+def _common(
+    fields: Fields, limits: Limits, logprobs: Optional[int], default_max: Optional[int], max_name: str
+) -> Common:
+    _refuse(fields)
+    options = fields.object("stream_options") or Fields({})
+    context, handoff = _transfer(fields, limits.vocab)
+    given = fields.integer(max_name, fields.integer("max_tokens", 0, 1, _BIG), 1, _BIG)
+    return Common(
+        model=fields.text("model"), params=_sampling(fields, limits, logprobs),
+        max_tokens=given or limits.default_max_tokens or default_max, explicit_max=given > 0,
+        n=fields.integer("n", 1, 1, MAX_CHOICES), stream=fields.flag("stream"),
+        include_usage=options.flag("include_usage"), continuous_usage=options.flag("continuous_usage_stats"),
+        return_token_ids=fields.flag("return_token_ids"), context=context, handoff=handoff,
+    )  # fmt: skip
+
+
+def _refuse(fields: Fields) -> None:
+    """What would change the answer and is not there yet is an error, not ignored."""
+    for name in _REFUSED:
+        if fields.get(name):
+            raise RequestError(f"{name} is not supported by this unit", param=name)
+    form = fields.object("response_format")
+    if form is not None and form.text("type", "text") != "text":
+        raise RequestError("response_format other than text is not supported by this unit", param="response_format")
+    if fields.integer("best_of", 1, 1, MAX_CHOICES) > fields.integer("n", 1, 1, MAX_CHOICES):
+        raise RequestError("best_of greater than n is not supported by this unit", param="best_of")
+
+
+def _sampling(fields: Fields, limits: Limits, logprobs: Optional[int]) -> SamplingParams:
+    seed = fields.integer("seed", -1, -(1 << 63), (1 << 64) - 1) if fields.get("seed") is not None else None
+    return SamplingParams(
+        temperature=fields.number("temperature", limits.default_temperature, 0, 100),
+        top_p=_top_p(fields), top_k=max(fields.integer("top_k", 0, -1, _BIG), 0),
+        min_p=fields.number("min_p", 0, 0, 1), seed=secrets.randbits(63) if seed is None else seed,
+        presence_penalty=fields.number("presence_penalty", 0, -2, 2),
+        frequency_penalty=fields.number("frequency_penalty", 0, -2, 2),
+        repetition_penalty=_positive(fields, "repetition_penalty"), logit_bias=_bias(fields, limits.vocab),
+        logprobs=logprobs, min_tokens=fields.integer("min_tokens", 0, 0, _BIG),
+        stop_ids=tuple(fields.tokens("stop_token_ids", limits.vocab) or ()),
+        end_ids=() if fields.flag("ignore_eos") else limits.end_ids, stops=fields.strings("stop"),
+        include_stop=fields.flag("include_stop_str_in_output"), skip_special=fields.flag("skip_special_tokens", True),
+    )  # fmt: skip
+
+
+def _top_p(fields: Fields) -> float:
+    value = fields.number("top_p", 1.0, 0, 1)
+    if value == 0:
+        raise wrong("top_p", value, "a number above 0, up to 1")
+    return value
+
+
+def _positive(fields: Fields, name: str) -> float:
+    value = fields.number(name, 1.0, 0, 100)
+    if value == 0:
+        raise wrong(name, value, "a number above 0")
+    return value
+
+
+def _bias(fields: Fields, vocab: int) -> Dict[int, float]:
+    given = fields.object("logit_bias")
+    if given is None:
+        return {}
+    bias = {}
+    for key in given.body:
+        if not key.isdecimal() or int(key) >= vocab:
+            raise RequestError(f"logit_bias names token {key!r}, expected 0 to {vocab - 1}", param="logit_bias")
+        bias[int(key)] = given.number(key, 0.0, -100, 100)
+    return bias
+
+
+def _transfer(fields: Fields, vocab: int) -> Tuple[Optional[List[int]], HandoffParams]:
+    """kv_transfer_params: the exact context, and what to save and load (docs/kv-handoff.md)."""
+    given = fields.object("kv_transfer_params")
+    if given is None:
+        return None, HandoffParams()
+    context = given.tokens("prompt_token_ids", vocab)
+    ours = given.object("syshax")
+    if ours is None:
+        return context, HandoffParams()
+    save_on = ours.text("save_on", "finish")
+    if save_on not in ("finish", "abort"):
+        raise RequestError(
+            f"{ours.prefix}save_on is {save_on!r}, expected finish or abort", param=f"{ours.prefix}save_on"
+        )
+    save = _ticket(ours, "save")
+    return context, HandoffParams(save, SaveOn(save_on), _load(ours.object("load")))
+
+
+def _load(given: Optional[Fields]) -> Optional[LoadFrom]:
+    if given is None:
+        return None
+    ticket, pool = _ticket(given, "ticket"), given.text("pool")
+    if ticket is None or not pool:
+        raise RequestError(f"{given.prefix[:-1]} needs ticket and pool", param=given.prefix[:-1])
+    return LoadFrom(ticket, pool, given.integer("generation", 0, 0, (1 << 64) - 1))
+
+
+def _ticket(given: Fields, name: str) -> Optional[bytes]:
+    text = given.text(name)
+    if text is None:
+        return None
+    try:
+        ticket = bytes.fromhex(text)
+    except ValueError:
+        ticket = b""
+    if len(ticket) != 16 or len(text) != 32:
+        raise RequestError(f"{given.prefix}{name} is {text[:40]!r}, expected 32 hex digits", param=given.prefix + name)
+    return ticket

@@ -1,0 +1,151 @@
+"""Life of the process: listen, load, serve, stop."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import sys
+import time
+from typing import List, Optional, Tuple
+
+from aiohttp import web
+
+from sysinfer.core import EngineCore
+from sysinfer.engine import EngineThread
+from sysinfer.errors import SetupError
+from sysinfer.handoff import Saver
+from sysinfer.loading import Loaded, load, open_model
+from sysinfer.options import Options
+from sysinfer.output import Output
+from sysinfer.server.app import Server
+from sysinfer.server.calls import Calls
+from sysinfer.server.frontend import Frontend
+from sysinfer.server.metrics import scraper
+from sysinfer.server.requests import Limits
+from sysinfer.stats import EngineStats
+
+log = logging.getLogger("sysinfer.server")
+
+WATCH_S = 0.1  # how often connections of running requests are looked at
+STOP_S = 1.5  # how long the engine may take to finish its step
+
+
+class Process:
+    """Everything of one run of `sysinfer`."""
+
+    def __init__(self, options: Options) -> None:
+        self._options = options
+        self._loop = asyncio.get_running_loop()
+        self._server = Server(list(options.api_keys))
+        self._stats = EngineStats()
+        self._loaded: Optional[Loaded] = None
+        self._done: "asyncio.Future[Optional[BaseException]]" = self._loop.create_future()
+        self._engine = EngineThread(
+            self._load, self._stats, options.block_size, self._deliver, self._on_ready, self._on_ended
+        )
+        self._calls = Calls(self._engine.put)
+        self._url = ""
+
+    async def run(self) -> None:
+        """Serves until SIGTERM, SIGINT, or the engine's end; raises what ended the engine."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._loop.add_signal_handler(number, self._end, None)
+        runner = web.AppRunner(self._server.app(), access_log=None, handle_signals=False)
+        await runner.setup()
+        watch = asyncio.create_task(self._watch(), name="client-watch")
+        try:
+            await self._listen(runner)
+            self._engine.start()
+            error = await self._done
+        finally:
+            await self._stop(runner, watch)
+        if error is not None:
+            raise error
+
+    async def _listen(self, runner: web.AppRunner) -> None:
+        site = web.TCPSite(runner, self._options.host, self._options.port, shutdown_timeout=0.5, backlog=1024)
+        try:
+            await site.start()
+        except OSError as err:
+            raise SetupError(f"can't listen on {self._options.host}:{self._options.port}: {err.strerror}") from err
+        host, port = runner.addresses[0][:2]
+        self._url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+
+    async def _watch(self) -> None:
+        """Ends the requests of clients that left while nothing was being written to them."""
+        while True:
+            await asyncio.sleep(WATCH_S)
+            self._calls.drop_gone()
+
+    async def _stop(self, runner: web.AppRunner, watch: "asyncio.Task[None]") -> None:
+        """Running requests get an error event, then the connections end."""
+        watch.cancel()
+        await asyncio.gather(watch, return_exceptions=True)
+        for site in list(runner.sites):
+            await site.stop()
+        if self._url and not await self._loop.run_in_executor(None, self._engine.stop, STOP_S):
+            log.warning("the engine is still in a step; leaving it")
+        await runner.cleanup()
+
+    def _load(self) -> Tuple[EngineCore, Optional[Saver]]:
+        self._loaded = load(open_model(self._options), self._options, self._stats)
+        return self._loaded.core, self._loaded.saver
+
+    def _deliver(self, outputs: List[Output]) -> None:
+        self._call(self._calls.dispatch, outputs)
+
+    def _on_ready(self) -> None:
+        self._call(self._ready)
+
+    def _on_ended(self, error: Optional[BaseException]) -> None:
+        self._call(self._end, error)
+
+    def _call(self, function, *arguments) -> None:  # type: ignore[no-untyped-def]
+        """From the engine's thread to the loop, which may be gone already."""
+        try:
+            self._loop.call_soon_threadsafe(function, *arguments)
+        except RuntimeError:
+            log.debug("the event loop ended before the engine")
+
+    def _end(self, error: Optional[BaseException]) -> None:
+        if not self._done.done():
+            self._done.set_result(error)
+
+    def _ready(self) -> None:
+        """The model is loaded: take requests, and say so in one line."""
+        loaded, options = self._loaded, self._options
+        if loaded is None:
+            return
+        opened = loaded.opened
+        limits = Limits(
+            opened.config.vocab,
+            loaded.sizes.max_model_len,
+            opened.tokenizer.stops,
+            options.temperature,
+            options.max_tokens,
+        )
+        self._server.frontend = Frontend(
+            options.served_name, opened.tokenizer, opened.template, limits, self._calls, int(time.time())
+        )
+        self._server.scrape = scraper(self._stats, options.served_name)
+        print(f"sysinfer ready: {self._url} serves {options.served_name}: {loaded.summary}", flush=True)
+
+
+async def _serve(options: Options) -> None:
+    await Process(options).run()
+
+
+def serve(options: Options) -> int:
+    """Runs the server; the exit status of the process."""
+    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s")
+    sys.setswitchinterval(0.0005)  # the engine's thread should get the interpreter soon after a step
+    try:
+        asyncio.run(_serve(options))
+    except SetupError as err:
+        print(f"sysinfer: {err}", file=sys.stderr)
+        return 1
+    except Exception:  # the top of the process: a defect, told with its trace
+        log.exception("sysinfer ends after an error")
+        return 1
+    return 0

@@ -1,0 +1,127 @@
+"""From the tensors of a GGUF file to the native core's model."""
+
+from __future__ import annotations
+
+import logging
+from typing import Dict, Iterator, Mapping, NamedTuple, Optional, Tuple
+
+import numpy as np
+from numpy.typing import NDArray
+from syshax_kernels.model import Model
+from syshax_kernels.types import DType, Role
+
+from sysinfer.config import ModelConfig
+from sysinfer.errors import ModelFileError
+from sysinfer.gguf import TENSOR_TYPES, GgufFile, Tensor
+from sysinfer.quant import can_dequantise, dequantise
+
+log = logging.getLogger("sysinfer.weights")
+
+KINDS: Mapping[str, DType] = {
+    "q8_0": DType.Q8_0, "q4_0": DType.Q4_0, "f16": DType.F16, "bf16": DType.BF16, "f32": DType.F32,
+}  # fmt: skip
+_BITS: Mapping[int, int] = {DType.F32: 32, DType.F16: 16, DType.BF16: 16, DType.Q8_0: 8, DType.Q4_0: 4}
+
+
+class Expected(NamedTuple):
+    """A tensor that the model needs, by GGUF's name; `heads` > 0: its rows are rotary heads."""
+
+    role: Role
+    rows: int
+    cols: int
+    heads: int = 0
+    optional: bool = False
+
+
+def expected_tensors(config: ModelConfig) -> Dict[str, Expected]:
+    """GGUF name to what is expected under it, for the tensors outside of layers."""
+    return {
+        "token_embd.weight": Expected(Role.TOKEN_EMBD, config.vocab, config.d_model),
+        "output_norm.weight": Expected(Role.OUT_NORM, 1, config.d_model),
+        "output.weight": Expected(Role.OUTPUT, config.vocab, config.d_model, optional=True),
+    }
+
+
+def expected_in_layer(config: ModelConfig) -> Dict[str, Expected]:
+    """The same for one layer, without its prefix `blk.N.`."""
+    d, q = config.d_model, config.n_heads * config.head_dim
+    kv, bias = config.n_kv_heads * config.head_dim, config.arch != "qwen2"
+    return {
+        "attn_norm.weight": Expected(Role.ATTN_NORM, 1, d),
+        "attn_q.weight": Expected(Role.WQ, q, d, config.n_heads),
+        "attn_k.weight": Expected(Role.WK, kv, d, config.n_kv_heads),
+        "attn_v.weight": Expected(Role.WV, kv, d),
+        "attn_q.bias": Expected(Role.BQ, 1, q, optional=bias),
+        "attn_k.bias": Expected(Role.BK, 1, kv, optional=bias),
+        "attn_v.bias": Expected(Role.BV, 1, kv, optional=bias),
+        "attn_output.weight": Expected(Role.WO, d, q),
+        "ffn_norm.weight": Expected(Role.FFN_NORM, 1, d),
+        "ffn_gate.weight": Expected(Role.W_GATE, config.d_ff, d),
+        "ffn_up.weight": Expected(Role.W_UP, config.d_ff, d),
+        "ffn_down.weight": Expected(Role.W_DOWN, d, config.d_ff),
+    }
+
+
+def _find(file: GgufFile, name: str, want: Expected) -> Optional[Tensor]:
+    tensor = file.tensors.get(name)
+    if tensor is None:
+        if want.optional:
+            return None
+        raise ModelFileError(f"{file.path}: tensor {name} is missing, expected {want.rows} x {want.cols}")
+    shape = tensor.shape if len(tensor.shape) == 2 else (1, *tensor.shape)
+    if shape != (want.rows, want.cols):
+        raise ModelFileError(f"{file.path}: tensor {name} is {shape}, expected {(want.rows, want.cols)}")
+    if not can_dequantise(tensor.type):
+        known = ", ".join(TENSOR_TYPES[t][0] for t in TENSOR_TYPES if can_dequantise(t))
+        raise ModelFileError(f"{file.path}: tensor {name} is {tensor.type_name}, expected one of {known}")
+    return tensor
+
+
+def separate_halves(rows: NDArray[np.uint8], heads: int) -> NDArray[np.uint8]:
+    """Rows of each head from GGUF's order for `llama` (pairs side by side) to rotate-half order (first halves, second
+    halves), as Hugging Face has them. Works on rows of any type."""
+    pairs = rows.reshape(heads, -1, 2, rows.shape[1])
+    return np.ascontiguousarray(pairs.swapaxes(1, 2)).reshape(rows.shape)
+
+
+def holding(source: int, wanted: Optional[DType], cols: int) -> DType:
+    """The type to hold a matrix in: what is wanted, but never more bits than the file has, and blocks only where rows
+    fit. Types the core does not take become q8_0."""
+    own = DType(source) if source in _BITS else DType.Q8_0
+    kind = own if wanted is None else wanted
+    if wanted is not None and _BITS[wanted] > _BITS[own] and _BITS[own] < 16:
+        kind = own
+    return DType.F32 if kind in (DType.Q8_0, DType.Q4_0) and cols % 32 else kind
+
+
+def load_weights(file: GgufFile, config: ModelConfig, model: Model, weights: str) -> None:
+    """Gives every tensor to `model`, held as `weights` says (`keep`: as in the file); ModelFileError names a bad one.
+
+    Embedding and output stay at q8_0 where q4_0 is asked for: they decide the token, and llama.cpp does the same.
+    """
+    wanted = KINDS.get(weights)
+    for name, layer, want in _all(config):
+        tensor = _find(file, name, want)
+        if tensor is None:
+            continue
+        whole = want.role in (Role.TOKEN_EMBD, Role.OUTPUT)
+        kind = holding(tensor.type, DType.Q8_0 if whole and wanted is DType.Q4_0 else wanted, want.cols)
+        _set(model, config, tensor, layer, want, kind)
+
+
+def _all(config: ModelConfig) -> Iterator[Tuple[str, int, Expected]]:
+    for name, want in expected_tensors(config).items():
+        yield name, 0, want
+    for layer in range(config.n_layers):
+        for name, want in expected_in_layer(config).items():
+            yield f"blk.{layer}.{name}", layer, want
+
+
+def _set(model: Model, config: ModelConfig, tensor: Tensor, layer: int, want: Expected, kind: DType) -> None:
+    data, source = tensor.data, tensor.type
+    if want.heads and config.arch == "llama":
+        data = separate_halves(data, want.heads)
+    if source not in _BITS or want.rows == 1:
+        data, source = dequantise(data, source).reshape(want.rows, want.cols).view(np.uint8), int(DType.F32)
+    data = np.ascontiguousarray(data)
+    model.set_tensor(want.role, layer, DType(source), DType.F32 if want.rows == 1 else kind, want.rows, want.cols, data)
