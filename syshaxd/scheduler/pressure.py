@@ -48,6 +48,11 @@ def moves(snapshot: Snapshot, policy: Policy) -> Tuple[Move, ...]:
     return tuple(chosen)
 
 
+def drains(snapshot: Snapshot, policy: Policy) -> Tuple[Move, ...]:
+    """Requests that leave a unit which is draining."""
+    return tuple(_drains(snapshot, policy)) if policy.pd.enabled and snapshot.pd.enabled else ()
+
+
 def movable(entry: InFlight, snapshot: Snapshot, policy: Policy) -> bool:
     """Whether this request may move now."""
     may = entry.stays is None and entry.info.stays is None and entry.info.first_token_stays is None

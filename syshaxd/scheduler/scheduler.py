@@ -2,38 +2,115 @@
 
 from __future__ import annotations
 
-from typing import FrozenSet, Optional, Tuple
+from dataclasses import replace
+from typing import FrozenSet, Iterable, Optional, Tuple
 
 from syshaxd.config.types import Config
-from syshaxd.model.plan import Move, Plan, Whole
-from syshaxd.model.request import RequestInfo
+from syshaxd.model.plan import Move, Plan, Queue, Whole
+from syshaxd.model.request import RequestInfo, Tier
 from syshaxd.model.snapshot import Snapshot
+from syshaxd.model.unit import Role
 
-from . import pressure, threshold
-from .candidates import Failed
-from .policy import policy_of
+from . import predictive, pressure, threshold
+from .candidates import Failed, serves
+from .learning import Learner
+from .moving import choose_moves
+from .outlook import Limits, PredictivePolicy
+from .policy import Policy, policy_of
+from .predictive import Memory
+from .steptime import StepSample
 
 __all__ = ["Failed", "Scheduler"]
 
 
 class Scheduler:
-    """Answers from the snapshot given, nothing else. Engine calls `reconfigure` at a reload."""
+    """Answers from the snapshot given and from what it learned of earlier ones. Engine calls `reconfigure` at a reload.
+
+    Decider `predictive` needs trusted step models of the accelerator units; until then `threshold` answers.
+    """
 
     def __init__(self, config: Config) -> None:
         self._policy = policy_of(config)
+        self._predictive = predictive_policy(self._policy)
+        self._learner = Learner()
+        self._memory = Memory()
 
     def reconfigure(self, config: Config) -> None:
         """The next decision follows the new configuration."""
         self._policy = policy_of(config)
+        self._predictive = predictive_policy(self._policy)
+
+    def calibrate(self, unit: str, samples: Iterable[StepSample]) -> None:
+        """Seeds the step model of a unit from a saved calibration."""
+        self._learner.seed(unit, samples)
 
     def decide(self, info: RequestInfo, snapshot: Snapshot, failed: FrozenSet[Failed] = frozenset()) -> Plan:
         """Where a request that has no token yet goes; `failed`: units that it has already failed on."""
-        return threshold.decide(info, snapshot, self._policy, failed)
+        usable = _usable(info, snapshot, self._policy, failed)
+        if info.route is not None or not self._predicts(usable):
+            return threshold.decide(info, snapshot, self._policy, failed)
+        decision = predictive.decide(info, usable, self._learner.knowledge(), self._memory, self._predictive)
+        self._memory = decision.memory
+        if isinstance(decision.plan, Queue) and snapshot.queued >= self._policy.limits.max_queue:
+            return threshold.decide(info, snapshot, self._policy, failed)
+        return decision.plan
+
+    def keep_split(self, info: RequestInfo, decode: str, prompt_tokens: int, snapshot: Snapshot) -> bool:
+        """Asked at the first token of a split: does the CPU unit still keep every promise?"""
+        if info.route is not None or not self._predicts(snapshot):
+            return True
+        return predictive.keep_split(info, decode, prompt_tokens, snapshot, self._learner.knowledge(), self._predictive)
 
     def rescue(self, info: RequestInfo, snapshot: Snapshot, failed: FrozenSet[Failed]) -> Optional[Whole]:
         """Where a running request goes on after its unit failed; None: nowhere at the moment."""
         return pressure.rescue(info, snapshot, self._policy, failed)
 
     def moves(self, snapshot: Snapshot) -> Tuple[Move, ...]:
-        """Running requests to hand over now."""
-        return pressure.moves(snapshot, self._policy)
+        """Running requests to hand over now. Called every cycle: what it sees is also what it learns from."""
+        self._learner.look(snapshot)
+        if not self._predicts(snapshot) or not self._policy.pd.auto_offload:
+            return pressure.moves(snapshot, self._policy)
+        drains = pressure.drains(snapshot, self._policy)
+        if drains or not self._policy.pd.enabled:
+            return drains
+        chosen = choose_moves(snapshot, self._learner.knowledge(), self._memory, self._predictive)
+        self._memory = chosen.memory
+        return chosen.moves
+
+    def _predicts(self, snapshot: Snapshot) -> bool:
+        if self._policy.scheduler.decider != "predictive":
+            return False
+        models = self._learner.models()
+        accelerators = snapshot.ready(Role.ACCELERATOR)
+        return bool(accelerators) and all(
+            unit.view.name in models and models[unit.view.name].trusted for unit in accelerators
+        )
+
+
+def _usable(info: RequestInfo, snapshot: Snapshot, policy: Policy, failed: FrozenSet[Failed]) -> Snapshot:
+    """The snapshot without units that lack the model or have failed this request."""
+    units = tuple(
+        unit
+        for unit in snapshot.units
+        if serves(unit, info.model, policy) and (unit.view.name, unit.view.epoch) not in failed
+    )
+    pd = snapshot.pd if policy.pd.enabled else replace(snapshot.pd, enabled=False, reason="pd.enabled is off")
+    return replace(snapshot, units=units, pd=pd)
+
+
+def predictive_policy(policy: Policy) -> PredictivePolicy:
+    """The operator's inputs over the documented constants."""
+    default = PredictivePolicy()
+    limits = dict(default.limits)
+    for tier in Tier:
+        slo = policy.scheduler.slo.get(tier.value)
+        if slo is not None:
+            limits[tier] = Limits(slo.ttft, slo.tpot)
+    return replace(
+        default,
+        limits=limits,
+        safety=policy.scheduler.safety,
+        max_moves=policy.pd.max_moves,
+        queue_timeout=policy.limits.queue_timeout,
+        max_queue=policy.limits.max_queue,
+    )
