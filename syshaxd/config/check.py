@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import difflib
-from typing import Any, Dict, Iterator, List, Optional, Sequence, Set, Tuple, cast
-
-import jsonschema
+from typing import TYPE_CHECKING, Any, Dict, Iterator, List, Optional, Sequence, Set, Tuple, cast
 
 from syshaxd.errors import Problem
 
-from .nodes import Node, Path, dotted
+from .nodes import Node, Path, Scalar, dotted, find
 from .schema import ANY_NAME, Schema, allowed, at, children, leaves, schema
 from .shape import problem
+
+if TYPE_CHECKING:
+    import jsonschema
 
 # Keys of the first sysHAX and words people try, and what they are called here.
 _RENAMED = {
@@ -34,16 +35,20 @@ _RENAMED = {
 
 def check(root: Node, data: Any) -> Tuple[List[Problem], Set[Path]]:
     """Every fault of `data` (the plain form of `root`), and the paths at fault."""
+    import jsonschema  # here, because it takes longer to import than most verbs of the CLI take to run
+
     problems: List[Problem] = []
     paths: Set[Path] = set()
     for error in jsonschema.Draft7Validator(schema()).iter_errors(data):
-        for path, message, on_key in _explain(error):
+        for path, message, on_key in _explain(error, root):
+            if path in paths:
+                continue  # a value of the wrong type breaks several rules; one line is enough
             problems.append(problem(root, path, message, on_key))
             paths.add(path)
     return problems, paths
 
 
-def _explain(error: jsonschema.ValidationError) -> Iterator[Tuple[Path, str, bool]]:
+def _explain(error: "jsonschema.ValidationError", root: Node) -> Iterator[Tuple[Path, str, bool]]:
     """(path, message, whether the key rather than the value is at fault) of each fault one schema error stands for."""
     path: Path = tuple(error.absolute_path)
     rule = cast(Schema, error.schema)
@@ -55,10 +60,16 @@ def _explain(error: jsonschema.ValidationError) -> Iterator[Tuple[Path, str, boo
             if name not in known or "x-alias" in rule["properties"][name]:
                 yield path + (name,), _unknown(path, name, known), True
     else:
-        yield path, f"found {found(error.instance)}; allowed is {_allowed(path, error)}", False
+        yield path, f"found {_written(root, path, error.instance)}; allowed is {_allowed(path, error)}", False
 
 
-def _allowed(path: Path, error: jsonschema.ValidationError) -> str:
+def _written(root: Node, path: Path, value: Any) -> str:
+    """A value as the file says it: 1ms, not 0.001."""
+    node = find(root, path)
+    return node.text if isinstance(node, Scalar) and isinstance(value, (int, float)) and node.text else found(value)
+
+
+def _allowed(path: Path, error: "jsonschema.ValidationError") -> str:
     text = allowed(cast(Schema, error.schema))
     if error.validator == "enum" and isinstance(error.instance, str):
         words = [str(value) for value in cast(List[Any], error.validator_value) if value]

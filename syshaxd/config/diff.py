@@ -90,6 +90,14 @@ def diff(old: Config, new: Config) -> ReloadPlan:
     )
 
 
+def flatten(config: Config) -> Dict[Path, Any]:
+    """Every value in force by its canonical path, lists as tuples."""
+    flat = dict(_flat_top(config))
+    for unit in config.units:
+        flat.update({("units", unit.name, *path): value for path, value in _flat(unit).items()})
+    return flat
+
+
 def effective(old: Config, new: Config) -> Config:
     """What is in force after a reload: `new`, with the old value of every key that needs a restart.
 

@@ -21,6 +21,8 @@ models: {{default: {name}, path: "{model}"}}
 units:
   gpu: {{role: accelerator, kind: sysinfer, cpu: {{affinity: {first}}}}}
   cpu: {{role: cpu, kind: sysinfer, cpu: {{affinity: {second}}}}}
+{private}"""
+_PRIVATE = """\
 pd: {{pool_dir: "{pool}", pool_size: 128MiB}}
 control_socket: "{socket}"
 state_dir: "{state}"
@@ -40,9 +42,14 @@ def embedded_default(root: Path, cpus: Optional[Sequence[int]] = None) -> str:
         model=root / DEMO_MODEL,
         first="none" if one else f'"{format_cpu_list(usable[:half])}"',
         second="none" if one else f'"{format_cpu_list(usable[half:])}"',
-        pool=f"/dev/shm/{_private_name(root)}",
-        socket=_socket(root),
-        state=root / ".run" / "state",
+        private=private_paths(root),
+    )
+
+
+def private_paths(root: Path) -> str:
+    """YAML for a daemon that runs from a checkout, without rights to the system's folders and beside other daemons."""
+    return _PRIVATE.format(
+        pool=f"/dev/shm/{_private_name(root)}", socket=_socket(root), state=root / ".run" / "state"
     )
 
 

@@ -104,10 +104,11 @@ def interpret(
         node, found = parse(document.name, document.data)
         faults.extend(found)
         readable = readable and (node is not None or not found)
+        readable = readable and (node is None or isinstance(node, Map))
         if node is not None and _is_section(node, faults):
+            node, moved = canonical(node)  # per file: another file may use the other spelling
+            faults.extend(moved)
             root = merge(root, node)
-    root, moved = canonical(root)
-    faults.extend(moved)
     config = _judge(root, faults, readable)
     if faults or config is None:
         raise ConfigError(_in_order(faults, [document.name for document in documents]))

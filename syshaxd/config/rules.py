@@ -10,7 +10,7 @@ from syshaxd.model.unit import BackendKind, Role, UnitKind
 from syshaxd.topology import format_cpu_list, parse_cpu_list
 
 from .nodes import Node, Path, dotted, find
-from .types import Config, UnitConfig
+from .types import Config, ContainerConfig, UnitConfig
 
 CONTAINERS = (BackendKind.PODMAN, BackendKind.DOCKER)
 _DEAD_ON_EXTERNAL = (
@@ -176,8 +176,9 @@ def _external(unit: UnitConfig, root: Node) -> Iterator[Fault]:
     if not unit.url:
         message = "found external without url; say where it is, for example url: http://127.0.0.1:8001"
         yield Fault(backend, message, (url,))
+    plain = UnitConfig(unit.name, unit.role)
     for name in _DEAD_ON_EXTERNAL:
-        if _written(root, _at(unit, name)):
+        if getattr(unit, name) != getattr(plain, name):
             message = "has no effect on an external unit; drop it, or let sysHAX run the unit (backend)"
             yield Fault(_at(unit, name), message, (backend,), on_key=True)
 
@@ -207,7 +208,7 @@ def _container(unit: UnitConfig, root: Node) -> Iterator[Fault]:
         if unit.container.ipc == "host" and unit.container.shm_size:
             message = "found a size together with ipc: host, where the host's /dev/shm is used; drop one of them"
             yield Fault(section + ("shm_size",), message, (section + ("ipc",),))
-    elif unit.backend is BackendKind.PROCESS and _written(root, section):
+    elif unit.backend is BackendKind.PROCESS and unit.container != ContainerConfig():
         message = "has no effect on backend process; drop it, or set backend: podman or docker"
         yield Fault(section, message, (backend,), on_key=True)
 
@@ -219,7 +220,7 @@ def _binding(unit: UnitConfig, root: Node) -> Iterator[Fault]:
         try:
             parse_cpu_list("" if text in ("auto", "none") else text)
         except ValueError as err:
-            yield Fault(_at(unit, "cpu", name), f"found {text}; {err}")
+            yield Fault(_at(unit, "cpu", name), f"found {text}; {err}" if str(err).find(text) < 0 else str(err))
     if cpus and unit.cpu.threads not in (None, len(cpus)):
         message = f"found {unit.cpu.threads} threads for {len(cpus)} bound CPUs; make them equal, or drop threads"
         yield Fault(_at(unit, "cpu", "threads"), message, (path,))
@@ -234,8 +235,8 @@ def _devices(unit: UnitConfig, root: Node) -> Iterator[Fault]:
         message = "found devices, but accelerator is none; set accelerator: nvidia or ascend"
         yield Fault(path, message, (_at(unit, "accelerator"),))
     elif unit.device_ids and len(unit.device_ids) < unit.tensor_parallel_size:
-        message = f"found {len(unit.device_ids)} devices for tensor_parallel_size {unit.tensor_parallel_size}"
-        yield Fault(path, f"{message}; name one device for each part", (size,))
+        count, needed = len(unit.device_ids), unit.tensor_parallel_size
+        yield Fault(path, f"found {count} of the {needed} devices that tensor_parallel_size needs", (size,))
 
 
 def _backoff(unit: UnitConfig, root: Node) -> Iterator[Fault]:

@@ -90,7 +90,7 @@ def allowed(node: Schema) -> str:
         return f"a duration such as 30s, 500ms or 5m{_bounds(node, format_duration)}"
     if unit == "size":
         return f"a size such as 16MiB or 64g{_bounds(node, format_size)}"
-    return f"{_type(node)}{_bounds(node, '{:g}'.format)}{_hint(node)}"
+    return str(node.get("x-allowed") or f"{_type(node)}{_bounds(node, '{:g}'.format)}")
 
 
 def _word(value: Any) -> str:
@@ -114,10 +114,3 @@ def _bounds(node: Schema, show: Any) -> str:
 
 def _plain(value: Any, show: Any) -> str:
     return str(value) if isinstance(value, int) and show == "{:g}".format else "0" if value == 0 else str(show(value))
-
-
-def _hint(node: Schema) -> str:
-    if "pattern" not in node and "minLength" not in node:
-        return ""
-    description = str(node.get("description", ""))
-    return f" ({description.rstrip('.')})" if description else f" like {node.get('pattern')}"

@@ -25,7 +25,7 @@ def canonical(root: Node) -> Tuple[Node, List[Problem]]:
     problems: List[Problem] = []
     if not isinstance(root, Map):
         return root, problems
-    for name in ("gpu", "cpu"):
+    for name in ("cpu", "gpu"):  # each is put in front
         root = _move_unit(root, name, problems)
     return _rename_args(root, problems), problems
 

@@ -3,7 +3,7 @@ accept duplicate keys, lose the place of a value, and recurse as deep as the inp
 
 from __future__ import annotations
 
-from typing import Dict, Iterator, List, Optional, Tuple, Union
+from typing import Any, Dict, Iterator, List, Optional, Tuple, Union
 
 import yaml
 
@@ -21,10 +21,11 @@ _HINTS = (
     ("mapping values are not allowed", "a second ':' here; quote the value, or check the indentation"),
     ("could not find expected ':'", "a line without ':'; write KEY: VALUE"),
     ("expected <block end>", "indentation that fits no line above; align it with its neighbours"),
-    ("unexpected end of stream", "the end of the file inside quotes; close them"),
-    ("but got '<stream end>'", "the end of the file inside [ ] or { }; close it"),
+    ("unexpected end of stream", "a quote that is never closed"),
+    ("but got '<stream end>'", "a [ or { that is never closed"),
     ("expected ',' or ']'", "something other than ',' or ']' inside a [list]"),
     ("expected ',' or '}'", "something other than ',' or '}' inside a {section}"),
+    ("expected the node content", "no value where one has to stand"),
     ("that cannot start any token", "a character that no value may start with; quote the value"),
 )
 
@@ -45,15 +46,21 @@ def parse(file: str, data: bytes) -> Tuple[Optional[Node], List[Problem]]:
         return composer.document(yaml.parse(text, Loader=yaml.SafeLoader)), composer.problems
     except yaml.MarkedYAMLError as err:
         composer.forget_path()
-        mark = err.problem_mark or err.context_mark
+        at_end = "end of stream" in str(err.problem) or "<stream end>" in str(err.problem)
+        mark = err.context_mark if at_end and err.context_mark else err.problem_mark
         composer.complain(composer.mark(mark), _explain(f"{err.problem or ''} {err.context or ''}"))
     except yaml.reader.ReaderError as err:
-        composer.complain(_offset(file, text, err.position), f"found the unprintable character {err.character!r}")
+        message = f"found the unprintable character U+{_code(err.character):04X}"
+        composer.complain(_offset(file, text, err.position), message)
     except (yaml.YAMLError, ValueError, OverflowError) as err:
         composer.complain(Mark(file), f"not YAML: {err}")
     except _Stop:
         pass
     return None, composer.problems
+
+
+def _code(character: Any) -> int:
+    return character if isinstance(character, int) else ord(str(character)[:1] or "\0")
 
 
 def _explain(problem: str) -> str:
@@ -144,9 +151,10 @@ class _Composer:
             raise _Stop
 
     def _check_tag(self, event: yaml.Event, mark: Mark) -> None:
-        tag = getattr(event, "tag", None)
-        if tag not in (None, "tag:yaml.org,2002:str"):
-            self.complain(mark, f"found the tag {tag}; tags are not used here, drop it")
+        tag = str(getattr(event, "tag", None) or "")
+        if tag not in ("", "tag:yaml.org,2002:str"):
+            short = tag.replace("tag:yaml.org,2002:", "!!")
+            self.complain(mark, f"found the tag {short}; tags are not used here, drop it")
 
     def _alias(self, event: yaml.AliasEvent, mark: Mark) -> Node:
         if event.anchor not in self._anchors:
@@ -177,8 +185,10 @@ class _Composer:
             value = self._child("?" if name is None else name, next(self._events), depth)
             if name is not None and name in keys:
                 self.complain(at, f"found {name} a second time; it stands in line {keys[name].line} already, keep one")
-            elif name is not None:
-                keys[name], items[name] = at, value
+            else:  # a bad key leaves a bad value, so that nothing is said to be missing here
+                where = "?" if name is None else name
+                keys[where] = at
+                items[where] = Scalar(at, None, bad=True) if name is None else value
             event = next(self._events)
         return Map(mark, keys, items)
 

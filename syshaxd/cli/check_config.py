@@ -1,0 +1,70 @@
+"""Test the configuration: every fault at once on stderr, with file, line, column and key; exit code 78.
+
+--print shows the merged configuration with the file and line of each value; it is YAML that reads as the same again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from dataclasses import asdict
+from typing import Sequence
+
+from syshaxd.config.emit import emit, with_defaults
+from syshaxd.config.host import host_warnings
+from syshaxd.config.load import Loaded
+from syshaxd.errors import ConfigError, Problem
+
+from .exits import CONFIG, OK
+from .options import add_config, add_json, print_json, source
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of the verb."""
+    parser.add_argument("--print", action="store_true", help="print the merged configuration with origins")
+    parser.add_argument("--all", action="store_true", help="with --print: values that nobody set, too")
+    parser.add_argument("-q", "--quiet", action="store_true", help="print nothing but faults")
+    add_config(parser)
+    add_json(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Load, judge, tell."""
+    where = source(args)
+    try:
+        loaded = where.read()
+    except ConfigError as err:
+        return _bad(args, err.problems)
+    warnings = [*loaded.warnings, *host_warnings(loaded)]
+    if args.json:
+        units = [unit.name for unit in loaded.config.units]
+        files = list(loaded.files)
+        print_json({"ok": True, "files": files, "units": units, "problems": [], "warnings": _json(warnings)})
+        return OK
+    if not args.quiet:
+        sys.stderr.writelines(f"warning: {warning}\n" for warning in warnings)
+    if args.print:
+        sys.stdout.write(emit(with_defaults(loaded.root) if args.all else loaded.root, origins=True))
+    elif not args.quiet:
+        print(_summary(loaded, len(warnings)))
+    return OK
+
+
+def _bad(args: argparse.Namespace, problems: Sequence[Problem]) -> int:
+    if args.json:
+        print_json({"ok": False, "files": [], "units": [], "problems": _json(problems), "warnings": []})
+        return CONFIG
+    sys.stderr.writelines(f"{problem}\n" for problem in problems)
+    if not args.quiet:
+        sys.stderr.write(f"syshax: {len(problems)} fault{'s' if len(problems) > 1 else ''} in the configuration\n")
+    return CONFIG
+
+
+def _json(problems: Sequence[Problem]) -> list[dict[str, object]]:
+    return [asdict(problem) for problem in problems]
+
+
+def _summary(loaded: Loaded, warnings: int) -> str:
+    units = ", ".join(f"{unit.name} ({unit.role.value}, {unit.kind.value})" for unit in loaded.config.units)
+    noted = f", {warnings} warning{'s' if warnings > 1 else ''}" if warnings else ""
+    return f"syshax: configuration is good{noted}: {', '.join(loaded.files)}; units: {units}"

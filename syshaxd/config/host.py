@@ -1,0 +1,55 @@
+"""What a good configuration may still get wrong on this host. Warnings only: files come and go."""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path as FilePath
+from typing import Iterator, List
+
+from syshaxd.errors import Problem
+from syshaxd.model.unit import BackendKind
+from syshaxd.topology import format_cpu_list
+
+from .load import Loaded
+from .nodes import Path
+from .rules import bound_cpus
+from .shape import problem
+from .types import Config, UnitConfig
+
+
+def host_warnings(loaded: Loaded) -> List[Problem]:
+    """Files that are missing or open to everybody, and CPUs this host does not have."""
+    found = list(_keys_file(loaded))
+    for unit in loaded.config.units:
+        found.extend(_unit(loaded, loaded.config, unit))
+    return found
+
+
+def _keys_file(loaded: Loaded) -> Iterator[Problem]:
+    name = loaded.config.conductor.api_keys_file
+    if name:
+        yield from _secret(loaded, ("services", "conductor", "api_keys_file"), name)
+
+
+def _secret(loaded: Loaded, path: Path, name: str) -> Iterator[Problem]:
+    try:
+        mode = os.stat(name).st_mode
+    except OSError as err:
+        yield problem(loaded.root, path, f"{name}: {err.strerror}")
+        return
+    if stat.S_IMODE(mode) & 0o007:
+        yield problem(loaded.root, path, f"{name} is open to everybody; chmod 0640 {name}")
+
+
+def _unit(loaded: Loaded, config: Config, unit: UnitConfig) -> Iterator[Problem]:
+    here: Path = ("units", unit.name)
+    if unit.backend is not BackendKind.EXTERNAL and unit.model_path and not FilePath(unit.model_path).exists():
+        path = ("models", "path") if unit.model_path == config.model_path else (*here, "model_path")
+        yield problem(loaded.root, path, f"{unit.model_path} does not exist on this host")
+    if unit.api_key_file:
+        yield from _secret(loaded, (*here, "api_key_file"), unit.api_key_file)
+    missing = bound_cpus(unit) - set(range(os.cpu_count() or 1))
+    if missing:
+        message = f"CPUs {format_cpu_list(missing)} are not on this host, which has {os.cpu_count()}"
+        yield problem(loaded.root, (*here, "cpu", "affinity"), message)
