@@ -284,7 +284,9 @@ class Stream:
             prefill = self._known(plan.prefill)
             self._pipeline = self._new_pipeline(plan.decode)
             owned = self._may_own(self._known(plan.decode))
-            return Step(prefill, owned, plan.reason, plan.decode, plan.k, save=new_ticket(prefill))
+            # Nobody would fetch the KV of a request that ends with its first token.
+            save = new_ticket(prefill) if plan.k == 0 or self._tokens_left(prefill) > 1 else None
+            return Step(prefill, owned, plan.reason, plan.decode, plan.k, save=save)
         unit = self._known(plan.unit)
         self._pipeline = self._new_pipeline(unit.name)
         return self._step_on(unit, plan.reason, "")

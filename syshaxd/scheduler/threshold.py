@@ -25,7 +25,7 @@ def decide(info: RequestInfo, snapshot: Snapshot, policy: Policy, failed: Frozen
     cpus = candidates(info, snapshot, policy, failed, Role.CPU)
     if not accelerators and not cpus:
         return _nobody(policy, failed)
-    if info.route is not None:
+    if info.route is not None and not failed:  # better another route than no answer
         return _forced(info, info.route, snapshot, policy, accelerators, cpus)
     if not accelerators:
         return _cpu_only(info, snapshot, policy, cpus[0])

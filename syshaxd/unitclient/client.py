@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 from dataclasses import dataclass
-from typing import Any, Mapping, NamedTuple, Optional, Sequence
+from typing import Any, Mapping, NamedTuple, Optional, Sequence, Union
 
 import aiohttp
 
@@ -16,6 +17,7 @@ from .errors import FAILURES, from_exception
 from .events import parse_usage
 from .stream import Deadlines, PendingCall, UnitStream
 
+_LARGE = 256 * 1024
 _JSON = {"Content-Type": "application/json"}
 
 
@@ -184,7 +186,7 @@ class UnitClient:
     ) -> Answer:
         headers = self._headers(target, request_id)
         async with self._opened().request(
-            method, target.url + path, data=body, headers=headers, allow_redirects=False
+            method, target.url + path, data=_payload(body), headers=headers, allow_redirects=False
         ) as response:
             data = await response.read()
             return Answer(response.status, response.headers.get("Content-Type", ""), data)
@@ -195,7 +197,7 @@ class UnitClient:
         data = json.dumps(body).encode()
         headers = self._headers(target, request_id)
         response = await self._opened().post(
-            target.url + endpoint.value, data=data, headers=headers, allow_redirects=False
+            target.url + endpoint.value, data=_payload(data), headers=headers, allow_redirects=False
         )
         try:
             await _expect_event_stream(target, response)
@@ -251,6 +253,11 @@ class _Reading:
         if isinstance(err, (ValueError, KeyError, TypeError, IndexError, AttributeError)):
             text = f"{self._what}: not the answer that the contract describes ({type(err).__name__}: {err})"
             raise UnitError(self._target.name, UnitErrorKind.GARBAGE, text) from err
+
+
+def _payload(body: Optional[bytes]) -> Union[None, bytes, io.BytesIO]:
+    """aiohttp writes large bytes in one go, which holds up the loop; a file it sends in pieces."""
+    return io.BytesIO(body) if body is not None and len(body) > _LARGE else body
 
 
 async def _expect_event_stream(target: Target, response: aiohttp.ClientResponse) -> None:
