@@ -171,6 +171,11 @@ def set_level(level: str) -> None:
     logging.getLogger().setLevel(max(number, logging.WARNING) if number > logging.DEBUG else number)
 
 
+def show_units(shown: bool) -> None:
+    """Whether lines that units write go into the log (they are kept for `syshax units logs` either way)."""
+    logging.getLogger(f"{ROOT}.unit").setLevel(logging.NOTSET if shown else logging.WARNING)
+
+
 def _is_journal(journal_stream: str, stream: TextIO) -> bool:
     try:
         status = os.fstat(stream.fileno())

@@ -71,6 +71,11 @@ class UnitView:
         return self.state is UnitState.READY
 
     @property
+    def settled(self) -> bool:
+        """Whether it is where it stays until something happens to it."""
+        return self.state in (UnitState.READY, UnitState.FAILED, UnitState.STOPPED)
+
+    @property
     def can_hand_over(self) -> bool:
         """Whether its KV cache can be given to, or taken from, another unit."""
         return bool(self.pool_file) and self.kind is not UnitKind.OPENAI

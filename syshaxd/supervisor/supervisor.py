@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Callable, Mapping, Optional, Sequence
 
 from syshaxd.backends.base import Backend
@@ -22,7 +22,6 @@ from .unit import Desired, Tools, Unit
 
 RECONCILE = 1.0  # seconds between two looks when nothing happens
 STOP_MARGIN = 5.0  # seconds beyond a unit's own timeouts until it is given up
-SETTLED = (UnitState.READY, UnitState.FAILED, UnitState.STOPPED)
 
 
 @dataclass(frozen=True)
@@ -79,9 +78,11 @@ class Supervisor:
         in_flight: Callable[[], Sequence[InFlight]],
         environ: Mapping[str, str],
         on_failure: Callable[[str, BaseException], None],
+        on_change: Callable[[], None] = lambda: None,
     ) -> None:
         self._tools = Tools(backends, client, in_flight, self._on_change, environ)
         self._on_failure = on_failure
+        self._tell_change = on_change
         self._units: dict[str, Unit] = {}  # configured ones in their order, then those that leave
         self._runs: dict[str, asyncio.Task[None]] = {}
         self._leaving: set[str] = set()
@@ -157,7 +158,10 @@ class Supervisor:
             await self._change.wait()
 
     async def close(self, keep: bool = False) -> tuple[str, ...]:
-        """Stop units in reverse order (or let go of those that outlive us); names those that had to be killed."""
+        """Stop units in reverse order (or let go of those that outlive us); names those that had to be killed.
+
+        Requests are not waited for: whoever stops the daemon has drained them before.
+        """
         await self._tasks.close()
         stuck = []
         for name in reversed(tuple(self._units)):
@@ -207,7 +211,7 @@ class Supervisor:
         """One unit at a time, so that the others serve meanwhile; one that does not serve need not wait its turn."""
         if self._replacing in self._units and self._units[self._replacing].outdated:
             return  # told, but not started anew yet
-        if self._replacing in self._units and self._units[self._replacing].view.state not in SETTLED:
+        if self._replacing in self._units and not self._units[self._replacing].view.settled:
             return
         self._replacing = ""
         outdated = [unit for name, unit in self._units.items() if unit.outdated and name not in self._leaving]
@@ -229,13 +233,14 @@ class Supervisor:
         if keep and backend is not None and backend.capabilities.survives_daemon:
             await unit.release()
         elif not run.done():
+            unit.desired = replace(unit.desired, drain_timeout=0.0)
             unit.post(What.STOP)
             polite = await self._stopped(unit)
         await cancelled(run)
         return polite
 
     async def _stopped(self, unit: Unit) -> bool:
-        grace = unit.desired.drain_timeout + unit.desired.config.stop_timeout + STOP_MARGIN
+        grace = unit.desired.config.stop_timeout + STOP_MARGIN
         try:
             stopped = self.wait_for(lambda: unit.view.state is UnitState.STOPPED)
             await within(grace, f"stop of unit {unit.name}", stopped)
@@ -260,3 +265,4 @@ class Supervisor:
     def _on_change(self) -> None:
         self._wake.set()
         self._change.set()
+        self._tell_change()

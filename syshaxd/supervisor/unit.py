@@ -373,7 +373,7 @@ def tell_transition(unit: str, before: Life, life: Life, event: Event, start: Op
     if life.state is before.state and life.epoch == before.epoch:
         return
     if life.state is UnitState.STARTING:
-        log.info("unit is starting", unit=unit, start=life.epoch, reason=life.reason or None)
+        log.info("starting unit", unit=unit, start=life.epoch, reason=life.reason or None)
     elif life.state is UnitState.READY and start is not None:
         seconds = now - start.began
         log.info("unit is ready", message_id=logging.UNIT_READY, unit=unit, seconds=seconds, url=start.spec.url)

@@ -1,0 +1,8 @@
+"""**Engine**: composition root, start and stop order, signals, reload, sd_notify, watchdog."""
+
+from __future__ import annotations
+
+from .engine import Engine, Surroundings
+from .listeners import inherited_sockets
+
+__all__ = ["Engine", "Surroundings", "inherited_sockets"]

@@ -1,0 +1,333 @@
+"""**Engine**: composition root of the daemon. Starts the parts in order, runs the cycles, reloads, stops in reverse."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import dataclass
+from typing import Any, Callable, Mapping, Optional, Sequence
+
+from syshaxd import __version__
+from syshaxd import log as logging
+from syshaxd.backends.base import Backend
+from syshaxd.backends.external import ExternalBackend
+from syshaxd.backends.process import ProcessBackend
+from syshaxd.conductor import Conductor
+from syshaxd.conductor.control import ControlServer
+from syshaxd.config import Source, diff, effective
+from syshaxd.config.types import Config
+from syshaxd.errors import ControlError, SysHaxError
+from syshaxd.metrics import MetricsService
+from syshaxd.model.snapshot import PdStatus
+from syshaxd.model.unit import BackendKind
+from syshaxd.monitor import SystemMonitor
+from syshaxd.runner import InFlightLedger, Runner
+from syshaxd.scheduler import Scheduler
+from syshaxd.sdnotify import Notifier
+from syshaxd.supervisor import Supervisor, desired_units
+from syshaxd.supervisor.binding.host import HostTree
+from syshaxd.tasks import TaskSet
+from syshaxd.topology import read_topology
+from syshaxd.unitclient import UnitClient
+
+from .cleanup import Cleanup
+from .gate import PdGuard
+from .pulse import INTERVAL, Patience, Watchdog
+from .reload import Reloader
+from .selfcheck import SelfCheck
+from .status import status_line, unit_json, units_json
+
+log = logging.Log("engine")
+TICK = 0.05  # seconds between two scheduling cycles
+STOP_PART = 15.0  # seconds for a part to stop
+LEFT_OVER = 2.0  # seconds for streams that outlast the drain to get their error event
+OK, FAILED = 0, 1
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What Engine gets from outside, besides the configuration."""
+
+    source: Source
+    notifier: Notifier
+    environ: Mapping[str, str]
+    host: HostTree
+    sockets: Sequence[Any] = ()
+    on_settled: Callable[["Engine"], None] = lambda engine: None  # once, when the first start is over
+    on_level: Callable[[str], None] = lambda level: None  # log.level after a reload
+
+
+class Engine:
+    """Implements Control and PdGate. Owns the configuration in force, and the life of every part."""
+
+    def __init__(self, config: Config, around: Surroundings) -> None:
+        self._config = config
+        self._around = around
+        self._desired = desired_units(config, around.host)
+        self._began = time.monotonic()
+        self._state = "starting"
+        self._last_reload: Mapping[str, Any] = {}
+        self._stop = asyncio.Event()
+        self._hurry = asyncio.Event()
+        self._exit_code = OK
+        self._cleanup = Cleanup()
+        self._tasks = TaskSet("engine", self._part_failed)
+        self._reloader = Reloader(self._reload_once)
+        self._compose()
+
+    def _compose(self) -> None:
+        config, around = self._config, self._around
+        self._client = UnitClient(config.limits.connect_timeout)
+        self._ledger = InFlightLedger()
+        self._metrics = MetricsService()
+        backends: dict[BackendKind, Backend] = {
+            BackendKind.PROCESS: ProcessBackend(),
+            BackendKind.EXTERNAL: ExternalBackend(),
+        }
+        self.supervisor = Supervisor(
+            backends, self._client, self._ledger.in_flight, around.environ, self._part_failed, self._units_changed
+        )
+        self._guard = PdGuard(self.supervisor, SelfCheck(self._client), lambda: self._config.pd)
+        self._monitor = SystemMonitor(
+            self.supervisor,
+            self._ledger,
+            self._guard,
+            self._client,
+            read_topology(),
+            config.monitor,
+            lambda: self._ledger.queued,
+        )
+        self._scheduler = Scheduler(config)
+        self._runner = Runner(
+            self._client, self.supervisor, self._monitor, self._scheduler, self._metrics, self._ledger, config
+        )
+        self.conductor = Conductor(
+            self._runner, self._client, self.supervisor, self._monitor, self._metrics, self._ledger, config
+        )
+        self._control = ControlServer(self)
+
+    # ---- life
+
+    async def run(self) -> int:
+        """Start, serve until asked to stop, stop; the exit code. Raises SysHaxError when the start fails."""
+        try:
+            await self._start()
+            await self._stop.wait()
+            await self._drain_for_stop()
+        finally:
+            self._around.notifier.stopping("stopping")
+            failed = await self._cleanup.run()
+            log.info("stopped", message_id=logging.DAEMON_STOPPED, failed=",".join(failed) or None)
+        return self._exit_code
+
+    def stop(self) -> None:
+        """Drain and stop; the second call: at once."""
+        if self._stop.is_set():
+            self._hurry.set()
+        self._stop.set()
+
+    def request_reload(self) -> None:
+        """SIGHUP."""
+        self._reloader.request()
+
+    async def _start(self) -> None:
+        add = self._cleanup.add
+        add("tasks", self._tasks.close, STOP_PART)
+        await self._client.start()
+        add("client", self._client.close, STOP_PART)
+        self.supervisor.start()
+        add("units", self._stop_units, self._patience())
+        self._monitor.start()
+        add("monitor", self._monitor.close, STOP_PART)
+        add("runner", self._runner.close, STOP_PART)
+        await self.conductor.start(self._around.sockets)
+        add("conductor", self.conductor.close, STOP_PART)
+        await self._control.start(self._config.control_socket)
+        add("control", self._control.stop, STOP_PART)
+        add("streams", self._end_streams, self._patience())
+        self.supervisor.apply(self._desired)
+        for name, work in (
+            ("cycle", self._cycle()), ("pulse", self._pulse()), ("reload", self._reloader.run()),
+            ("pd", self._guard.run()), ("ready", self._announce()),
+        ):  # fmt: skip
+            self._tasks.start(name, work)
+
+    async def _announce(self) -> None:
+        """READY when the API is up and one unit generates; the person at the terminal hears when all is settled."""
+        views = self.supervisor.views
+        await self.supervisor.wait_for(lambda: any(view.ready for view in views()))
+        self._state = "running"
+        self._around.notifier.ready(self._status_line())
+        seconds = time.monotonic() - self._began
+        log.info("ready", message_id=logging.DAEMON_READY, seconds=seconds, url=self.url)
+        await self.supervisor.wait_for(lambda: all(view.settled for view in views()))
+        while not self._guard.settled:
+            await asyncio.sleep(TICK)
+        self._around.on_settled(self)
+
+    async def _drain_for_stop(self) -> None:
+        self._state = "draining"
+        self._around.notifier.stopping(f"draining {len(self._runner)} requests")
+        if self._around.sockets:
+            self.conductor.stop_listening()  # who connects now waits in the socket for the next daemon
+        self.conductor.stop_admitting()
+        timeout = self._config.lifecycle.drain_timeout
+        self._around.notifier.extend_timeout(timeout + STOP_PART)
+        drain = asyncio.ensure_future(self._runner.drain(timeout))
+        hurry = asyncio.ensure_future(self._hurry.wait())
+        await asyncio.wait({drain, hurry}, return_when=asyncio.FIRST_COMPLETED)
+        for waiter in (drain, hurry):
+            waiter.cancel()
+        await asyncio.wait({drain, hurry})
+
+    async def _end_streams(self) -> None:
+        """Streams that outlast the drain: their units go, and the Runner ends each with an error event."""
+        if len(self._runner):
+            log.warning("ending requests that outlast the drain", requests=len(self._runner))
+            await self._stop_units()
+            await self._runner.drain(LEFT_OVER)
+
+    async def _stop_units(self) -> None:
+        if self._hurry.is_set():
+            await self.supervisor.kill()
+        else:
+            await self.supervisor.close(keep=self._config.lifecycle.on_stop == "keep")
+
+    def _patience(self) -> float:
+        return STOP_PART + sum(unit.stop_timeout + STOP_PART for unit in self._config.units)
+
+    def _part_failed(self, name: str, error: BaseException) -> None:
+        """A task that should not end did: better a clean restart than half a daemon."""
+        log.error("a part of the daemon failed; stopping", part=name, error=error)
+        self._exit_code = FAILED
+        self._stop.set()
+
+    # ---- cycles
+
+    async def _cycle(self) -> None:
+        while True:
+            self._runner.tick()
+            await asyncio.sleep(TICK)
+
+    async def _pulse(self) -> None:
+        notifier = self._around.notifier
+        watchdog, patience = Watchdog(notifier, time.monotonic()), Patience(notifier)
+        while True:
+            watchdog.beat(self.supervisor.turns, time.monotonic())
+            if self._state == "starting":
+                patience.beat(self.supervisor.views(), time.monotonic())
+            notifier.status(self._status_line())
+            await asyncio.sleep(INTERVAL)
+
+    def _units_changed(self) -> None:
+        self._guard.changed()
+
+    def _status_line(self) -> str:
+        note = {"starting": "starting", "draining": "draining"}.get(self._state, "")
+        if self._last_reload.get("error"):
+            note = "reload rejected"
+        return status_line(self._monitor.snapshot(), self._config.limits.max_queue, note)
+
+    # ---- reload
+
+    async def _reload_once(self) -> Mapping[str, Any]:
+        notifier = self._around.notifier
+        notifier.reloading()
+        try:
+            result = await self._load_and_apply()
+            self._last_reload = {**result, "at": time.time()}
+            log.info("configuration reloaded", message_id=logging.CONFIG_RELOADED, **_summary(result))
+            return result
+        except SysHaxError as err:
+            self._last_reload = {"error": str(err), "at": time.time()}
+            log.error("configuration rejected", message_id=logging.CONFIG_REJECTED, reason=str(err))
+            raise
+        finally:
+            notifier.ready(self._status_line())
+
+    async def _load_and_apply(self) -> Mapping[str, Any]:
+        loop = asyncio.get_running_loop()
+        wanted = await loop.run_in_executor(None, self._around.source.load)
+        plan, config = diff(self._config, wanted), effective(self._config, wanted)
+        desired = desired_units(config, self._around.host)
+        await self.conductor.reconfigure(config)  # opens new listeners; the last step that can fail
+        self._config, self._desired = config, desired
+        self._scheduler.reconfigure(config)
+        self._runner.reconfigure(config)
+        self._monitor.configure(config.monitor)
+        self._around.on_level(config.log.level)
+        applied = self.supervisor.apply(desired)
+        self._guard.changed()
+        return {
+            **plan.to_json(),
+            "added": list(applied.added),
+            "removed": list(applied.removed),
+            "replaced": list(applied.replaced),
+        }
+
+    # ---- Control
+
+    @property
+    def url(self) -> str:
+        """Where clients find the API."""
+        host, port = next(iter(self.conductor.addresses), (self._config.conductor.host, self._config.conductor.port))
+        host = "127.0.0.1" if host in ("0.0.0.0", "::") else host
+        return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+    def pd_status(self) -> PdStatus:
+        """See PdGate."""
+        return self._guard.pd_status()
+
+    def status(self) -> Mapping[str, Any]:
+        """See Control."""
+        snapshot = self._monitor.snapshot()
+        return {
+            "version": __version__,
+            "state": self._state,
+            "uptime": round(time.monotonic() - self._began, 3),
+            "url": self.url,
+            "model": self._config.model_name,
+            "config": str(self._around.source),
+            "in_flight": len(self._runner),
+            "queued": snapshot.queued,
+            "pd": {"enabled": snapshot.pd.enabled, "reason": snapshot.pd.reason},
+            "reload": dict(self._last_reload),
+            "units": units_json(snapshot),
+        }
+
+    async def reload(self) -> Mapping[str, Any]:
+        """See Control."""
+        return await self._reloader.wait()
+
+    async def drain(self, timeout: Optional[float]) -> Mapping[str, Any]:
+        """See Control."""
+        self.conductor.stop_admitting()
+        self._state = "draining"
+        left = await self._runner.drain(self._config.lifecycle.drain_timeout if timeout is None else timeout)
+        return {"in_flight": left}
+
+    async def unit_action(self, name: str, action: str) -> Mapping[str, Any]:
+        """See Control."""
+        await self.supervisor.action(name, action)
+        snapshot = self._monitor.snapshot()
+        unit = snapshot.unit(name)
+        if unit is None:
+            raise ControlError(404, f"unit {name} is not in the configuration any more")
+        return unit_json(unit, snapshot.at)
+
+    def unit_logs(self, name: str, lines: int) -> Sequence[str]:
+        """See Control."""
+        return self.supervisor.logs(name, lines)
+
+    def unit_command(self, name: str) -> Sequence[str]:
+        """See Control."""
+        return self.supervisor.command(name)
+
+    def explain(self, request_id: str) -> Mapping[str, Any]:
+        """See Control."""
+        return self._runner.explain(request_id)
+
+
+def _summary(result: Mapping[str, Any]) -> Mapping[str, str]:
+    """The lists of a ReloadPlan in one word each."""
+    return {name: ", ".join(str(item) for item in items) for name, items in result.items() if items}

@@ -1,0 +1,172 @@
+"""Whether a split computes what the decode unit alone computes (PD self-check), tried out on the units themselves.
+
+1. The prefill unit computes a prompt of its own and keeps the KV; the decode unit takes it over and generates greedily,
+   with the log-probability of each token.
+2. The decode unit alone is given prompt + those tokens (teacher forcing) and says how probable it finds each one.
+Exact: each token is its first choice, which by induction means that its own greedy text is the same.
+Mixed: first choices agree often enough and the median difference of the log-probabilities is small.
+The second step asks for the log-probabilities of a prompt, which no engine answers from a prefix cache, so it can't be
+answered from the KV that the first step handed over.
+"""
+
+from __future__ import annotations
+
+import secrets
+import statistics
+from dataclasses import dataclass
+from typing import Any, Mapping, Optional, Sequence
+
+from syshaxd.config.types import PdConfig
+from syshaxd.errors import UnitError, UnitErrorKind
+from syshaxd.model.request import Endpoint
+from syshaxd.model.snapshot import PdStatus
+from syshaxd.model.unit import UnitView
+from syshaxd.unitclient import Target, UnitClient
+
+TOKENS = 64
+TIMEOUT = 120.0  # seconds of one call
+LOADED = "vllm:prompt_tokens_by_source_total"
+SOURCE = 'source="external_kv_transfer"'
+_SUBJECTS = (
+    "rivers carry sand to the sea", "old maps show roads that nobody uses", "bread rises while the oven warms",
+    "a clock keeps time for the whole street", "the harbour lights go out at dawn", "letters wait in a wooden box",
+    "rain fills the cistern behind the house", "two painters share one ladder",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What was measured. `top1`: share of tokens that are the decode unit's own first choice; `difference`: median."""
+
+    prefill: str
+    decode: str
+    top1: float
+    difference: float
+    loaded: int  # prompt tokens whose KV the decode unit took over
+    prompt: int  # tokens of the prompt
+
+
+def judge(verdict: Verdict, config: PdConfig) -> PdStatus:
+    """Whether this pair may split. Pure."""
+    pair = f"{verdict.prefill}>{verdict.decode}"
+    if verdict.loaded <= 0:
+        return PdStatus(False, f"self-check {pair}: the decode unit recomputed the prompt; it took no KV over")
+    if config.precision == "exact":
+        if verdict.top1 < 1.0:
+            return PdStatus(False, f"self-check {pair}: greedy text differs ({verdict.top1:.0%} of tokens agree)")
+        return PdStatus(True)
+    if verdict.top1 < config.top1_agreement:
+        found = f"{verdict.top1:.3f} of first choices agree, {config.top1_agreement:g} needed (pd.top1_agreement)"
+        return PdStatus(False, f"self-check {pair}: {found}")
+    if verdict.difference > config.max_logprob_diff:
+        found = f"median difference {verdict.difference:.3f}, at most {config.max_logprob_diff:g} (pd.max_logprob_diff)"
+        return PdStatus(False, f"self-check {pair}: {found}")
+    return PdStatus(True)
+
+
+def compare(split: Sequence[float], alone: Sequence[float], first: Sequence[float]) -> tuple[float, float]:
+    """Top-1 agreement and median |difference|: log-probabilities of the same tokens by the split and by the decode
+    unit alone, and of the latter's own first choices."""
+    agreed = sum(own >= best - 1e-6 for own, best in zip(alone, first))
+    return agreed / len(alone), statistics.median(abs(a - b) for a, b in zip(split, alone))
+
+
+class SelfCheck:
+    """Runs the two steps over a pair of READY units."""
+
+    def __init__(self, client: UnitClient) -> None:
+        self._client = client
+
+    async def measure(self, prefill: UnitView, decode: UnitView, keys: Mapping[str, str]) -> Verdict:
+        """Raises UnitError where a unit does not do its part."""
+        source = Target(prefill.name, prefill.url, keys.get(prefill.name, ""))
+        target = Target(decode.name, decode.url, keys.get(decode.name, ""))
+        prompt = await self._prompt(target, decode)
+        before = await self._loaded(target)
+        ticket = secrets.token_hex(16)
+        await self._save(source, prefill.model, prompt, ticket)
+        tokens, split = await self._continue(target, decode.model, prompt, ticket, prefill.pool_file)
+        loaded = await self._loaded(target) - before
+        alone, first = await self._teacher_forced(target, decode.model, prompt, tokens)
+        top1, difference = compare(split, alone, first)
+        return Verdict(prefill.name, decode.name, top1, difference, int(loaded), len(prompt))
+
+    async def _prompt(self, target: Target, decode: UnitView) -> Sequence[int]:
+        """Begins with a number that no earlier prompt had, so that no prefix cache knows it."""
+        start = secrets.randbelow(len(_SUBJECTS))
+        subjects = ". ".join(_SUBJECTS[start:] + _SUBJECTS[:start])
+        text = f"{secrets.randbelow(10**9)}: {subjects}. {subjects}. And so"
+        tokens = (await self._client.tokenize(target, {"model": decode.model, "prompt": text}, TIMEOUT)).tokens
+        limit = (decode.max_model_len or len(tokens) + TOKENS + 1) - TOKENS - 1
+        if limit < 1:
+            text = f"max_model_len {decode.max_model_len} is too short for a self-check of {TOKENS} tokens"
+            raise UnitError(decode.name, UnitErrorKind.STATUS, text)
+        return tokens[:limit]
+
+    async def _save(self, source: Target, model: str, prompt: Sequence[int], ticket: str) -> None:
+        body = _body(model, prompt, 1, {"save": ticket, "save_on": "finish"})
+        await self._client.complete(source, Endpoint.COMPLETIONS, body, _request_id(), TIMEOUT)
+
+    async def _continue(
+        self, target: Target, model: str, prompt: Sequence[int], ticket: str, pool_file: str
+    ) -> tuple[Sequence[int], Sequence[float]]:
+        load = {"ticket": ticket, "pool": pool_file.rpartition("/")[2]}
+        body = {**_body(model, prompt, TOKENS, {"load": load}), "logprobs": 1, "return_token_ids": True}
+        answer = await self._client.complete(target, Endpoint.COMPLETIONS, body, _request_id(), TIMEOUT)
+        choice = _choice(target, answer)
+        tokens, values = choice.get("token_ids"), _values(choice, "token_logprobs")
+        if not isinstance(tokens, list) or len(tokens) != TOKENS or len(values) != TOKENS:
+            raise _garbage(target, f"expected {TOKENS} token_ids with log-probabilities")
+        return tokens, values
+
+    async def _teacher_forced(
+        self, target: Target, model: str, prompt: Sequence[int], tokens: Sequence[int]
+    ) -> tuple[Sequence[float], Sequence[float]]:
+        body = {**_body(model, [*prompt, *tokens], 1, None), "echo": True, "logprobs": 1}
+        answer = await self._client.complete(target, Endpoint.COMPLETIONS, body, _request_id(), TIMEOUT)
+        choice = _choice(target, answer)
+        end = len(prompt) + len(tokens)
+        values = _values(choice, "token_logprobs")[len(prompt) : end]
+        best = [max(top.values()) for top in _values(choice, "top_logprobs")[len(prompt) : end] if top]
+        if len(values) != len(tokens) or len(best) != len(tokens) or None in values:
+            raise _garbage(target, f"expected log-probabilities of {end} prompt tokens (echo)")
+        return values, best
+
+    async def _loaded(self, target: Target) -> float:
+        """Prompt tokens the unit took over so far, by its own count."""
+        lines = (await self._client.metrics(target, TIMEOUT)).splitlines()
+        found = [line.rpartition(" ")[2] for line in lines if line.startswith(LOADED + "{") and SOURCE in line]
+        try:
+            return sum(float(value) for value in found)
+        except ValueError as err:
+            raise _garbage(target, f"{LOADED}: expected numbers, got {found}") from err
+
+
+def _body(model: str, prompt: Sequence[int], max_tokens: int, syshax: Optional[Mapping[str, Any]]) -> dict[str, Any]:
+    body: dict[str, Any] = {
+        "model": model, "prompt": list(prompt), "max_tokens": max_tokens, "temperature": 0, "ignore_eos": True,
+    }  # fmt: skip
+    if syshax is not None:
+        body["kv_transfer_params"] = {"syshax": syshax}
+    return body
+
+
+def _choice(target: Target, answer: Mapping[str, Any]) -> Mapping[str, Any]:
+    choices = answer.get("choices")
+    if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
+        raise _garbage(target, "expected one choice")
+    return choices[0]
+
+
+def _values(choice: Mapping[str, Any], name: str) -> list[Any]:
+    logprobs = choice.get("logprobs")
+    values = logprobs.get(name) if isinstance(logprobs, dict) else None
+    return values if isinstance(values, list) else []
+
+
+def _garbage(target: Target, text: str) -> UnitError:
+    return UnitError(target.name, UnitErrorKind.GARBAGE, f"self-check: {text}")
+
+
+def _request_id() -> str:
+    return f"selfcheck-{secrets.token_hex(8)}"
