@@ -11,6 +11,7 @@ from typing import Optional, Sequence
 
 from syshaxd import __version__
 from syshaxd import log as logging
+from syshaxd.backends.systemd import Systemctl, available
 from syshaxd.config import Source, find_source
 from syshaxd.config.types import Config
 from syshaxd.engine import Engine, Surroundings, inherited_sockets
@@ -28,14 +29,14 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     """Run the daemon until it is told to stop; returns the exit code."""
     options = _parser().parse_args(argv)
     environ = os.environ
-    journal = environ.get("JOURNAL_STREAM", "")
+    journal, invocation = environ.get("JOURNAL_STREAM", ""), environ.get("INVOCATION_ID", "")
     notifier = Notifier.from_environment(environ)
     source = find_source(options.config, environ)
     logging.setup("info", journal)
     try:
         config = source.load()
         _set_level(config.log.level, notifier.present)
-        return asyncio.run(_serve(source, config, notifier))
+        return asyncio.run(_serve(source, config, notifier, invocation))
     except ConfigError as err:
         print(*err.problems, sep="\n", file=sys.stderr)
         notifier.stopping(f"configuration: {err.problems[0]}")
@@ -54,7 +55,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-async def _serve(source: Source, config: Config, notifier: Notifier) -> int:
+async def _serve(source: Source, config: Config, notifier: Notifier, invocation: str) -> int:
     environ = os.environ
     sockets = inherited_sockets(environ)
     foreground = not notifier.present
@@ -64,6 +65,7 @@ async def _serve(source: Source, config: Config, notifier: Notifier) -> int:
         environ=dict(environ),
         host=read_host(),
         sockets=sockets,
+        systemctl=Systemctl() if available(invocation) else None,
         on_settled=_greet if foreground else lambda engine: None,
         on_level=lambda level: _set_level(level, not foreground),
     )

@@ -12,11 +12,12 @@ from syshaxd import log as logging
 from syshaxd.backends.base import Backend
 from syshaxd.backends.external import ExternalBackend
 from syshaxd.backends.process import ProcessBackend
+from syshaxd.backends.systemd import Systemctl, SystemdBackend
 from syshaxd.conductor import Conductor
 from syshaxd.conductor.control import ControlServer
 from syshaxd.config import Source, diff, effective
 from syshaxd.config.types import Config
-from syshaxd.errors import ControlError, SysHaxError
+from syshaxd.errors import BackendError, ControlError, SysHaxError
 from syshaxd.metrics import MetricsService
 from syshaxd.model.snapshot import PdStatus
 from syshaxd.model.unit import BackendKind
@@ -53,6 +54,7 @@ class Surroundings:
     environ: Mapping[str, str]
     host: HostTree
     sockets: Sequence[Any] = ()
+    systemctl: Optional[Systemctl] = None  # where units are services of their own (docs/adr/0005)
     on_settled: Callable[["Engine"], None] = lambda engine: None  # once, when the first start is over
     on_level: Callable[[str], None] = lambda level: None  # log.level after a reload
 
@@ -80,12 +82,13 @@ class Engine:
         self._client = UnitClient(config.limits.connect_timeout)
         self._ledger = InFlightLedger()
         self._metrics = MetricsService()
-        backends: dict[BackendKind, Backend] = {
-            BackendKind.PROCESS: ProcessBackend(),
-            BackendKind.EXTERNAL: ExternalBackend(),
-        }
         self.supervisor = Supervisor(
-            backends, self._client, self._ledger.in_flight, around.environ, self._part_failed, self._units_changed
+            backends_for(config, around.systemctl),
+            self._client,
+            self._ledger.in_flight,
+            around.environ,
+            self._part_failed,
+            self._units_changed,
         )
         self._guard = PdGuard(self.supervisor, SelfCheck(self._client), lambda: self._config.pd)
         self._monitor = SystemMonitor(
@@ -191,7 +194,17 @@ class Engine:
         if self._hurry.is_set():
             await self.supervisor.kill()
         else:
-            await self.supervisor.close(keep=self._config.lifecycle.on_stop == "keep")
+            await self.supervisor.close(keep=await self._units_stay())
+
+    async def _units_stay(self) -> bool:
+        """Units that outlive the daemon stay when the configuration says so, or when it is only being restarted."""
+        if self._config.lifecycle.on_stop == "keep" or self._around.systemctl is None:
+            return self._config.lifecycle.on_stop == "keep"
+        try:
+            return await self._around.systemctl.restarting()
+        except BackendError as err:
+            log.warning("cannot tell a restart from a stop; stopping the units", reason=str(err))
+            return False
 
     def _patience(self) -> float:
         return STOP_PART + sum(unit.stop_timeout + STOP_PART for unit in self._config.units)
@@ -326,6 +339,12 @@ class Engine:
     def explain(self, request_id: str) -> Mapping[str, Any]:
         """See Control."""
         return self._runner.explain(request_id)
+
+
+def backends_for(config: Config, systemctl: Optional[Systemctl]) -> Mapping[BackendKind, Backend]:
+    """How each kind of unit is run here. Containers join this table with their backends."""
+    process: Backend = ProcessBackend() if systemctl is None else SystemdBackend(config.state_dir, systemctl)
+    return {BackendKind.PROCESS: process, BackendKind.EXTERNAL: ExternalBackend()}
 
 
 def _summary(result: Mapping[str, Any]) -> Mapping[str, str]:
