@@ -33,6 +33,8 @@ VERBS = (
     Verb("model", "model", "show the models served"),
     Verb("explain", "explain", "tell what happened to one request and why"),
     Verb("simulate", "simulate.command", "play a trace of requests against schedulers"),
+    Verb("estimate", "estimate", "what a host's CPUs can add, by formula"),
+    Verb("bench", "bench.command", "load, data sets and calibration"),
     Verb("version", "version", "show the version"),
 )
 

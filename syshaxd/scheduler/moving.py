@@ -50,7 +50,9 @@ def choose_moves(snapshot: Snapshot, knowledge: Knowledge, memory: Memory, polic
 def _movable(snapshot: Snapshot, unit: str, policy: PredictivePolicy) -> Iterator[InFlight]:
     for entry in snapshot.in_flight:
         settled = entry.last_move is None or snapshot.at - entry.last_move >= policy.stay_after_move
-        started = entry.first_token is not None and not entry.moving and entry.info.stays is None
+        started = (
+            entry.first_token is not None and not entry.moving and entry.info.stays is None and entry.info.route is None
+        )
         if entry.unit == unit and started and settled and entry.moves < policy.max_moves:
             yield entry
 

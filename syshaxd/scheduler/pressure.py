@@ -60,6 +60,11 @@ def movable(entry: InFlight, snapshot: Snapshot, policy: Policy) -> bool:
     return may and settled and entry.first_token is not None and not entry.moving and entry.moves < policy.pd.max_moves
 
 
+def wanted(entry: InFlight, snapshot: Snapshot, policy: Policy) -> bool:
+    """Whether it may move for the scheduler's own reasons: a client that asked for a route keeps it while it lasts."""
+    return entry.info.route is None and movable(entry, snapshot, policy)
+
+
 def _drains(snapshot: Snapshot, policy: Policy) -> Iterable[Move]:
     leaving = {unit.view.name for unit in snapshot.units if unit.view.state is UnitState.DRAINING}
     for entry in snapshot.in_flight:
@@ -121,7 +126,7 @@ def _victims(unit: UnitSnapshot, snapshot: Snapshot, policy: Policy) -> List[InF
     here = (
         entry
         for entry in snapshot.in_flight
-        if entry.unit == unit.view.name and movable(entry, snapshot, policy) and _left(entry) > WORTH
+        if entry.unit == unit.view.name and wanted(entry, snapshot, policy) and _left(entry) > WORTH
     )
     return sorted(here, key=_tokens, reverse=True)
 
@@ -155,7 +160,7 @@ def _returns(snapshot: Snapshot, policy: Policy) -> List[Move]:
     residents = [
         entry
         for entry in snapshot.in_flight
-        if entry.unit in cpus and movable(entry, snapshot, policy) and _late(entry, snapshot, policy)
+        if entry.unit in cpus and wanted(entry, snapshot, policy) and _late(entry, snapshot, policy)
     ]
     for entry in sorted(residents, key=_left, reverse=True):
         unit = _accelerator_with_room(entry, snapshot, policy)
