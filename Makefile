@@ -10,7 +10,7 @@ export PYTHONDONTWRITEBYTECODE := $(if $(CI),1,)
 
 .DEFAULT_GOAL := help
 .PHONY: help run native check test test-unit test-process test-kernels test-sysinfer test-vllm test-system \
-        summary vllm-env rpm repo clean $(VENV) $(ORACLE)
+        summary manuals vllm-env rpm repo clean $(VENV) $(ORACLE)
 
 help:  ## this list
 	@sed -n 's/^\([a-z$$(){}A-Z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | sed 's/^[$$](VENV)/$(VENV)/;s/^[$$](ORACLE)/$(ORACLE)/' \
@@ -42,7 +42,7 @@ $(VENV): $(TEST_STAMP)  ## Python environment for work on the project
 $(ORACLE): $(ORACLE_STAMP)  ## the same with torch and transformers, sysinfer's oracles
 
 native:  ## the native core (kernels/)
-	@$(PYTHON) $(DEV)/preflight.py g++ make
+	@$(PYTHON) $(DEV)/preflight.py g++ libstdc++.a make
 	@$(MAKE) --no-print-directory -C kernels
 
 # ---- run ----------------------------------------------------------------------------------------------------------
@@ -50,10 +50,12 @@ run: $(RUN_STAMP) native  ## the daemon in the foreground with the demo model, p
 	@exec $(PY) -m syshaxd
 
 # ---- tests: each tier prints its time and fails over its budget (tests/tier.py) ------------------------------------
+# The type stubs of numpy know no Python before 3.10.
 SOURCES := syshaxd kernels/python tests packaging
 check: $(TEST_STAMP)  ## layers, types, lint, style (3 min)
 	@$(TIER) check -- $(VENV)/bin/lint-imports --no-cache \
-	    -- $(PY) -m mypy $(SOURCES) \
+	    -- $(PY) -m mypy syshaxd packaging \
+	    -- $(PY) -m mypy --python-version 3.10 kernels/python tests \
 	    -- $(PY) -m flake8 $(SOURCES) \
 	    -- $(PYTEST) -q tests/style
 
@@ -87,6 +89,9 @@ test-vllm: $(TEST_STAMP) native  ## the plugin in a real vLLM (15 min)
 
 test-system: $(TEST_STAMP)  ## install, start, reload, upgrade under a real systemd; needs root (12 min)
 	@$(TIER) system -- $(PYTEST) -q tests/system
+
+manuals: $(RUN_STAMP)  ## manual pages and shell completions, from the schema and the command's parsers
+	@$(PY) $(DEV)/manuals.py
 
 # ---- packages -----------------------------------------------------------------------------------------------------
 rpm:  ## source and binary RPM into dist/

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import subprocess
 import sys
 from typing import List
 
@@ -12,6 +13,7 @@ PACKAGES = {
     "venv": ("python3", "python3-venv"),
     "pip": ("python3-pip", "python3-venv"),
     "g++": ("gcc-c++", "g++"),
+    "libstdc++.a": ("libstdc++-static", "g++"),
     "gcc": ("gcc", "gcc"),
     "make": ("make", "make"),
     "rpmbuild": ("rpm-build", "rpm"),
@@ -28,6 +30,15 @@ def has_module(name: str) -> bool:
     return True
 
 
+def compiler_has(library: str) -> bool:
+    """Whether the C++ compiler finds a static library of its own. True without one: it is named already."""
+    compiler = shutil.which(os.environ.get("CXX", "g++").split()[0])
+    if compiler is None:
+        return True
+    found = subprocess.run([compiler, "-print-file-name=" + library], stdout=subprocess.PIPE, check=False).stdout
+    return os.path.isabs(found.decode().strip())
+
+
 def is_missing(need: str) -> bool:
     """Whether a need of PACKAGES is absent on this machine."""
     if need == "python":
@@ -36,6 +47,8 @@ def is_missing(need: str) -> bool:
         return not has_module("venv")
     if need == "pip":
         return not has_module("ensurepip")
+    if need == "libstdc++.a":  # the core links it in, so that one build runs on older releases
+        return not compiler_has(need)
     program = os.environ.get("CXX", need) if need == "g++" else need
     return shutil.which(program.split()[0]) is None
 

@@ -18,8 +18,8 @@ def requirements(extras: list[str]) -> list[str]:
     if unknown:
         raise SystemExit(f"setup.cfg has no extra {', '.join(unknown)}; it has {', '.join(declared)}")
     texts = [config["options"]["install_requires"], *(declared[extra] for extra in extras)]
-    lines = [line.strip() for text in texts for line in text.splitlines() if line.strip()]
-    return list(dict.fromkeys(lines))
+    lines = [line.strip() for text in texts for line in text.splitlines()]
+    return list(dict.fromkeys(line for line in lines if line and not line.startswith("#")))
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from syshaxd.config.schema import Schema, leaves, schema
 
-_TEXT = st.text(st.characters(exclude_categories=("Cs",), max_codepoint=0xFFFD), max_size=12)
+_TEXT = st.text(st.characters(exclude_categories=["Cs"], max_codepoint=0xFFFD), max_size=12)
 _PATTERNED = {
     "affinity": ["auto", "none"],
     "reserved": [""],

@@ -12,7 +12,7 @@ from syshaxd.config.quantities import duration, format_duration, format_size, si
 from syshaxd.config.strict import parse
 
 VALUES = st.none() | st.booleans() | st.integers(-(10**18), 10**18) | st.floats(allow_nan=False, allow_infinity=False)
-TEXT = st.text(st.characters(exclude_categories=("Cs",)))
+TEXT = st.text(st.characters(exclude_categories=["Cs"]))
 
 
 @pytest.mark.parametrize(

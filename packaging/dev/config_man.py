@@ -1,10 +1,8 @@
-"""Write syshax.yaml(5) from the JSON Schema: `config_man.py syshaxd/config/schema.json > syshax.yaml.5`."""
+"""Write syshax.yaml(5) from the configuration's JSON Schema. `make manuals` runs it."""
 
 from __future__ import annotations
 
 import json
-import sys
-from pathlib import Path
 from typing import Any, Iterator
 
 HEAD = r""".TH SYSHAX.YAML 5 "" "sysHAX" "File formats"
@@ -100,12 +98,6 @@ def entries(path: str, schema: dict[str, Any]) -> Iterator[str]:
         yield from entries(f"{path}.{name}" if path else name, children[name])
 
 
-def main(arguments: list[str]) -> int:
-    """Entry point."""
-    schema = json.loads(Path(arguments[0]).read_text(encoding="utf-8"))
-    sys.stdout.write(HEAD + "".join(entries("", schema)) + TAIL)
-    return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main(sys.argv[1:]))
+def manual(schema: str) -> str:
+    """syshax.yaml(5) from the schema's text."""
+    return HEAD + "".join(entries("", json.loads(schema))) + TAIL
