@@ -108,14 +108,18 @@ class Engine:
             prefill = self._prefill()
             decodes = [s for s in self.running if s.computed >= s.length - 1 and s not in prefill]
             kv = sum(s.computed for s in self.running)
-            law = self.law
-            await asyncio.sleep(law.w0 + law.w1 * len(decodes) + law.w2 * sum(prefill.values()) + law.w3 * kv / 1000)
+            await asyncio.sleep(self.step_seconds(len(decodes), sum(prefill.values()), kv))
             if self.faults.on("freeze"):
                 await asyncio.sleep(0.02)
                 continue
             self._advance(prefill, decodes)
             self.totals["steps"] += 1
             self._write_stats(len(decodes) + sum(prefill.values()), time.monotonic() - began)
+
+    def step_seconds(self, decodes: int, prefill: int, kv: int) -> float:
+        """The law, and what a fault adds."""
+        law = self.law
+        return law.w0 + law.w1 * decodes + law.w2 * prefill + law.w3 * kv / 1000 + (self.faults.on("slow") or 0.0)
 
     def _admit(self) -> None:
         while self.waiting and len(self.running) < self.law.max_num_seqs:

@@ -16,7 +16,7 @@ KNOWN = {
     "error_after": "an error event after that many tokens",
     "stall_after": "silence after that many tokens",
     "http_status": "answer generations with this status",
-    "slow": "extra seconds before each token",
+    "slow": "extra seconds of each step",
     "freeze": "no steps at all, /health stays 200",
     "wrong_metrics": "/metrics is not Prometheus text",
     "pool_full": "no ticket is ever saved",

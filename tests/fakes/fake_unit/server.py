@@ -214,17 +214,15 @@ class Generation:
             except asyncio.TimeoutError:
                 continue
             if event[0] >= 0:
-                await self.misbehave()
+                self.misbehave()
                 self.sent += 1
             yield event
             if event[2]:
                 return
 
-    async def misbehave(self) -> None:
+    def misbehave(self) -> None:
         """Before token number `sent`."""
         faults = self.server.faults
-        if faults.on("slow"):
-            await asyncio.sleep(faults.on("slow"))
         for name in _CUTS:
             at = faults.on(name)
             if at is not None and at is not False and self.sent >= at:

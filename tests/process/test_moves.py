@@ -1,0 +1,131 @@
+"""Streams that move: offload, return, drain, and cuts at every token position."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any, AsyncIterator, Dict, List
+
+import pytest
+import pytest_asyncio
+
+from syshaxd.model.plan import Move, Reason
+from tests.fakes.fake_unit.language import encode, render, text_after
+from tests.fakes.house import House, Reply
+
+CHAT = "/v1/chat/completions"
+COMPLETIONS = "/v1/completions"
+MIXED = "SAY:Hi 你好，世界! 😀👩\u200d👧 naïve e\u0301te\u0301 <b> ok|"
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def shared(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[House]:
+    async with House(tmp_path_factory.mktemp("pool")) as made:
+        yield made
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def house(shared: House) -> AsyncIterator[House]:
+    yield shared
+    await shared.clear()
+
+
+def body_for(path: str, text: str, tokens: int, **more: Any) -> Dict[str, Any]:
+    given: Dict[str, Any] = {"messages": [{"role": "user", "content": text}]} if "chat" in path else {"prompt": text}
+    return {"model": "fake-model", "max_tokens": tokens, "temperature": 0, **given, **more}
+
+
+async def moved(house: House, path: str, body: Dict[str, Any], at: List[int], name: str) -> Reply:
+    """Posts the request and orders a move to the other unit each time its output has reached the next of `at`."""
+    call = asyncio.ensure_future(house.post(path, body, {"x-syshax-route": "accelerator", "x-request-id": name}))
+    for number, position in enumerate(at):
+        target = "cpu" if number % 2 == 0 else "gpu"
+        while not call.done():
+            entry = next((e for e in house.ledger.in_flight() if e.info.request_id == name), None)
+            if entry and entry.output_tokens >= position and entry.unit != target and not entry.moving:
+                house.runner._begin(Move(name, target, Reason("test", "ordered by a test")))
+                break
+            await asyncio.sleep(0)
+        while not call.done() and not any(e.unit == target for e in house.ledger.in_flight()):
+            await asyncio.sleep(0)
+    return await call
+
+
+@pytest.mark.parametrize("path", [CHAT, COMPLETIONS])
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_running_request_moves_with_its_kv(house: House, path: str, stream: bool) -> None:
+    for unit in ("gpu", "cpu"):
+        await house.faults(unit, slow=0.002)
+    body = body_for(path, "a question", 200, stream=stream, logprobs=True if path == CHAT else 1)
+    if stream:
+        body["stream_options"] = {"include_usage": True}
+    reply = await moved(house, path, body, [40, 80], "m")
+    prompt = render(body)
+    assert reply.text == text_after(prompt, 200)
+    assert reply.finish == "length"
+    usage = reply.events[-1]["usage"] if stream else reply.json["usage"]
+    assert usage == {"prompt_tokens": len(prompt), "completion_tokens": 200, "total_tokens": len(prompt) + 200}
+    cpu, gpu = await house.state("cpu"), await house.state("gpu")
+    assert cpu["totals"]["external"] >= len(prompt) + 39
+    assert gpu["totals"]["external"] >= len(prompt) + 79
+    assert cpu["totals"]["local"] <= 5  # the last token, and those of a character cut short
+    choices = [event["choices"][0] for event in reply.events if event["choices"]] if stream else reply.json["choices"]
+    parts = [choice["logprobs"] for choice in choices if choice["logprobs"]]
+    assert sum(len(part["content"] if path == CHAT else part["tokens"]) for part in parts) == 200
+    if path == COMPLETIONS:
+        offsets = [offset for part in parts for offset in part["text_offset"]]
+        assert offsets == sorted(offsets)
+    await house.quiet()
+    events = {event["event"] for event in house.runner.explain("m")["events"]}
+    assert {"move", "handed_over", "end"} <= events
+
+
+@pytest.mark.parametrize("path", [CHAT, COMPLETIONS])
+async def test_cuts_at_every_position_of_mixed_text(house: House, path: str) -> None:
+    """Chinese, emoji with joiners, combining characters: never half a character, never a leaked prompt."""
+    text = MIXED[4:-1]
+    await house.faults("gpu", slow=0.002)
+    for first in range(0, len(encode(text)), 8):
+        names = [f"{path}{position}".replace("/", ":") for position in range(first, first + 8)]
+        calls = [moved(house, path, body_for(path, MIXED, 500), [first + i], name) for i, name in enumerate(names)]
+        replies = await asyncio.gather(*calls)
+        assert [(reply.text, reply.finish) for reply in replies] == [(text, "stop")] * 8
+    await house.quiet()
+
+
+async def test_a_stop_string_across_every_cut(house: House) -> None:
+    await house.faults("gpu", slow=0.002)
+    said = "SAY:one, two, STOP你HERE and never this|"
+    stop = "STOP你HERE"
+    for position in range(8, 26):
+        body = body_for(CHAT, said, 200, stop=[stop], stream=position % 2 == 0)
+        reply = await moved(house, CHAT, body, [position], f"stop{position}")
+        assert (reply.text, reply.finish) == ("one, two, ", "stop")
+    await house.quiet(tickets=False)
+
+
+async def test_moves_that_come_too_late_or_are_refused_change_nothing(house: House) -> None:
+    await house.faults("gpu", slow=0.005, no_abort=True)
+    body = body_for(CHAT, "stays", 60)
+    reply = await moved(house, CHAT, body, [5], "refused")
+    assert reply.text == text_after(render(body), 60)
+    assert not (await house.state("cpu"))["request_ids"]
+    assert "abort_refused" in house.runner.explain("refused")["text"]
+    await house.quiet(tickets=False)
+
+
+async def test_a_draining_unit_gives_its_streams_away(house: House) -> None:
+    from syshaxd.model.unit import UnitState
+
+    await house.faults("gpu", slow=0.005)
+    body = body_for(CHAT, "drain me", 120)
+    call = asyncio.ensure_future(house.post(CHAT, body, {"x-syshax-route": "accelerator", "x-request-id": "drain"}))
+    while not any(entry.output_tokens > 10 for entry in house.ledger.in_flight()):
+        await asyncio.sleep(0.005)
+    house.world.change("gpu", state=UnitState.DRAINING)
+    try:
+        assert (await call).text == text_after(render(body), 120)
+    finally:
+        house.world.change("gpu", state=UnitState.READY)
+    assert "kind=drain" in house.runner.explain("drain")["text"]
+    await house.quiet()
