@@ -39,9 +39,9 @@ class Accounts:
         self._timeline.add(now, "leg", unit=step.unit.name, kind=kind, with_kv=with_kv)
         if step.handoff:
             self._handoff = (step.handoff, self._entry.last_token or now)
+            self._entry.last_move = now
             if step.handoff not in ("split", "failover"):
                 self._entry.moves += 1
-                self._entry.last_move = now
 
     def restart(self) -> None:
         """Nothing was delivered; the request begins anew."""

@@ -120,6 +120,9 @@ class Stream:
             return "not_running"
         if not self._record.can_continue:
             return "no_token_ids"
+        target = self._ready(move.target)
+        if target is None or (target.name, target.epoch) in self._planner.failed:
+            return "failed_there"
         self._move = move
         self._entry.moving, self._entry.target = True, move.target
         now = self._loop.time()

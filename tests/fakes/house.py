@@ -159,7 +159,7 @@ class House:
         await self.conductor.start()
         host, port = self.conductor.addresses[0]
         self.url = f"http://{host}:{port}"
-        self.http = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0))
+        self.http = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0, force_close=True))
         self._tick = asyncio.ensure_future(self._cycle())
         return self
 

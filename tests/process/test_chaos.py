@@ -1,0 +1,203 @@
+"""Chaos matrix: whatever happens to one unit at whatever moment, the client gets the text of an undisturbed run."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from typing import Any, AsyncIterator, Dict, List
+
+import pytest
+import pytest_asyncio
+
+from syshaxd.model.plan import Move, Reason
+from tests.fakes.fake_unit.language import render, text_after
+from tests.fakes.house import House, Reply
+
+CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
+TOKENS = 60
+PHASES = ("before", "mid", "handoff")
+# Faults that a request meets after so many tokens of one leg; the others are signals, or about tickets.
+AFTER = {
+    "reset": "reset_after",
+    "garbage": "garbage_after",
+    "not_json": "not_json_after",
+    "error_event": "error_after",
+    "cut_short": "close_after",
+    "stall": "stall_after",
+    "unasked_abort": "unasked_abort_after",
+}
+ALL = (*AFTER, "http_500", "kill", "sigstop", "slow", "pool_full", "corrupt_ticket")
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def shared(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[House]:
+    async with House(tmp_path_factory.mktemp("pool")) as made:
+        yield made
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def house(shared: House) -> AsyncIterator[House]:
+    await shared.post(COMPLETIONS, {"prompt": "warm", "max_tokens": 1})
+    before = resources()
+    yield shared
+    for name, unit in shared.world.units.items():
+        unit.process.send_signal(signal.SIGCONT) if unit.process.returncode is None else None
+        if unit.process.returncode is not None:
+            await shared.start(name, epoch=unit.view.epoch + 1)
+    await shared.clear()
+    await settled(before)
+
+
+def resources() -> Dict[str, int]:
+    return {"tasks": len(asyncio.all_tasks()), "descriptors": len(os.listdir("/proc/self/fd"))}
+
+
+async def settled(before: Dict[str, int]) -> None:
+    """Nothing of the daemon's own is left over."""
+    for _ in range(150):
+        now = resources()
+        if now["tasks"] <= before["tasks"] and now["descriptors"] <= before["descriptors"] + 2:
+            return
+        await asyncio.sleep(0.02)
+    raise AssertionError(f"{before} became {now}: {[task.get_name() for task in asyncio.all_tasks()]}")
+
+
+def bodies() -> List[Dict[str, Any]]:
+    """Streamed or not, chat and completions."""
+    common = {"model": "fake-model", "max_tokens": TOKENS, "temperature": 0}
+    chat = {"messages": [{"role": "user", "content": "chaos"}], **common}
+    return [{**body, "stream": stream} for body in (chat, {"prompt": "chaos", **common}) for stream in (False, True)]
+
+
+async def arm(house: House, fault: str, phase: str, victim: str) -> None:
+    """Sets what can be set before the requests come."""
+    for unit in ("gpu", "cpu"):
+        await house.faults(unit, slow=0.004)
+    if fault in AFTER:
+        await house.faults(victim, **{AFTER[fault]: 20 if phase == "mid" else 0})
+    elif fault == "http_500" and phase != "mid":
+        await house.faults(victim, http_status=500)
+    elif fault == "slow":
+        await house.faults(victim, slow=0.02)
+    elif fault == "pool_full":
+        await house.faults("gpu", pool_full=True)
+    elif fault == "corrupt_ticket":
+        await house.faults("gpu", corrupt_tickets=True)
+
+
+async def strike(house: House, fault: str, phase: str, victim: str, names: List[str]) -> None:
+    """What needs a moment of its own: the move, and the signals."""
+    if phase == "handoff" or (fault in ("pool_full", "corrupt_ticket") and phase == "mid"):
+        await reached(house, names, "gpu", 15)
+        for name in names:
+            house.runner._begin(Move(name, "cpu", Reason("test", "ordered by a test")))
+    if fault not in ("kill", "sigstop"):
+        return
+    if phase == "mid":
+        await reached(house, names, victim, 20)
+    else:
+        await reached(house, names, victim, 0)
+    house.world.units[victim].send(signal.SIGKILL if fault == "kill" else signal.SIGSTOP)
+
+
+async def reached(house: House, names: List[str], unit: str, tokens: int) -> None:
+    """All requests are on the unit, with so many tokens."""
+    def there() -> int:
+        found = (entry for entry in house.ledger.in_flight() if entry.info.request_id in names)
+        return sum(entry.unit == unit and entry.output_tokens >= tokens for entry in found)
+
+    while there() < len(names):
+        await asyncio.sleep(0)
+
+
+@pytest.mark.parametrize("phase", PHASES)
+@pytest.mark.parametrize("fault", ALL)
+async def test_the_text_is_that_of_an_undisturbed_run(house: House, fault: str, phase: str) -> None:
+    victim = "cpu" if phase == "handoff" else "gpu"
+    route = "split" if phase == "before" and fault in ("pool_full", "corrupt_ticket") else "accelerator"
+    await arm(house, fault, phase, victim)
+    requests = bodies()
+    names = [f"{fault}.{phase}.{index}" for index in range(len(requests))]
+    calls = [
+        asyncio.ensure_future(house.post(path_of(body), body, {"x-request-id": name, "x-syshax-route": route}))
+        for body, name in zip(requests, names)
+    ]
+    await strike(house, fault, phase, victim, names)
+    replies: List[Reply] = await asyncio.gather(*calls)
+    for body, reply, name in zip(requests, replies, names):
+        story = house.runner.explain(name)["text"]
+        assert reply.status == 200, (reply.data, story)
+        assert (reply.text, reply.finish) == (text_after(render(body), TOKENS), "length"), story
+        assert "end" in story
+
+    await nothing_left(house, fault, victim)
+
+
+def path_of(body: Dict[str, Any]) -> str:
+    return CHAT if "messages" in body else COMPLETIONS
+
+
+async def nothing_left(house: House, fault: str, victim: str) -> None:
+    assert not len(house.runner)
+    if fault == "sigstop":
+        house.world.units[victim].send(signal.SIGCONT)
+    alive = [name for name in ("gpu", "cpu") if fault != "kill" or name != victim]
+    await house.quiet(*alive, tickets=False)
+    if fault in ("pool_full", "corrupt_ticket"):
+        gpu, cpu = await house.state("gpu"), await house.state("cpu")
+        assert gpu["failures"].get("save.full") if fault == "pool_full" else cpu["failures"].get("load.corrupt")
+        assert not cpu["totals"].get("external")
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("path", [CHAT, COMPLETIONS])
+async def test_what_must_not_move_ends_with_an_error_never_with_silence(house: House, path: str, stream: bool) -> None:
+    given = {"messages": [{"role": "user", "content": "x"}]} if path == CHAT else {"prompt": "x"}
+    body = {**given, "max_tokens": 40, "seed": 7, "temperature": 1, "stream": stream}
+    await house.faults("gpu", reset_after=10, slow=0.01)
+    reply = await house.post(path, body, {"x-syshax-route": "accelerator"})
+    if stream:
+        assert reply.status == 200
+        assert reply.events[-1]["error"]["code"] == "stream_lost"
+        assert len(reply.events) > 5
+    else:  # nothing had been sent, so it could be done again
+        assert (reply.status, reply.text) == (200, text_after(render(body), 40))
+    await house.quiet(tickets=False)
+
+
+async def test_both_units_fail_and_the_client_is_told(house: House) -> None:
+    for unit in ("gpu", "cpu"):
+        await house.faults(unit, http_status=500)
+    house.runner.config = replace_timeout(house, 0.2)
+    try:
+        reply = await house.post(COMPLETIONS, {"prompt": "x"})
+    finally:
+        house.runner.config = house.config
+    assert (reply.status, reply.json["error"]["code"]) == (429, "queue_timeout")
+
+
+def replace_timeout(house: House, seconds: float) -> Any:
+    from dataclasses import replace
+
+    return replace(house.config, limits=replace(house.config.limits, queue_timeout=seconds))
+
+
+async def test_a_stream_waits_for_the_restart_of_its_only_unit(house: House) -> None:
+    """kill -9 of the unit while the other is away: the stream goes on when the unit is back."""
+    from syshaxd.model.unit import UnitState
+
+    await house.faults("gpu", slow=0.004)
+    house.world.change("cpu", state=UnitState.FAILED)
+    try:
+        body = bodies()[1]
+        call = asyncio.ensure_future(house.post(CHAT, body, {"x-request-id": "restart"}))
+        await reached(house, ["restart"], "gpu", 20)
+        house.world.units["gpu"].send(signal.SIGKILL)
+        await house.world.units["gpu"].process.wait()
+        await house.start("gpu", epoch=2)
+        reply = await call
+        assert reply.text == text_after(render(body), TOKENS), house.runner.explain("restart")["text"]
+    finally:
+        house.world.change("cpu", state=UnitState.READY)
