@@ -135,8 +135,7 @@ uint32_t crc32_zlib(uint32_t crc, const void *data, size_t bytes) {
 
 uint32_t crc32c(uint32_t crc, const void *data, size_t bytes) {
 #if defined(__x86_64__) || defined(__aarch64__)
-    static const bool by_instruction = have_instruction();
-    if (by_instruction) return run_instruction(crc, static_cast<const uint8_t *>(data), bytes);
+    if (have_instruction()) return run_instruction(crc, static_cast<const uint8_t *>(data), bytes);
 #endif
     return crc32c_table(crc, data, bytes);
 }

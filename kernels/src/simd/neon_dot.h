@@ -1,0 +1,120 @@
+// Quantised products with the dot product instructions of Armv8.2: a vector holds 4 columns of 4 rows, a quarter tile.
+#pragma once
+
+#include "simd/attention.h"
+
+namespace sx {
+namespace {
+
+// Eight vectors (32 columns) of four rows as signed bytes; the sum of products starts at `start`.
+struct Q4 {
+    static constexpr uint32_t kSuperBytes = kQ4Bytes, kGroupBytes = 256;
+    static void load(const uint8_t *p, int8x16_t *w) {
+#pragma GCC unroll 4
+        for (int v = 0; v < 4; v++) {
+            const uint8x16_t two = vld1q_u8(p + 64 * v);
+            w[2 * v] = vreinterpretq_s8_u8(vandq_u8(two, vdupq_n_u8(15)));
+            w[2 * v + 1] = vreinterpretq_s8_u8(vshrq_n_u8(two, 4));
+        }
+    }
+    static int32_t start(int32_t sum) { return sum; }  // weights are q + 8, `sum` is -8 times the activations' sum
+};
+
+struct Q8 {
+    static constexpr uint32_t kSuperBytes = kQ8Bytes, kGroupBytes = 512;
+    static void load(const uint8_t *p, int8x16_t *w) {
+#pragma GCC unroll 8
+        for (int v = 0; v < 8; v++) w[v] = vreinterpretq_s8_u8(veorq_u8(vld1q_u8(p + 64 * v), vdupq_n_u8(128)));
+    }
+    static int32_t start(int32_t) { return 0; }
+};
+
+// Where some activation rows lie for a product.
+struct Rows {
+    const int8_t *q;
+    const float *scale;
+    const int32_t *sum;
+    size_t ldq, ldg;
+};
+
+inline Rows rows_from(const MulArgs &args, uint32_t row) {
+    const size_t ldg = args.act.ldq / kGroup;
+    return {args.act.q + row * args.act.ldq, args.act.scale + row * ldg, args.act.sum + row * ldg, args.act.ldq, ldg};
+}
+
+inline float32x4_t scales_at(const uint8_t *super, uint32_t half, uint32_t quarter) {
+    return vcvt_f32_f16(vld1_f16(reinterpret_cast<const float16_t *>(super + half * 32 + quarter * 8)));
+}
+
+inline int32x4_t dot_one(const int8x16_t *w, const int8_t *q, int32_t start) {
+    const int8x16_t a = vld1q_s8(q), b = vld1q_s8(q + 16);
+    int32x4_t sum = vdupq_n_s32(start), other = vdupq_n_s32(0);
+    sum = vdotq_laneq_s32(sum, w[0], a, 0);
+    other = vdotq_laneq_s32(other, w[1], a, 1);
+    sum = vdotq_laneq_s32(sum, w[2], a, 2);
+    other = vdotq_laneq_s32(other, w[3], a, 3);
+    sum = vdotq_laneq_s32(sum, w[4], b, 0);
+    other = vdotq_laneq_s32(other, w[5], b, 1);
+    sum = vdotq_laneq_s32(sum, w[6], b, 2);
+    other = vdotq_laneq_s32(other, w[7], b, 3);
+    return vaddq_s32(sum, other);
+}
+
+// Integer sums of one group and quarter tile for N rows, one row at a time.
+struct DotEach {
+    template <class F, int N>
+    static void sums(const int8x16_t *w, const Rows &rows, uint32_t group, int32x4_t *out) {
+#pragma GCC unroll 4
+        for (int i = 0; i < N; i++)
+            out[i] = dot_one(w, rows.q + i * rows.ldq + group * kGroup, F::start(rows.sum[i * rows.ldg + group]));
+    }
+};
+
+template <class F, class Dot, int N>
+void mul_rows_q(const uint8_t *w, uint32_t cols, const Rows &rows, float *out, size_t ld_out) {
+    float32x4_t acc[N][4];
+    for (int i = 0; i < N; i++)
+        for (int part = 0; part < 4; part++) acc[i][part] = vdupq_n_f32(0);
+    for (uint32_t g = 0; g < cols / kGroup; g++) {
+        const uint8_t *super = w + static_cast<size_t>(g / 2) * F::kSuperBytes;
+        const uint8_t *group = super + kScaleBytes + (g % 2) * F::kGroupBytes;
+        vprefetch(group + 8 * kQ4Bytes);
+#pragma GCC unroll 4
+        for (uint32_t part = 0; part < 4; part++) {
+            int8x16_t v[8];
+            int32x4_t dot[N];
+            F::load(group + part * 16, v);
+            Dot::template sums<F, N>(v, rows, g, dot);
+            const float32x4_t scale = scales_at(super, g % 2, part);
+#pragma GCC unroll 4
+            for (int i = 0; i < N; i++)
+                acc[i][part] = vfmaq_f32(acc[i][part], vcvtq_f32_s32(dot[i]), vmulq_n_f32(scale, rows.scale[i * rows.ldg + g]));
+        }
+    }
+    for (int i = 0; i < N; i++)
+        for (int part = 0; part < 4; part++) vst1q_f32(out + i * ld_out + part * 4, acc[i][part]);
+}
+
+template <class F, class Dot>
+void mul_tile_q(const MulArgs &args, const uint8_t *w, float *out) {
+    uint32_t row = 0;
+    for (; row + 4 <= args.n_rows; row += 4)
+        mul_rows_q<F, Dot, 4>(w, args.cols, rows_from(args, row), out + row * args.ld_out, args.ld_out);
+    const Rows rest = rows_from(args, row);
+    out += row * args.ld_out;
+    switch (args.n_rows - row) {
+        case 3: mul_rows_q<F, Dot, 3>(w, args.cols, rest, out, args.ld_out); break;
+        case 2: mul_rows_q<F, Dot, 2>(w, args.cols, rest, out, args.ld_out); break;
+        case 1: mul_rows_q<F, DotEach, 1>(w, args.cols, rest, out, args.ld_out); break;
+        default: break;
+    }
+}
+
+template <class F, class Dot>
+void mul_q(const MulArgs *args) {
+    for (uint32_t t = 0; t < args->n_tiles; t++)
+        mul_tile_q<F, Dot>(*args, args->w + t * args->tile_stride, args->out + t * kTileRows);
+}
+
+}  // namespace
+}  // namespace sx

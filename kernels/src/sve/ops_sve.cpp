@@ -1,0 +1,114 @@
+// SVE, vector lengths of 128 to 2048 bits with one binary: a vector covers as many of a tile's 16 rows as it is long.
+// What is not a product with quantised weights uses Advanced SIMD, which every SVE machine has.
+#include <arm_sve.h>
+
+#include "simd/vec_neon.h"
+
+#include "simd/attention.h"
+
+namespace sx {
+namespace {
+
+struct Q4 {
+    static constexpr uint32_t kSuperBytes = kQ4Bytes, kGroupBytes = 256;
+    static constexpr bool kNibbles = true;
+};
+struct Q8 {
+    static constexpr uint32_t kSuperBytes = kQ8Bytes, kGroupBytes = 512;
+    static constexpr bool kNibbles = false;
+};
+
+struct Rows {
+    const int8_t *q;
+    const float *scale;
+    const int32_t *sum;
+    size_t ldq, ldg;
+};
+
+// Part of a tile's rows: `offset` bytes into each vector of 64.
+struct Slice {
+    const uint8_t *w;
+    uint32_t offset;
+    svbool_t bytes() const { return svwhilelt_b8_u32(offset, 64); }
+    svbool_t words() const { return svwhilelt_b32_u32(offset / 4, kTileRows); }
+};
+
+// Columns 16 * half to 16 * half + 15 of a group, times one row of activations.
+template <class F>
+inline svint32_t dot_half(svint32_t sum, const uint8_t *group, svbool_t p, const int8_t *q, int half) {
+    const svint8_t x = svld1rq_s8(svptrue_b8(), q + 16 * half);
+    if (F::kNibbles) {
+        const svuint8_t a = svld1_u8(p, group + 128 * half), b = svld1_u8(p, group + 128 * half + 64);
+        sum = svdot_lane_s32(sum, svreinterpret_s8_u8(svand_n_u8_x(p, a, 15)), x, 0);
+        sum = svdot_lane_s32(sum, svreinterpret_s8_u8(svlsr_n_u8_x(p, a, 4)), x, 1);
+        sum = svdot_lane_s32(sum, svreinterpret_s8_u8(svand_n_u8_x(p, b, 15)), x, 2);
+        return svdot_lane_s32(sum, svreinterpret_s8_u8(svlsr_n_u8_x(p, b, 4)), x, 3);
+    }
+    const uint8_t *at = group + 256 * half;
+    sum = svdot_lane_s32(sum, svreinterpret_s8_u8(sveor_n_u8_x(p, svld1_u8(p, at), 128)), x, 0);
+    sum = svdot_lane_s32(sum, svreinterpret_s8_u8(sveor_n_u8_x(p, svld1_u8(p, at + 64), 128)), x, 1);
+    sum = svdot_lane_s32(sum, svreinterpret_s8_u8(sveor_n_u8_x(p, svld1_u8(p, at + 128), 128)), x, 2);
+    return svdot_lane_s32(sum, svreinterpret_s8_u8(sveor_n_u8_x(p, svld1_u8(p, at + 192), 128)), x, 3);
+}
+
+// One group for one row of activations: exact integers, then one float multiply-add.
+template <class F>
+inline svfloat32_t add_group(svfloat32_t acc, const Slice &s, const uint8_t *group, svfloat32_t scale, const Rows &rows,
+                             uint32_t row, uint32_t g) {
+    const int8_t *q = rows.q + row * rows.ldq + g * kGroup;
+    const size_t at = row * rows.ldg + g;
+    svint32_t dot = svdup_n_s32(F::kNibbles ? rows.sum[at] : 0);
+    dot = dot_half<F>(dot, group, s.bytes(), q, 0);
+    dot = dot_half<F>(dot, group, s.bytes(), q, 1);
+    return svmla_f32_x(s.words(), acc, svcvt_f32_s32_x(s.words(), dot), svmul_n_f32_x(s.words(), scale, rows.scale[at]));
+}
+
+// Vectors of unknown length can't be array elements, so the rows of activations are spelled out: N is 1, 2 or 4.
+template <class F, int N>
+void mul_slice(const Slice &s, uint32_t cols, const Rows &rows, float *out, size_t ld_out) {
+    svfloat32_t a = svdup_n_f32(0), b = a, c = a, d = a;
+    for (uint32_t g = 0; g < cols / kGroup; g++) {
+        const uint8_t *super = s.w + static_cast<size_t>(g / 2) * F::kSuperBytes;
+        const uint8_t *group = super + kScaleBytes + (g % 2) * F::kGroupBytes + s.offset;
+        const uint16_t *halves = reinterpret_cast<const uint16_t *>(super) + (g % 2) * kTileRows + s.offset / 4;
+        const svfloat32_t scale = svcvt_f32_f16_x(s.words(), svreinterpret_f16_u32(svld1uh_u32(s.words(), halves)));
+        vprefetch(group + 8 * kQ4Bytes);
+        a = add_group<F>(a, s, group, scale, rows, 0, g);
+        if (N >= 2) b = add_group<F>(b, s, group, scale, rows, 1, g);
+        if (N >= 4) c = add_group<F>(c, s, group, scale, rows, 2, g);
+        if (N >= 4) d = add_group<F>(d, s, group, scale, rows, 3, g);
+    }
+    svst1_f32(s.words(), out, a);
+    if (N >= 2) svst1_f32(s.words(), out + ld_out, b);
+    if (N >= 4) svst1_f32(s.words(), out + 2 * ld_out, c);
+    if (N >= 4) svst1_f32(s.words(), out + 3 * ld_out, d);
+}
+
+template <class F, int N>
+void mul_rows_q(const MulArgs &args, const uint8_t *w, uint32_t row, float *out) {
+    const size_t ldg = args.act.ldq / kGroup;
+    const Rows rows{args.act.q + row * args.act.ldq, args.act.scale + row * ldg, args.act.sum + row * ldg, args.act.ldq, ldg};
+    for (uint32_t offset = 0; offset < 64; offset += static_cast<uint32_t>(svcntb())) {
+        const Slice s{w, offset};
+        mul_slice<F, N>(s, args.cols, rows, out + row * args.ld_out + offset / 4, args.ld_out);
+    }
+}
+
+template <class F>
+void mul_q(const MulArgs *args) {
+    for (uint32_t t = 0; t < args->n_tiles; t++) {
+        const uint8_t *w = args->w + t * args->tile_stride;
+        float *out = args->out + t * kTileRows;
+        uint32_t row = 0;
+        for (; row + 4 <= args->n_rows; row += 4) mul_rows_q<F, 4>(*args, w, row, out);
+        for (; row + 2 <= args->n_rows; row += 2) mul_rows_q<F, 2>(*args, w, row, out);
+        for (; row < args->n_rows; row++) mul_rows_q<F, 1>(*args, w, row, out);
+    }
+}
+
+}  // namespace
+
+const Ops sve_ops = {"sve",    16,       mul_q<Q4>, mul_q<Q8>, mul_f16, mul_bf16, mul_f32,
+                     quantise, rms_norm, add,       silu_mul,  rope,    attend,   merge};
+
+}  // namespace sx
