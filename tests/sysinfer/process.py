@@ -109,7 +109,7 @@ class Unit:
         for line in data.decode().splitlines():
             if not line.startswith("#"):
                 name, value = line.rsplit(" ", 1)
-                found[re.sub(r'\{\}', "", re.sub(r',?model_name="[^"]*"', "", name).replace("{,", "{"))] = float(value)
+                found[re.sub(r"\{\}", "", re.sub(r',?model_name="[^"]*"', "", name).replace("{,", "{"))] = float(value)
         return found
 
     def idle(self) -> bool:

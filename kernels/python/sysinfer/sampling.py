@@ -6,8 +6,8 @@ and a move to another unit leave it as it is.
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
-from typing import Counter as CounterOf
 from typing import Mapping, Optional, Sequence, Tuple
 
 import numpy as np
@@ -108,7 +108,7 @@ def shape_logits(logits: Floats, params: SamplingParams, tokens: Sequence[int], 
         values = row[seen]
         row[seen] = np.where(values > 0, values / params.repetition_penalty, values * params.repetition_penalty)
     if params.presence_penalty or params.frequency_penalty:
-        counts = CounterOf(tokens[n_context:])
+        counts = Counter(tokens[n_context:])
         ids = np.fromiter(counts, np.int64, len(counts))
         times = np.fromiter(counts.values(), np.float32, len(counts))
         row[ids] -= (params.presence_penalty + params.frequency_penalty * times).astype(np.float32)

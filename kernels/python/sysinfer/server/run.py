@@ -29,6 +29,7 @@ log = logging.getLogger("sysinfer.server")
 
 WATCH_S = 0.1  # how often connections of running requests are looked at
 STOP_S = 1.5  # how long the engine may take to finish its step
+CLOSE_S = 0.5  # how long clients may take to read what ends their streams
 
 
 class Process:
@@ -64,7 +65,7 @@ class Process:
             raise error
 
     async def _listen(self, runner: web.AppRunner) -> None:
-        site = web.TCPSite(runner, self._options.host, self._options.port, shutdown_timeout=0.5, backlog=1024)
+        site = web.TCPSite(runner, self._options.host, self._options.port, backlog=1024)
         try:
             await site.start()
         except OSError as err:
@@ -82,11 +83,12 @@ class Process:
         """Running requests get an error event, then the connections end."""
         watch.cancel()
         await asyncio.gather(watch, return_exceptions=True)
-        for site in list(runner.sites):
-            await site.stop()
         if self._url and not await self._loop.run_in_executor(None, self._engine.stop, STOP_S):
             log.warning("the engine is still in a step; leaving it")
-        await runner.cleanup()
+        try:
+            await asyncio.wait_for(runner.cleanup(), CLOSE_S)
+        except asyncio.TimeoutError:
+            log.warning("some connections did not take their last bytes; leaving them")
 
     def _load(self) -> Tuple[EngineCore, Optional[Saver]]:
         self._loaded = load(open_model(self._options), self._options, self._stats)

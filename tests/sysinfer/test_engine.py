@@ -1,0 +1,169 @@
+"""Scheduler, block pool and engine with a toy model: right text whatever happens, and nothing leaks."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from dataclasses import replace
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
+
+from sysinfer.blocks import ROOT, BlockPool, chain
+from sysinfer.sampling import SamplingParams
+from tests.sysinfer.toy import VOCAB, Bench, reference
+
+GREEDY = SamplingParams(temperature=0.0)
+
+
+def greedy(count: int) -> SamplingParams:
+    return replace(GREEDY, max_tokens=count)
+
+
+class Pool(RuleBasedStateMachine):
+    """The block pool against a plain count of references."""
+
+    held = Bundle("held")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pool = BlockPool(12, 4)
+        self.counts: Counter[int] = Counter()
+
+    @rule(target=held, text=st.lists(st.integers(0, 1), min_size=0, max_size=6), extra=st.integers(0, 4))
+    def admit(self, text: list[int], extra: int) -> list[int]:
+        """A sequence: as many cached blocks as match, the rest new; full ones become known."""
+        tokens = [t for t in text for _ in range(4)]
+        matched = self.pool.match(tokens, len(tokens))
+        if len(text) - len(matched) + extra > self.pool.free_after(matched):
+            return []
+        self.pool.hold(matched)
+        blocks = matched + (self.pool.allocate(len(text) - len(matched) + extra) or [])
+        self.counts.update(blocks)
+        digest = ROOT
+        for i in range(len(text)):
+            digest = chain(digest, tokens[4 * i : 4 * i + 4])
+            self.pool.remember(blocks[i], digest)
+        assert self.pool.match(tokens, len(tokens))[: len(matched)] == matched
+        return blocks
+
+    @rule(blocks=consumes(held))
+    def release(self, blocks: list[int]) -> None:
+        self.pool.release(blocks)
+        self.counts.subtract(blocks)
+
+    @rule(count=st.integers(13, 20))
+    def refuse(self, count: int) -> None:
+        free = self.pool.n_free
+        assert self.pool.allocate(count) is None and self.pool.n_free == free
+
+    @invariant()
+    def counted(self) -> None:
+        assert all(self.pool.references(b) == self.counts[b] for b in range(12))
+        assert self.pool.n_used == sum(1 for b in range(12) if self.counts[b])
+
+
+TestPool = Pool.TestCase
+TestPool.settings = settings(max_examples=150, stateful_step_count=30, deadline=None)
+
+
+@given(
+    seed=st.integers(0, 1 << 30), blocks=st.integers(4, 20), size=st.sampled_from([2, 4, 8]), seqs=st.integers(1, 6),
+    budget=st.integers(1, 24), caching=st.booleans(), n=st.integers(1, 10), aborts=st.booleans(),
+)  # fmt: skip
+@settings(max_examples=200, deadline=None)
+def test_every_sequence_says_what_it_would_alone(
+    seed: int, blocks: int, size: int, seqs: int, budget: int, caching: bool, n: int, aborts: bool
+) -> None:
+    """Any arrivals, aborts, chunk sizes, cache sizes: the reference's text, one end each, no block left."""
+    rng = random.Random(seed)
+    bench = Bench(blocks, size, seqs, max(budget, seqs), 200, caching)
+    limit = bench.scheduler.config.max_model_len
+    prefix = [rng.randrange(VOCAB) for _ in range(limit // 2)]
+    jobs = {}
+    for key in range(n):
+        shared = rng.randrange(len(prefix) + 1)
+        context = prefix[:shared] + [
+            rng.randrange(VOCAB) for _ in range(rng.randint(1, max(1, limit - 1 - shared) // 2 or 1))
+        ]
+        context = context[: limit - 1]
+        jobs[key] = (context, rng.randint(1, limit - len(context)))
+    waiting = list(jobs)
+    while waiting or not bench.core.idle:
+        if waiting and rng.random() < 0.4:
+            key = waiting.pop()
+            bench.add(key, jobs[key][0], greedy(jobs[key][1]))
+        if aborts and rng.random() < 0.05:
+            bench.abort(rng.randrange(n))
+        assert max([0, *bench.runner.steps[-1:]]) <= bench.scheduler.config.max_num_batched_tokens
+        bench.step()
+    for key, (context, count) in jobs.items():
+        assert len(bench.finish[key]) == 1
+        expected = reference(context, count)
+        if bench.finish[key] == ["length"]:
+            assert bench.made[key] == expected
+        else:
+            assert bench.made[key] == expected[: len(bench.made[key])]
+    assert bench.pool.n_used == 0 and not bench.scheduler.running and not bench.scheduler.waiting
+
+
+def test_few_blocks_preempt_the_newest_and_count_it() -> None:
+    bench = Bench(blocks=8, size=4, seqs=4, budget=32)
+    for key in range(4):
+        bench.add(key, [key] * 5, greedy(20))
+    bench.drain()
+    assert bench.stats.preemptions > 0
+    assert [bench.made[k] for k in range(4)] == [reference([k] * 5, 20) for k in range(4)]
+
+
+def test_a_long_prompt_does_not_stop_decoding() -> None:
+    """Decode rows come first: a running sequence gets a token in every step of another's prefill."""
+    bench = Bench(blocks=64, size=8, budget=16)
+    bench.add(0, [1], greedy(30))
+    bench.step()
+    bench.add(1, list(range(60)) * 2, greedy(1))
+    before = len(bench.made[0])
+    for _ in range(5):
+        bench.step()
+    assert len(bench.made[0]) == before + 5 and not bench.made[1]
+    assert set(bench.runner.steps[1:6]) == {16}
+
+
+def test_prompt_tokens_are_counted_once_and_by_source() -> None:
+    bench = Bench(blocks=8, size=4, seqs=3, budget=32)
+    context = list(range(12))
+    bench.add(0, context, greedy(4))
+    bench.drain()
+    bench.add(1, context, greedy(4))
+    bench.drain()
+    stats = bench.stats
+    assert (stats.prompt_tokens, stats.local_compute, stats.local_cache_hit) == (24, 12 + 4, 8)
+    assert stats.generation_tokens == 8
+
+
+def test_abort_in_every_state_leaks_nothing() -> None:
+    """Waiting, prefilling, decoding, preempted: the blocks come back and the end is told once."""
+    bench = Bench(blocks=10, size=4, seqs=2, budget=8, longest=40)
+    for key, length in enumerate((5, 30, 9, 9)):
+        bench.add(key, list(range(length)), greedy(8))
+    bench.step()  # 0 decodes, 1 prefills, 2 and 3 wait
+    for key in (3, 1, 0, 2):
+        bench.abort(key)
+        assert bench.finish[key] == ["abort"]
+        bench.abort(key)
+        assert bench.finish[key] == ["abort"]
+    assert bench.core.idle and bench.pool.n_used == 0
+
+
+def test_context_logprobs_cover_every_token_after_the_first() -> None:
+    bench = Bench(budget=8)
+    params = replace(greedy(2), logprobs=0, prompt_logprobs=1)
+    context = [1, *reference([1], 9)]
+    seen = []
+    bench.add(0, context, params)
+    while not bench.core.idle:
+        outputs = bench.core.step()
+        seen.extend(outputs)
+    assert [e.token for e in seen[0].prompt_logprobs] == context[1:]
+    assert all(e.rank == 1 and e.logprob > -1 for e in seen[0].prompt_logprobs)
