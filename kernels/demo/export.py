@@ -34,7 +34,8 @@ def checkpoint(work: Path) -> tuple[Llama, dict[str, Any]]:
     state = torch.load(work / "model.pt")
     model = Llama(Shape(**state["shape"]))
     model.load_state_dict(state["model"])
-    return model.eval(), state
+    model.eval()
+    return model, state
 
 
 def question_turns(entries: list[Entry], rng: random.Random) -> list[Turn]:

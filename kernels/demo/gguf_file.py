@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import gguf
-import numpy as np
 import torch
 from gguf import GGMLQuantizationType as Kind
-from numpy.typing import NDArray
 from tokenizers import Tokenizer
+from torch import Tensor
 
 from chat import HERE, TEMPLATE
 from model import Llama, Shape
@@ -30,8 +29,6 @@ BLOCK_NAMES = {
 }
 WHOLE_NAMES = {"token_embd.weight": "embed.weight", "output_norm.weight": "norm.weight"}
 
-Array = NDArray[np.float32]
-
 
 def names(layers: int) -> dict[str, str]:
     """GGUF tensor name -> name in model.py."""
@@ -44,25 +41,25 @@ def rotary_heads(name: str, shape: Shape) -> int:
     return shape.heads if "attn_q" in name else shape.kv_heads if "attn_k" in name else 0
 
 
-def interleave(rows: Array, heads: int) -> Array:
+def interleave(rows: Tensor, heads: int) -> Tensor:
     """Row order (i, i + head/2) -> (2i, 2i + 1), as llama.cpp's convert script (LlamaModel.permute)."""
-    return rows.reshape(heads, 2, -1, rows.shape[1]).swapaxes(1, 2).reshape(rows.shape)
+    return rows.reshape(heads, 2, -1, rows.shape[1]).transpose(1, 2).reshape(rows.shape)
 
 
-def separate(rows: Array, heads: int) -> Array:
+def separate(rows: Tensor, heads: int) -> Tensor:
     """The inverse of `interleave`."""
-    return rows.reshape(heads, -1, 2, rows.shape[1]).swapaxes(1, 2).reshape(rows.shape)
+    return rows.reshape(heads, -1, 2, rows.shape[1]).transpose(1, 2).reshape(rows.shape)
 
 
 def add_tensors(out: gguf.GGUFWriter, model: Llama) -> None:
     """Matrices as q8_0, norms as f32."""
     state = model.state_dict()
     for name, ours in names(model.shape.layers).items():
-        value: Array = state[ours].float().numpy()
+        value = state[ours].float()
         if heads := rotary_heads(name, model.shape):
             value = interleave(value, heads)
-        kind = Kind.Q8_0 if value.ndim == 2 else Kind.F32
-        out.add_tensor(name, gguf.quants.quantize(value, kind), raw_dtype=kind)
+        kind = Kind.Q8_0 if value.dim() == 2 else Kind.F32
+        out.add_tensor(name, gguf.quants.quantize(value.numpy(), kind), raw_dtype=kind)
 
 
 def add_shape(out: gguf.GGUFWriter, shape: Shape) -> None:
@@ -132,10 +129,11 @@ def read(path: Path) -> Llama:
     shape = shape_of(reader)
     ours, state = names(shape.layers), {}
     for tensor in reader.tensors:
-        value: Array = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
+        value = torch.tensor(gguf.quants.dequantize(tensor.data, tensor.tensor_type))
         if heads := rotary_heads(tensor.name, shape):
             value = separate(value, heads)
-        state[ours[tensor.name]] = torch.from_numpy(value.copy())
+        state[ours[tensor.name]] = value
     model = Llama(shape)
     model.load_state_dict(state)
-    return model.eval()
+    model.eval()
+    return model

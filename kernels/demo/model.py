@@ -41,7 +41,7 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return x * cos + torch.cat((-high, low), -1) * sin
 
 
-class Attention(nn.Module):
+class Attention(nn.Module):  # type: ignore[misc, unused-ignore]
     def __init__(self, shape: Shape) -> None:
         super().__init__()
         self.shape = shape
@@ -58,7 +58,7 @@ class Attention(nn.Module):
         return mixed
 
 
-class Block(nn.Module):
+class Block(nn.Module):  # type: ignore[misc, unused-ignore]
     def __init__(self, shape: Shape) -> None:
         super().__init__()
         self.attn_norm = nn.RMSNorm(shape.width, shape.epsilon)
@@ -71,10 +71,11 @@ class Block(nn.Module):
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         x = x + self.attn(self.attn_norm(x), cos, sin)
         y = self.ffn_norm(x)
-        return x + self.down(F.silu(self.gate(y)) * self.up(y))  # type: ignore[no-any-return]
+        mixed: Tensor = x + self.down(F.silu(self.gate(y)) * self.up(y))
+        return mixed
 
 
-class Llama(nn.Module):
+class Llama(nn.Module):  # type: ignore[misc, unused-ignore]
     """Maps token ids (batch, length) to final hidden states (batch, length, width)."""
 
     def __init__(self, shape: Shape) -> None:
@@ -90,7 +91,7 @@ class Llama(nn.Module):
 
     def _start(self, module: nn.Module) -> None:
         """Small weights; what adds to the residual starts smaller still, as in GPT-2."""
-        if isinstance(module, nn.Embedding | nn.Linear):
+        if isinstance(module, (nn.Embedding, nn.Linear)):
             nn.init.normal_(module.weight, std=0.03)
         if isinstance(module, Block):
             for late in (module.attn.output, module.down):

@@ -96,7 +96,7 @@ def step_once(model: Llama, optim: torch.optim.AdamW, batch: Tensor, plan: Plan,
         group["lr"] = rate(plan, step)
     loss = loss_of(model, batch)
     optim.zero_grad()
-    loss.backward()  # type: ignore[no-untyped-call]
+    loss.backward()  # type: ignore[no-untyped-call, unused-ignore]
     torch.nn.utils.clip_grad_norm_(model.parameters(), plan.clip)
     optim.step()
     return float(loss.detach())

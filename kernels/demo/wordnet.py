@@ -20,7 +20,10 @@ MASS = {"12", "13", "27"}  # feelings, food, substances: "Bread is food made fro
 ANIMALS = "05"
 ARTICLES = ("a ", "an ", "any ", "one ", "either ", "each ", "someone ", "something ")
 # Starts of a definition that take no article: one is there, or the word is a plural.
-ONE_OR_MANY = r"(a|an|any|the|one|either|each|some|all|animals|domesticated bovine)\b|.*\b(animals|vertebrates|mammals|birds|group)\b"
+ONE_OR_MANY = (
+    r"(a|an|any|the|one|either|each|some|all|animals|domesticated bovine)\b"
+    r"|.*\b(animals|vertebrates|mammals|birds|group)\b"
+)
 
 
 @dataclass(frozen=True)
