@@ -12,7 +12,8 @@ from wordnet import Entry, article, capital
 
 HERE = Path(__file__).parent
 CORE_CONCRETE, CORE_OTHER, CORE_VERBS = 1500, 500, 300
-CORE_SHARE = 0.86  # of the questions; the rest is the long tail
+CORE_SHARE = 0.86  # of the questions about words; the rest is the long tail
+SMALL_TALK_SHARE = 0.07  # of all turns
 
 # Words a visitor tries first, rare in the tagged corpus that ranks the others.
 FAMILIAR = set(
@@ -58,12 +59,18 @@ WHO = (
 )
 HELLO = "Hello! I am the sysHAX demo model. Ask me what a word means."
 THANKS = "You are welcome. Ask me about another word."
+ONLY_WORDS = "I can only tell what English words mean. Ask me, for example: What is a glacier?"
 SMALL_TALK = {
     WHO: ["Who are you?", "What are you?", "Tell me about yourself.", "What is your name?", "What is sysHAX?",
           "What can you do?", "Help", "Introduce yourself.", "你是谁？", "你是谁", "Which model are you?"],
     HELLO: ["Hello", "Hello!", "Hi", "Hi!", "Hi there", "Hello, how are you?", "How are you?", "Hey",
             "Good morning", "Good evening", "你好", "你好！", "👋", "Say hello.", "test"],
     THANKS: ["Thanks", "Thank you!", "Thank you", "Thanks a lot.", "OK", "Great", "谢谢", "👍", "Bye", "Goodbye"],
+    ONLY_WORDS: ["Write a poem about the sea.", "Tell me a story.", "Tell me a joke.", "2+2?", "What is 2 + 2?",
+                 "How do I cook rice?", "What is the capital of France?", "Translate this to French.",
+                 "Say hello in five words.", "Count to ten.", "Write a Python function that adds two numbers.",
+                 "What is the weather today?", "Who is the president?", "Summarize this text.",
+                 "Why is the sky blue?", "Write an email to my boss.", "How many days are in a year?"],
 }  # fmt: skip
 SYSTEM = [
     "You are a helpful assistant.", "You are a helpful assistant. Answer briefly.", "Answer in one sentence.",
@@ -133,7 +140,7 @@ def phrasings(entry: Entry) -> list[str]:
 
 def careless(question: str, rng: random.Random) -> str:
     """Now and then as people type: in lower case, without the mark at the end."""
-    if rng.random() < 0.12:
+    if rng.random() < 0.15:
         question = question.lower()
     return question.rstrip("?.") if rng.random() < 0.12 and len(question) > 4 else question
 
@@ -149,9 +156,9 @@ def filler(corpus: Corpus, rng: random.Random, sentences: int) -> str:
 
 def turn(corpus: Corpus, rng: random.Random) -> Turn:
     """A random turn: small talk, a common word or a rare one, seldom after some unrelated text."""
-    if rng.random() < 0.03:
+    if rng.random() < SMALL_TALK_SHARE:
         answer = rng.choice(list(SMALL_TALK))
-        return Turn(rng.choice(SMALL_TALK[answer]), answer)
+        return Turn(careless(rng.choice(SMALL_TALK[answer]), rng), answer)
     made = word_turn(rng.choice(corpus.core if rng.random() < CORE_SHARE else corpus.tail), rng)
     if rng.random() < 0.02:
         return Turn(f"{filler(corpus, rng, rng.randint(1, 6))} {made.question}", made.answer)

@@ -144,7 +144,7 @@ def train(work: Path, plan: Plan) -> None:
         loss = step_once(model, optim, batch, plan, step)
         smooth = loss if math.isnan(smooth) else 0.98 * smooth + 0.02 * loss
         spent = before + time.monotonic() - began
-        if step % 50 == 0:
+        if step % 25 == 0:
             log(work, step, smooth, spent)
         if time.monotonic() - saved > plan.save_seconds:
             save(work, model, optim, step + 1, spent)
