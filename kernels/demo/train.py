@@ -30,7 +30,7 @@ from wordnet import read_entries
 class Plan:
     """How to train; one step reads `rows` rows of `length` tokens, a long step one of `long_length`."""
 
-    steps: int = 4000
+    steps: int = 1900
     rows: int = 12
     length: int = 192
     long_every: int = 25
