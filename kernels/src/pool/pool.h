@@ -81,6 +81,9 @@ sx_status check_generation(const sx_pool &pool);
 
 // Chunk number `index` of a ticket from the shared list, checked against every bound; trusts nothing.
 sx_status listed_chunk(const sx_pool &pool, uint32_t slot, uint32_t index, uint32_t &number);
+// Table index of a slot number, by the owner's private truth: SX_ESTALE where that use is over, SX_ESTATE where the
+// ticket is no longer FILLING or the handle not the owner's.
+sx_status resolve_filling(const sx_pool *pool, uint32_t slot, uint32_t &index);
 // crc32c over a ticket's identity, chunk numbers and token ids, as the file holds them now.
 sx_status ticket_crc(const sx_pool &pool, uint32_t slot, uint32_t n_tokens, uint32_t &crc);
 

@@ -8,11 +8,8 @@
 namespace sx {
 namespace {
 
-// Reads the shared tables, which workers see too; a slot number of an older use is noticed by its era.
-sx_status resolve_chunk(const sx_pool *pool, uint32_t slot, uint32_t index, uint32_t &number) {
-    if (pool == nullptr) return fail(SX_EINVAL, "pool: handle is NULL");
-    if (pool->role != Role::owner && pool->role != Role::worker)
-        return fail(SX_ESTATE, "pool: only the owner and its workers write chunks");
+// A worker has only the shared tables; a slot number of an older use is noticed by its era.
+sx_status worker_chunk(const sx_pool *pool, uint32_t slot, uint32_t index, uint32_t &number) {
     const uint32_t at = index_of(slot);
     if (at >= pool->layout.n_tickets)
         return fail(SX_EINVAL, "pool: slot %08x names ticket %u of %u", slot, at, pool->layout.n_tickets);
@@ -28,6 +25,23 @@ sx_status resolve_chunk(const sx_pool *pool, uint32_t slot, uint32_t index, uint
     if (index >= n_chunks || index >= pool->layout.max_chunks)
         return fail(SX_EINVAL, "pool: chunk %u of slot %08x, which has %u", index, slot, n_chunks);
     return listed_chunk(*pool, slot, index, number);
+}
+
+sx_status owner_chunk(const sx_pool *pool, uint32_t slot, uint32_t index, uint32_t &number) {
+    uint32_t at;
+    const sx_status status = resolve_filling(pool, slot, at);
+    if (status != SX_OK) return status;
+    const uint32_t n_chunks = pool->owner->ticket(at).n_chunks;
+    if (index >= n_chunks) return fail(SX_EINVAL, "pool: chunk %u of slot %08x, which has %u", index, slot, n_chunks);
+    number = pool->owner->chunk(at, index);
+    return SX_OK;
+}
+
+sx_status resolve_chunk(const sx_pool *pool, uint32_t slot, uint32_t index, uint32_t &number) {
+    if (pool == nullptr) return fail(SX_EINVAL, "pool: handle is NULL");
+    if (pool->role == Role::owner) return owner_chunk(pool, slot, index, number);
+    if (pool->role == Role::worker) return worker_chunk(pool, slot, index, number);
+    return fail(SX_ESTATE, "pool: only the owner and its workers write chunks");
 }
 
 }  // namespace

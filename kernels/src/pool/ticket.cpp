@@ -28,12 +28,16 @@ sx_status resolve(const sx_pool *pool, uint32_t slot, uint32_t &index) {
     return fail(SX_ESTALE, "pool: slot %08x was freed", slot);
 }
 
+}  // namespace
+
 sx_status resolve_filling(const sx_pool *pool, uint32_t slot, uint32_t &index) {
     const sx_status status = resolve(pool, slot, index);
     if (status != SX_OK || pool->owner->ticket(index).filling) return status;
     return fail(SX_ESTATE, "pool: slot %08x is %s, expected FILLING", slot,
                 state_name(state_of(load_relaxed(&pool->ticket(index)->word))));
 }
+
+namespace {
 
 void store_id(sx_pool_ticket *ticket, const uint64_t id[2]) {
     for (int i = 0; i < 2; ++i) store_relaxed(reinterpret_cast<uint64_t *>(ticket->id) + i, id[i]);
