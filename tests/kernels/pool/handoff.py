@@ -1,4 +1,4 @@
-"""One small handoff for the tests: a geometry, data that follows from a name, and a consumer that knows what is right."""
+"""A small handoff for the tests: a geometry, data that follows from a name, a consumer that knows what is right."""
 
 from __future__ import annotations
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import traceback
@@ -11,6 +12,7 @@ from typing import Callable, Iterator
 from syshax_kernels.library import Library
 
 Scenario = Callable[[], str]
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 @dataclass
@@ -64,6 +66,7 @@ def start(library: Library, scenario: Scenario, cut: int, cut_signal: int) -> Ch
         os.close(write_end)
         return Child(pid, read_end)
     code = 1
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # a test that fails must not leave a stopped child
     try:
         library.calls.sx_test_cut(cut, cut_signal)
         os.write(write_end, scenario().encode())

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import signal
+import struct
 import time
 from pathlib import Path
 from typing import Callable, List, Set
@@ -18,8 +19,8 @@ from syshax_kernels.errors import KernelError, StaleError
 from syshax_kernels.library import Library
 from syshax_kernels.pool import Inbox, Outbox, Ticket, TicketState, UnitStats, Worker, read_stats
 from tests.kernels.pool.handoff import (
-    FIRST_TOKEN, GEOMETRY, LEASE_S, REFUSALS, assert_empty, is_right, make_outbox, save, take, ticket_id, token_ids, try_take,
-    write,
+    FIRST_TOKEN, GEOMETRY, LEASE_S, REFUSALS, TICKETS, assert_empty, is_right, make_outbox, save, take, ticket_id,
+    token_ids, try_take, write,
 )
 from tests.kernels.pool.processes import count_from_one, start
 
@@ -172,7 +173,7 @@ def test_consumer_stopped_at_every_step_while_the_owner_goes_on(cut_library: Lib
 
     def consume() -> str:
         with Inbox.open(path, GEOMETRY, library=cut_library) as inbox:
-            return take(inbox, "a")
+            return take(inbox, "a", lease_s=2 * LEASE_S)
 
     results: Set[str] = set()
     with make_outbox(path) as outbox:
@@ -187,11 +188,21 @@ def test_consumer_stopped_at_every_step_while_the_owner_goes_on(cut_library: Lib
             assert result in SAFE, (cut, result)
             results.add(result)
             assert {ticket.state for ticket in others} == {TicketState.READY}, cut
+            assert_leases_untouched(path)
             assert [try_take(path, name) for name in "bcd"] == ["right"] * 3
             outbox.reap()
             if not stopped:
                 break
     assert {"right", "StaleError"} <= results
+
+
+def assert_leases_untouched(path: str) -> None:
+    """No deadline in the ticket table is later than its owner set it."""
+    with open(path, "rb") as file:
+        tables = file.read()
+    for index in range(TICKETS):
+        (deadline_ns,) = struct.unpack_from("<Q", tables, 8192 + 128 * index + 8)
+        assert deadline_ns <= time.monotonic_ns() + LEASE_S * 1e9
 
 
 def test_owner_stopped_at_every_step_while_a_consumer_looks(cut_library: Library, folder: Path) -> None:

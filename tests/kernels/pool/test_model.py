@@ -14,7 +14,8 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from syshax_kernels.errors import BusyError, FullError, KernelError, NotFoundError, StaleError
 from syshax_kernels.pool import CHUNK_TOKENS, Inbox, Ticket, TicketState, View
 from tests.kernels.pool.handoff import (
-    CHUNKS, GEOMETRY, LEASE_S, MAX_TOKENS, TICKETS, assert_empty, chunk_data, is_right, make_outbox, ticket_id, token_ids,
+    CHUNKS, GEOMETRY, LEASE_S, MAX_TOKENS, TICKETS, assert_empty, chunk_data, is_right, make_outbox, ticket_id,
+    token_ids,
 )
 
 NAMES = ["a", "b", "c", "d"]

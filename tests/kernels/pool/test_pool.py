@@ -9,7 +9,7 @@ import struct
 import zlib
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Dict
+from typing import Any, Callable, Dict, List
 
 import pytest
 
@@ -21,8 +21,8 @@ from syshax_kernels.pool import (
     BF16, F32, Geometry, Inbox, Outbox, PoolInfo, TicketState, UnitStats, Worker, chunks_that_fit, model_id, read_stats,
 )
 from tests.kernels.pool.handoff import (
-    CHUNK_BYTES, CHUNKS, GEOMETRY, LEASE_S, MAX_TOKENS, TICKETS, assert_empty, chunk_data, make_outbox, save, take, ticket_id,
-    token_ids, try_take, write,
+    CHUNK_BYTES, CHUNKS, GEOMETRY, LEASE_S, MAX_TOKENS, TICKETS, assert_empty, chunk_data, make_outbox, save, take,
+    ticket_id, token_ids, try_take, write,
 )
 
 
@@ -92,9 +92,11 @@ def test_no_room_for_the_file_says_bytes_needed_and_left(path: str) -> None:
     [{"chunks": 0}, {"tickets": 0}, {"tickets": 70000}, {"max_tokens": 0}, {"chunks": 1 << 31}],
 )
 def test_sizes_out_of_range_are_named(path: str, change: Dict[str, int]) -> None:
-    sizes = {"chunks": CHUNKS, "tickets": TICKETS, "max_tokens": MAX_TOKENS, **change}
+    size = {"chunks": CHUNKS, "tickets": TICKETS, "max_tokens": MAX_TOKENS, **change}
     with pytest.raises(KernelError, match=f"{next(iter(change))} is .*, expected 1 to"):
-        Outbox.create(path, GEOMETRY, **sizes)
+        Outbox.create(
+            path, GEOMETRY, chunks=size["chunks"], tickets=size["tickets"], max_tokens=size["max_tokens"]
+        )
 
 
 @pytest.mark.parametrize("field", ["n_layers", "n_kv_heads", "head_size", "model_id"])
@@ -132,7 +134,10 @@ def test_a_freed_slot_is_recognised(path: str) -> None:
         old.free()
         for name in "bcd":
             save(outbox, name, 10)
-        for call in (lambda: old.append([1]), lambda: old.publish(1), old.fail, lambda: worker.seal(old.slot, 0, 0)):
+        calls: List[Callable[[], None]] = [
+            lambda: old.append([1]), lambda: old.publish(1), old.fail, lambda: worker.seal(old.slot, 0, 0),
+        ]
+        for call in calls:
             with pytest.raises(StaleError, match="freed"):
                 call()
         old.free()
@@ -364,7 +369,5 @@ def test_a_missing_library_says_what_to_do(folder: Path) -> None:
 def test_info_of_a_fresh_pool(path: str) -> None:
     with make_outbox(path) as outbox:
         info = outbox.info()
-    same = PoolInfo(
-        1, CHUNKS, TICKETS, MAX_TOKENS, CHUNKS, TICKETS, info.generation, CHUNK_BYTES, info.chunks, CHUNKS * 4096, GEOMETRY
-    )
-    assert info == same
+    sizes = (1, CHUNKS, TICKETS, MAX_TOKENS, CHUNKS, TICKETS, info.generation, CHUNK_BYTES)
+    assert info == PoolInfo(*sizes, info.chunks, CHUNKS * 4096, GEOMETRY)
