@@ -33,9 +33,9 @@ sx_status allocate_space(int fd, const char *path, uint64_t bytes) {
 uint64_t new_generation(uint64_t before) {
     timespec now;
     clock_gettime(CLOCK_REALTIME, &now);
-    const uint64_t clock_ms = static_cast<uint64_t>(now.tv_sec) * 1000 + static_cast<uint64_t>(now.tv_nsec) / 1000000;
-    const uint64_t after = before < (1ull << 48) ? before + 1 : 1;  // a damaged header does not push us out of range
-    return clock_ms > after ? clock_ms : after;
+    const uint64_t clock_us = static_cast<uint64_t>(now.tv_sec) * 1000000 + static_cast<uint64_t>(now.tv_nsec) / 1000;
+    const uint64_t after = before < (1ull << 52) ? before + 1 : 1;  // a damaged header does not push us out of range
+    return clock_us > after ? clock_us : after;
 }
 
 bool same_layout(const sx_pool &pool) {
@@ -55,8 +55,8 @@ void wipe(sx_pool &pool) {
 }
 
 void write_empty_tables(sx_pool &pool) {
-    // 2^15 transitions a millisecond of life before a sequence number could meet one of the next generation.
-    const uint64_t first_word = (pool.generation << 15) << 8 | SX_TICKET_FREE;
+    // 32 transitions a microsecond of life before a sequence number could meet one of the next generation.
+    const uint64_t first_word = (pool.generation << 5) << 8 | SX_TICKET_FREE;
     for (uint32_t i = 0; i < pool.layout.n_tickets; ++i) store_relaxed(&pool.ticket(i)->word, first_word);
     SX_STEP();
     for (uint32_t i = 0; i < pool.layout.n_chunks; ++i) store_relaxed(&pool.record(i)->owner, SX_POOL_NO_OWNER);
