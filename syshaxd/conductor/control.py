@@ -5,6 +5,7 @@ Who may open the socket may administer; the file's mode and group say who that i
 
 from __future__ import annotations
 
+import asyncio
 import grp
 import json
 import os
@@ -23,6 +24,7 @@ from syshaxd.model.ports import Control
 GROUP = "syshax"
 ACTIONS = ("restart", "stop", "start")
 MAX_LOG_LINES = 10_000
+LAST_CALLS = 1.0  # seconds
 PATH_LIMIT = 107  # bytes the kernel keeps of a unix socket's path
 _PEER = struct.Struct("3i")  # struct ucred: pid, uid, gid
 _LOG = Log("control")
@@ -51,22 +53,26 @@ class ControlServer:
     def __init__(self, control: Control) -> None:
         self._app = control_app(control)
         self._runner: Optional[web.AppRunner] = None
+        self._listening: Optional[asyncio.AbstractServer] = None
         self._path: Optional[Path] = None
 
     async def start(self, path: Union[str, Path], group: str = GROUP) -> None:
         """Listen. SysHaxError where the path is unusable or another daemon listens there."""
         listener = listen(Path(path), group)
-        runner = web.AppRunner(self._app, access_log=None, shutdown_timeout=1.0)
-        await runner.setup()
-        await web.SockSite(runner, listener).start()
-        self._runner, self._path = runner, Path(path)
+        self._runner, self._path = web.AppRunner(self._app, access_log=None), Path(path)
+        await self._runner.setup()
+        assert self._runner.server is not None
+        self._listening = await asyncio.get_running_loop().create_unix_server(self._runner.server, sock=listener)
 
     async def stop(self) -> None:
-        """Stop listening and take the file away."""
-        if self._runner is not None and self._path is not None:
+        """Stop listening, take the file away, and give calls that are being answered a second."""
+        if self._listening is not None and self._path is not None:
+            self._listening.close()
             self._path.unlink(missing_ok=True)
+        if self._runner is not None and self._runner.server is not None:
+            await self._runner.server.shutdown(LAST_CALLS)
             await self._runner.cleanup()
-            self._runner = None
+        self._listening = self._runner = None
 
 
 def listen(path: Path, group: str = GROUP) -> socket.socket:

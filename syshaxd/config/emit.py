@@ -63,7 +63,8 @@ def scalar_text(value: Any) -> str:
 
 def _reads_as_itself(text: str) -> bool:
     try:
-        return bool(_SAFE.fullmatch(text)) and not text.startswith(("- ", "---", "...")) and resolve(text) == text
+        safe = bool(_SAFE.fullmatch(text)) and text != "-" and not text.startswith(("---", "..."))
+        return safe and resolve(text) == text
     except AmbiguousError:
         return False
 

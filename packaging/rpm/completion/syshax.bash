@@ -5,7 +5,7 @@ _syshax() {
         --config|--socket) COMPREPLY=($(compgen -f -- "$word")); return ;;
     esac
     if [ "$COMP_CWORD" -eq 1 ]; then
-        words="init config check-config run status reload drain units interfaces model explain simulate version"
+        words="init config check-config run status reload drain units interfaces model explain simulate estimate bench version"
     elif [ "${COMP_WORDS[1]}" = units ] && [ "$COMP_CWORD" -eq 3 ]; then
         words=$(syshax interfaces --json 2>/dev/null | sed -n 's/.*"unit": "\([^"]*\)".*/\1/p')
     else
@@ -22,6 +22,8 @@ _syshax() {
             model) words="--config --socket --json --help" ;;
             explain) words="--chrome-trace --config --socket --json --help" ;;
             simulate) words="--host --rate --requests --longest --flex-share --clients --seed --all --json --help" ;;
+            estimate) words="--host --prompt --output --tpot-ms --json --help" ;;
+            bench) words="serve dataset calibrate --help" ;;
             version) words="--json --help" ;;
         esac
     fi

@@ -66,7 +66,10 @@ def test_any_value_in_yaml_reads_as_itself(key: str, value: object) -> None:
     assert node.value == value
 
 
-@pytest.mark.parametrize("text", ["8001:8001", "/a:/b:ro", "2026-11-20", "1_000", "0x1F", "1.2.3", "~x", "null2", "=~"])
+PLAIN = ["8001:8001", "/a:/b:ro", "2026-11-20", "1_000", "0x1F", "1.2.3", "-x", "~x", "null2", "=~"]
+
+
+@pytest.mark.parametrize("text", PLAIN)
 def test_plain_text_stays_text(text: str) -> None:
     root, problems = parse("x", f"a: {text}\n".encode())
     assert not problems
@@ -74,3 +77,16 @@ def test_plain_text_stays_text(text: str) -> None:
     node = root.items["a"]
     assert isinstance(node, Scalar)
     assert node.value == text
+
+
+WORDS = ["-", "--", "---", "...", "-x", ".", "?", ":", "a:", "a: b", "a #b", "yes", "010", "1:30", ""]
+
+
+@pytest.mark.parametrize("text", WORDS)
+def test_words_that_mean_something_to_yaml_are_written_so_that_they_read_as_themselves(text: str) -> None:
+    for line in (f"a: {scalar_text(text)}\n", f"a: [{scalar_text(text)}]\n"):
+        root, problems = parse("x", line.encode())
+        assert not problems, line
+        assert isinstance(root, Map)
+        node = root.items["a"]
+        assert isinstance(node, Scalar) or [getattr(item, "value", None) for item in node.items] == [text]
