@@ -1,0 +1,129 @@
+"""Small random models as GGUF files, written with numpy alone: what the process tier runs two real units on.
+
+Layout: GGUF version 3 (ggml's docs/gguf.md). Every byte has a token, so any text goes through.
+"""
+
+from __future__ import annotations
+
+import struct
+from pathlib import Path
+from typing import Any, Dict, Iterator, List, Sequence, Tuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+CONTEXT = 2048
+SPECIAL = ("<|begin|>", "<|end|>", "<|user|>", "<|assistant|>")
+TEMPLATE = (
+    "{{ bos_token }}{% for m in messages %}<|user|>{{ m['content'] }}<|end|>{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+D_MODEL, D_FF, LAYERS, HEADS, KV_HEADS = 64, 128, 2, 4, 2
+KV = D_MODEL // HEADS * KV_HEADS
+F32, ALIGNMENT = 0, 32
+UINT32, INT32, FLOAT32, BOOL, STRING, ARRAY = 4, 5, 6, 7, 8, 9
+NORMAL, CONTROL = 1, 3
+
+Array = NDArray[Any]
+
+
+def byte_tokens() -> List[str]:
+    """GPT-2's printable stand-ins for the 256 bytes, in byte order."""
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    spare = iter(range(256, 512))
+    return [chr(byte if byte in printable else next(spare)) for byte in range(256)]
+
+
+def vocabulary() -> Tuple[List[str], List[str]]:
+    """Tokens and merges: the specials, the bytes, and the pairs of letters that English uses most."""
+    pairs = ("t h", "i n", "e r", "a n", "o n", "r e", "th e", "Ġ t", "Ġ a", "an d")
+    return [*SPECIAL, *byte_tokens(), *(pair.replace(" ", "") for pair in pairs)], list(pairs)
+
+
+def write_model(path: Path, arch: str, seed: int = 1) -> Path:
+    """A random `llama` or `qwen2` model; greedy text does not settle on one token."""
+    tensors = dict(random_tensors(arch, seed))
+    metadata = model_metadata(arch)
+    with open(path, "wb") as out:
+        out.write(b"GGUF" + struct.pack("<IQQ", 3, len(tensors), len(metadata)))
+        for key, (kind, value) in metadata.items():
+            out.write(packed(STRING, key) + struct.pack("<I", kind) + packed(kind, value))
+        offset = 0
+        for name, array in tensors.items():
+            dims = struct.pack(f"<I{array.ndim}Q", array.ndim, *reversed(array.shape))
+            out.write(packed(STRING, name) + dims + struct.pack("<IQ", F32, offset))
+            offset += padded(array.nbytes)
+        for array in tensors.values():
+            out.write(b"\0" * (padded(out.tell()) - out.tell()) + array.tobytes())
+    return path
+
+
+def padded(size: int) -> int:
+    """Up to the next aligned offset."""
+    return -(-size // ALIGNMENT) * ALIGNMENT
+
+
+def model_metadata(arch: str) -> Dict[str, Tuple[int, Any]]:
+    """Key to type and value."""
+    tokens, merges = vocabulary()
+    kinds = [CONTROL if token in SPECIAL else NORMAL for token in tokens]
+    return {
+        "general.architecture": (STRING, arch),
+        f"{arch}.context_length": (UINT32, CONTEXT),
+        f"{arch}.embedding_length": (UINT32, D_MODEL),
+        f"{arch}.block_count": (UINT32, LAYERS),
+        f"{arch}.feed_forward_length": (UINT32, D_FF),
+        f"{arch}.attention.head_count": (UINT32, HEADS),
+        f"{arch}.attention.head_count_kv": (UINT32, KV_HEADS),
+        f"{arch}.attention.layer_norm_rms_epsilon": (FLOAT32, 1e-5),
+        f"{arch}.rope.freq_base": (FLOAT32, 10000.0),
+        f"{arch}.rope.dimension_count": (UINT32, D_MODEL // HEADS),
+        "tokenizer.ggml.model": (STRING, "gpt2"),
+        "tokenizer.ggml.pre": (STRING, "gpt-2"),
+        "tokenizer.ggml.tokens": (ARRAY, (STRING, tokens)),
+        "tokenizer.ggml.token_type": (ARRAY, (INT32, kinds)),
+        "tokenizer.ggml.merges": (ARRAY, (STRING, merges)),
+        "tokenizer.ggml.bos_token_id": (UINT32, 0),
+        "tokenizer.ggml.eos_token_id": (UINT32, 1),
+        "tokenizer.ggml.add_bos_token": (BOOL, False),
+        "tokenizer.chat_template": (STRING, TEMPLATE),
+    }
+
+
+def packed(kind: int, value: Any) -> bytes:
+    """A metadata value as the file holds it."""
+    if kind == STRING:
+        data = value.encode()
+        return struct.pack("<Q", len(data)) + bytes(data)
+    if kind == ARRAY:
+        inner, items = value
+        return struct.pack("<IQ", inner, len(items)) + b"".join(packed(inner, item) for item in items)
+    return struct.pack({UINT32: "<I", INT32: "<i", FLOAT32: "<f", BOOL: "<?"}[kind], value)
+
+
+def random_tensors(arch: str, seed: int) -> Iterator[Tuple[str, Array]]:
+    """Weights; matrices scaled so that layers neither fade nor saturate."""
+    generator = np.random.default_rng(seed)
+    vocab = len(vocabulary()[0])
+
+    def matrix(rows: int, cols: int) -> Array:
+        return (generator.standard_normal((rows, cols)) * 1.5 / np.sqrt(cols)).astype(np.float32)
+
+    def vector(size: int) -> Array:
+        return generator.uniform(0.5, 1.5, size).astype(np.float32)
+
+    yield "token_embd.weight", matrix(vocab, D_MODEL)
+    for layer in range(LAYERS):
+        shapes: Sequence[Tuple[str, int, int]] = (
+            ("attn_q", D_MODEL, D_MODEL), ("attn_k", KV, D_MODEL), ("attn_v", KV, D_MODEL),
+            ("attn_output", D_MODEL, D_MODEL), ("ffn_gate", D_FF, D_MODEL), ("ffn_up", D_FF, D_MODEL),
+            ("ffn_down", D_MODEL, D_FF),
+        )  # fmt: skip
+        for name, rows, cols in shapes:
+            yield f"blk.{layer}.{name}.weight", matrix(rows, cols)
+            if arch == "qwen2" and name in ("attn_q", "attn_k", "attn_v"):
+                yield f"blk.{layer}.{name}.bias", vector(rows) - np.float32(1.0)
+        yield f"blk.{layer}.attn_norm.weight", vector(D_MODEL)
+        yield f"blk.{layer}.ffn_norm.weight", vector(D_MODEL)
+    yield "output_norm.weight", vector(D_MODEL)
+    yield "output.weight", matrix(vocab, D_MODEL)
