@@ -56,6 +56,7 @@ def resources() -> Dict[str, int]:
 
 async def settled(before: Dict[str, int]) -> None:
     """Nothing of the daemon's own is left over."""
+    now = resources()
     for _ in range(150):
         now = resources()
         if now["tasks"] <= before["tasks"] and now["descriptors"] <= before["descriptors"] + 2:
