@@ -51,6 +51,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="syshaxd", description="sysHAX daemon; see syshaxd(8)")
     parser.add_argument("--config", metavar="PATH", help="folder or file (default: $SYSHAX_CONFIG, then /etc/syshax)")
+    parser.add_argument("verb", nargs="?", choices=("run",), help="accepted, so that `python3 -m syshaxd run` works")
     parser.add_argument("--version", action="version", version=f"syshaxd {__version__}")
     return parser
 

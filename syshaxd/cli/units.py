@@ -54,9 +54,9 @@ def _show(args: argparse.Namespace, unit: Mapping[str, Any]) -> int:
         print_json(unit)
         return OK
     for name, value in unit.items():
-        if isinstance(value, list):
+        if isinstance(value, list) and value:
             print(f"{name}:", *(f"  {line}" for line in value), sep="\n")
-        elif value not in (None, ""):
+        elif value not in (None, "", []):
             print(f"{name}: {value}")
     return OK
 

@@ -130,7 +130,8 @@ async def _errors(request: web.Request, handler: Handler) -> web.StreamResponse:
     except web.HTTPException as err:
         return _refused(err.status, f"{request.method} {request.path}: {err.reason}")
     except ConfigError as err:
-        return _refused(422, f"{len(err.problems)} faults in the configuration; nothing was changed", err.problems)
+        count = "1 fault" if len(err.problems) == 1 else f"{len(err.problems)} faults"
+        return _refused(422, f"{count} in the configuration; nothing was changed", err.problems)
     except ControlError as err:
         return _refused(err.status, str(err))
     except SysHaxError as err:

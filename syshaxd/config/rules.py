@@ -13,6 +13,7 @@ from .nodes import Node, Path, dotted, find
 from .types import Config, ContainerConfig, UnitConfig
 
 CONTAINERS = (BackendKind.PODMAN, BackendKind.DOCKER)
+SHARED_SHM = 1 << 30  # bytes; a vLLM CPU unit alone takes 160 MiB of the /dev/shm it shares, and dies without
 _DEAD_ON_EXTERNAL = (
     "model_path", "device_ids", "tensor_parallel_size", "kv_blocks", "block_size", "quantize", "command", "env",
     "extra_args", "start_timeout", "stop_timeout", "cpu", "restart", "container",
@@ -140,6 +141,21 @@ def _ipc(config: Config, root: Node) -> Iterator[Fault]:
         elif other.container.ipc not in ("shareable", "host"):
             message = f"found unit:{name}, whose own ipc is {other.container.ipc}; make that one shareable"
             yield Fault(path, message, (_at(other, "container", "ipc"),))
+        elif other.container.ipc == "shareable" and other.container.shm_size < SHARED_SHM:
+            size = _at(other, "container", "shm_size")
+            message = f"shares the /dev/shm of {name}; set {dotted(size)} to 1g or more (default: 64 MiB)"
+            yield Fault(path, message, (size,))
+
+
+def _container_names(config: Config, root: Node) -> Iterator[Fault]:
+    taken: Dict[str, str] = {}
+    for unit in config.units:
+        if unit.backend in CONTAINERS:
+            name = unit.container.name or f"syshax-{unit.name}"
+            if name in taken:
+                path = _at(unit, "container", "name")
+                yield Fault(path, f"found {name}, the name of unit {taken[name]}'s container; each needs its own")
+            taken.setdefault(name, unit.name)
 
 
 # ---- one unit ------------------------------------------------------------------------------------------------------
@@ -257,7 +273,7 @@ def bound_cpus(unit: UnitConfig) -> frozenset[int]:
 
 
 _RULES: Tuple[Callable[[Config, Node], Iterator[Fault]], ...] = (
-    _some_unit, _ports, _front_keys, _water_marks, _time_limits, _cpu_overlap, _ipc,
+    _some_unit, _ports, _front_keys, _water_marks, _time_limits, _cpu_overlap, _ipc, _container_names,
 )  # fmt: skip
 _UNIT_RULES: Tuple[Callable[[UnitConfig, Node], Iterator[Fault]], ...] = (
     _role, _kind, _external, _own_address, _model, _container, _binding, _devices, _backoff,

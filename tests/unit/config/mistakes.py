@@ -1,6 +1,12 @@
-"""Faulty configurations, one YAML text each; mistakes.golden holds what check-config says about them."""
+"""Faulty configurations, one YAML text each; mistakes.golden holds what check-config says about them.
+
+`python3 -m tests.unit.config.mistakes > tests/unit/config/mistakes.golden` writes it anew: read the difference.
+"""
 
 from __future__ import annotations
+
+from syshaxd.config import loads
+from syshaxd.errors import ConfigError
 
 GOOD = "models: {path: /m.gguf}\nunits: {cpu: {}}\n"
 
@@ -92,6 +98,14 @@ MISTAKES: dict[str, str] = {
         "models: {path: /m}\nunits:\n  gpu: {backend: docker, container: {image: x}}\n"
         "  cpu: {backend: docker, container: {image: x, ipc: 'unit:gpu'}}\n"
     ),
+    "shm too small to share": (
+        "models: {path: /m}\nunits:\n  gpu: {backend: docker, container: {image: x, ipc: shareable}}\n"
+        "  cpu: {backend: docker, container: {image: x, ipc: 'unit:gpu'}}\n"
+    ),
+    "container name": (
+        "models: {path: /m}\nunits:\n  gpu: {backend: docker, container: {image: x}}\n"
+        "  cpu: {backend: docker, container: {image: x, name: syshax-gpu}}\n"
+    ),
     "threads": "units: {cpu: {model_path: /m, cpu: {affinity: 0-3, threads: 8}}}\n",
     "shared cpus": "models: {path: /m}\nunits: {gpu: {cpu: {affinity: 0-3}}, cpu: {cpu: {affinity: '2,4'}}}\n",
     "reserved without auto": "units: {cpu: {model_path: /m, cpu: {affinity: none, reserved: 0-1}}}\n",
@@ -109,3 +123,16 @@ MISTAKES: dict[str, str] = {
         "units: {cpu: {kind: vlm, start_timeout: soon}, gpu: {model_path: /m, port: 70000}}\npd: 7\nlgo: {}\n"
     ),
 }
+
+
+def complaints(text: str) -> str:
+    """What the loader says about a text; "" where it accepts it."""
+    try:
+        loads(text, "syshax.yaml")
+    except ConfigError as err:
+        return str(err)
+    return ""
+
+
+if __name__ == "__main__":
+    print("\n".join(f"== {name}\n{complaints(text)}\n" for name, text in MISTAKES.items()), end="")

@@ -17,20 +17,11 @@ from syshaxd.config.types import Config
 from syshaxd.errors import ConfigError
 from syshaxd.model.unit import BackendKind, Role, UnitKind
 
-from .mistakes import GOOD, MISTAKES
+from .mistakes import GOOD, MISTAKES, complaints
 from .strategies import configurations
 
 HERE = Path(__file__).parent
 ETC = Path(__file__).resolve().parents[3] / "etc"
-
-
-def complaints(text: str) -> str:
-    """What the loader says about a text; "" where it accepts it."""
-    try:
-        loads(text, "syshax.yaml")
-    except ConfigError as err:
-        return str(err)
-    return ""
 
 
 def golden() -> dict[str, str]:
@@ -195,13 +186,13 @@ MANGLED = st.lists(
 ).map("".join)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=200)
 @given(text=MANGLED)
 def test_no_text_makes_the_loader_raise_anything_else(text: str) -> None:
     complaints(text)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=200)
 @given(data=st.binary(max_size=200))
 def test_no_bytes_make_the_loader_raise_anything_else(data: bytes) -> None:
     from syshaxd.config.load import Document, interpret
@@ -212,7 +203,7 @@ def test_no_bytes_make_the_loader_raise_anything_else(data: bytes) -> None:
         assert err.problems
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=200)
 @given(name=st.sampled_from(sorted(MISTAKES)), where=st.integers(0, 300), junk=st.text(max_size=3))
 def test_no_mangled_file_makes_the_loader_raise_anything_else(name: str, where: int, junk: str) -> None:
     text = MISTAKES[name]
