@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Callable, Mapping, Sequence
+from typing import Callable, Mapping, Optional, Sequence
 
 from syshaxd import log as logging
 from syshaxd.config.types import PdConfig
@@ -16,6 +16,7 @@ from .selfcheck import SelfCheck, Verdict, judge
 
 log = logging.Log("engine")
 RETRY = 30.0  # seconds after a check that could not be carried out
+NO_PAIR = "no pair of units is ready for a split"
 Pairs = tuple[tuple[UnitView, UnitView], ...]
 
 
@@ -38,8 +39,9 @@ class PdGuard:
         self._units = units
         self._check = check
         self._config = config
-        self._status = PdStatus(False, "no pair of units is ready for a split")
-        self._checked: object = None
+        self._status = PdStatus(False, NO_PAIR)
+        self._judged: object = None  # what the status is about
+        self._complained: object = None
         self._wake = asyncio.Event()
         self.settled = False  # the newest pairs have been judged
 
@@ -50,52 +52,64 @@ class PdGuard:
         return self._status
 
     def changed(self) -> None:
-        """Units or configuration changed: look again."""
+        """Units or configuration changed: what was judged before may not hold for them."""
         pairs = pairs_of(self._units.views())
-        if self._key(pairs) != self._checked:
-            self.settled = False
-            if self._config().self_check or not pairs:
-                self._status = PdStatus(False, "self-check under way" if pairs else "no pair of units is ready")
-            self._wake.set()
+        if self._key(pairs) == self._judged:
+            return
+        self.settled = False
+        self._wake.set()
+        if not pairs:
+            self._status = PdStatus(False, NO_PAIR)
+        elif self._config().self_check:
+            self._status = PdStatus(False, "self-check under way")
 
     async def run(self) -> None:
-        """Judge whenever the pairs change."""
+        """Judge whenever the pairs change, and again after a while where that was not possible."""
         while True:
-            await self._wake.wait()
             self._wake.clear()
             pairs = pairs_of(self._units.views())
             key = self._key(pairs)
-            if pairs and key != self._checked:
-                carried_out = await self._judge(pairs)
-                self._checked = key if carried_out else None
-                if not carried_out:
-                    asyncio.get_running_loop().call_later(RETRY, self._wake.set)
-            else:
-                self._checked = key
+            possible = not pairs or await self._judge(pairs, key)
+            self._judged = key
             self.settled = True
             self.changed()
+            await self._sleep(None if possible else RETRY)
+
+    async def _sleep(self, seconds: Optional[float]) -> None:
+        waiter = asyncio.ensure_future(self._wake.wait())
+        try:
+            await asyncio.wait({waiter}, timeout=seconds)
+        finally:
+            waiter.cancel()
 
     def _key(self, pairs: Pairs) -> object:
         config = self._config()
         rules = (config.enabled, config.self_check, config.precision, config.top1_agreement, config.max_logprob_diff)
         return identity(pairs), rules
 
-    async def _judge(self, pairs: Pairs) -> bool:
+    async def _judge(self, pairs: Pairs, key: object) -> bool:
         """Every pair; the first one that fails decides. False where a check could not be carried out."""
+        config = self._config()
         for prefill, decode in pairs:
             try:
-                verdict = await self._check.measure(prefill, decode, self._keys((prefill, decode)))
+                verdict = await self._check.measure(prefill, decode, self._keys((prefill, decode)), config.self_check)
             except UnitError as err:
-                self._status = PdStatus(not self._config().self_check, f"self-check not possible: {err}")
-                log.warning("the split could not be tried", prefill=prefill.name, decode=decode.name, reason=str(err))
+                self._status = PdStatus(not config.self_check, f"self-check not possible: {err}")
+                self._complain(key, prefill, decode, err)
                 return False
-            status = judge(verdict, self._config()) if self._config().self_check else PdStatus(True)
+            status = judge(verdict, config)
             tell(verdict, status)
             if not status.enabled:
                 self._status = status
                 return True
         self._status = PdStatus(True)
         return True
+
+    def _complain(self, key: object, prefill: UnitView, decode: UnitView, err: UnitError) -> None:
+        """Once for the same units, however often it is tried again."""
+        if key != self._complained:
+            self._complained = key
+            log.warning("the split could not be tried", prefill=prefill.name, decode=decode.name, reason=str(err))
 
     def _keys(self, views: Sequence[UnitView]) -> Mapping[str, str]:
         return {view.name: self._units.api_key(view.name) for view in views}

@@ -40,8 +40,8 @@ class Verdict:
 
     prefill: str
     decode: str
-    top1: float
-    difference: float
+    top1: Optional[float]  # None: not compared
+    difference: Optional[float]
     loaded: int  # prompt tokens whose KV the decode unit took over
     prompt: int  # tokens of the prompt
 
@@ -51,6 +51,8 @@ def judge(verdict: Verdict, config: PdConfig) -> PdStatus:
     pair = f"{verdict.prefill}>{verdict.decode}"
     if verdict.loaded <= 0:
         return PdStatus(False, f"self-check {pair}: the decode unit recomputed the prompt; it took no KV over")
+    if verdict.top1 is None or verdict.difference is None:
+        return PdStatus(True)
     if config.precision == "exact":
         if verdict.top1 < 1.0:
             return PdStatus(False, f"self-check {pair}: greedy text differs ({verdict.top1:.0%} of tokens agree)")
@@ -77,19 +79,24 @@ class SelfCheck:
     def __init__(self, client: UnitClient) -> None:
         self._client = client
 
-    async def measure(self, prefill: UnitView, decode: UnitView, keys: Mapping[str, str]) -> Verdict:
-        """Raises UnitError where a unit does not do its part."""
+    async def measure(
+        self, prefill: UnitView, decode: UnitView, keys: Mapping[str, str], compared: bool = True
+    ) -> Verdict:
+        """Raises UnitError where a unit does not do its part. Not `compared`: only whether the KV goes over."""
         source = Target(prefill.name, prefill.url, keys.get(prefill.name, ""))
         target = Target(decode.name, decode.url, keys.get(decode.name, ""))
         prompt = await self._prompt(target, decode)
         before = await self._loaded(target)
         ticket = secrets.token_hex(16)
         await self._save(source, prefill.model, prompt, ticket)
-        tokens, split = await self._continue(target, decode.model, prompt, ticket, prefill.pool_file)
-        loaded = await self._loaded(target) - before
+        choice = await self._continue(target, decode.model, prompt, ticket, prefill.pool_file)
+        loaded = int(await self._loaded(target) - before)
+        if not compared:
+            return Verdict(prefill.name, decode.name, None, None, loaded, len(prompt))
+        tokens, split = _generated(target, choice)
         alone, first = await self._teacher_forced(target, decode.model, prompt, tokens)
         top1, difference = compare(split, alone, first)
-        return Verdict(prefill.name, decode.name, top1, difference, int(loaded), len(prompt))
+        return Verdict(prefill.name, decode.name, top1, difference, loaded, len(prompt))
 
     async def _prompt(self, target: Target, decode: UnitView) -> Sequence[int]:
         """Begins with a number that no earlier prompt had, so that no prefix cache knows it."""
@@ -109,15 +116,11 @@ class SelfCheck:
 
     async def _continue(
         self, target: Target, model: str, prompt: Sequence[int], ticket: str, pool_file: str
-    ) -> tuple[Sequence[int], Sequence[float]]:
+    ) -> Mapping[str, Any]:
         load = {"ticket": ticket, "pool": pool_file.rpartition("/")[2]}
         body = {**_body(model, prompt, TOKENS, {"load": load}), "logprobs": 1, "return_token_ids": True}
         answer = await self._client.complete(target, Endpoint.COMPLETIONS, body, _request_id(), TIMEOUT)
-        choice = _choice(target, answer)
-        tokens, values = choice.get("token_ids"), _values(choice, "token_logprobs")
-        if not isinstance(tokens, list) or len(tokens) != TOKENS or len(values) != TOKENS:
-            raise _garbage(target, f"expected {TOKENS} token_ids with log-probabilities")
-        return tokens, values
+        return _choice(target, answer)
 
     async def _teacher_forced(
         self, target: Target, model: str, prompt: Sequence[int], tokens: Sequence[int]
@@ -156,6 +159,14 @@ def _choice(target: Target, answer: Mapping[str, Any]) -> Mapping[str, Any]:
     if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
         raise _garbage(target, "expected one choice")
     return choices[0]
+
+
+def _generated(target: Target, choice: Mapping[str, Any]) -> tuple[Sequence[int], Sequence[float]]:
+    """Token ids of the split, and their log-probabilities."""
+    tokens, values = choice.get("token_ids"), _values(choice, "token_logprobs")
+    if not isinstance(tokens, list) or len(tokens) != TOKENS or len(values) != TOKENS:
+        raise _garbage(target, f"expected {TOKENS} token_ids with log-probabilities")
+    return tokens, values
 
 
 def _values(choice: Mapping[str, Any], name: str) -> list[Any]:
