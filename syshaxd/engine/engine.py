@@ -184,10 +184,10 @@ class Engine:
         await asyncio.wait({drain, hurry})
 
     async def _end_streams(self) -> None:
-        """Streams that outlast the drain: their units go, and the Runner ends each with an error event."""
+        """Streams that outlast the drain get an error event; those that still wait get theirs as room appears."""
         if len(self._runner):
             log.warning("ending requests that outlast the drain", requests=len(self._runner))
-            await self._stop_units()
+            self._runner.go_down()
             await self._runner.drain(LEFT_OVER)
 
     async def _stop_units(self) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Callable, Mapping, Optional, Sequence
+from typing import Any, Callable, Coroutine, Mapping, Optional, Sequence
 
 from syshaxd import log as logging
 from syshaxd.config.types import PdConfig
@@ -11,6 +11,7 @@ from syshaxd.errors import UnitError
 from syshaxd.model.ports import Units
 from syshaxd.model.snapshot import PdStatus
 from syshaxd.model.unit import Role, UnitView
+from syshaxd.tasks import cancelled
 
 from .selfcheck import SelfCheck, Verdict, judge
 
@@ -41,6 +42,7 @@ class PdGuard:
         self._config = config
         self._status = PdStatus(False, NO_PAIR)
         self._judged: object = None  # what the status is about
+        self._judging: object = None
         self._complained: object = None
         self._wake = asyncio.Event()
         self.settled = False  # the newest pairs have been judged
@@ -54,7 +56,8 @@ class PdGuard:
     def changed(self) -> None:
         """Units or configuration changed: what was judged before may not hold for them."""
         pairs = pairs_of(self._units.views())
-        if self._key(pairs) == self._judged:
+        key = self._key(pairs)
+        if key in (self._judged, self._judging):
             return
         self.settled = False
         self._wake.set()
@@ -69,11 +72,27 @@ class PdGuard:
             self._wake.clear()
             pairs = pairs_of(self._units.views())
             key = self._key(pairs)
-            possible = not pairs or await self._judge(pairs, key)
+            self._judging = key
+            possible = await self._unless_changed(self._judge(pairs, key))
+            self._judging = None
+            if possible is None:
+                continue
             self._judged = key
             self.settled = True
             self.changed()
             await self._sleep(None if possible else RETRY)
+
+    async def _unless_changed(self, judging: Coroutine[Any, Any, bool]) -> Optional[bool]:
+        """Its result; None, and it is given up, where the pairs change meanwhile: a unit may have to go."""
+        task = asyncio.ensure_future(judging)
+        waiter = asyncio.ensure_future(self._wake.wait())
+        try:
+            await asyncio.wait({task, waiter}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            waiter.cancel()
+            if not task.done():
+                await cancelled(task)
+        return None if task.cancelled() else task.result()
 
     async def _sleep(self, seconds: Optional[float]) -> None:
         waiter = asyncio.ensure_future(self._wake.wait())
@@ -90,6 +109,9 @@ class PdGuard:
     async def _judge(self, pairs: Pairs, key: object) -> bool:
         """Every pair; the first one that fails decides. False where a check could not be carried out."""
         config = self._config()
+        if not pairs:
+            self._status = PdStatus(False, NO_PAIR)
+            return True
         for prefill, decode in pairs:
             try:
                 verdict = await self._check.measure(prefill, decode, self._keys((prefill, decode)), config.self_check)

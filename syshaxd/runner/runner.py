@@ -116,6 +116,11 @@ class Runner:
             await asyncio.sleep(0.02)
         return len(self._streams)
 
+    def go_down(self) -> None:
+        """The daemon stops and has waited long enough: every stream in flight ends with an error."""
+        for stream in tuple(self._streams.values()):
+            stream.go_down()
+
     async def close(self) -> None:
         """Waits for aborts under way, then ends them."""
         await self._tasks.close(CLOSE_TIMEOUT)

@@ -58,6 +58,7 @@ class Stream:
         self._failures = 0
         self._move: Optional[Move] = None
         self._expired = False
+        self._going_down = False
         self._expiry = self._loop.call_at(request.arrived + services.config.limits.request_timeout, self._expire)
         self._head: Optional[Head] = None
         self._events = self._run()
@@ -138,6 +139,12 @@ class Stream:
         if view is None or view.epoch != step.unit.epoch or view.url != step.unit.url:
             leg.abandon(UnitErrorKind.GONE, "the unit was stopped or replaced")
 
+    def go_down(self) -> None:
+        """The daemon stops: the request ends with an error."""
+        self._going_down = True
+        if self._leg is not None:
+            self._leg.abandon(UnitErrorKind.GONE, "the daemon is stopping")
+
     # ---- the generator ----
 
     async def _run(self) -> AsyncGenerator[Event, None]:
@@ -160,6 +167,8 @@ class Stream:
                 yield event
 
     def _enter(self, step: Step) -> None:
+        if self._going_down:
+            raise RequestError(503, "shutting_down", "the daemon is stopping")
         self._step = step
         self._outcome = None
         self._legs += 1
@@ -326,6 +335,8 @@ class Stream:
         if step.owned and self._outcome is not None and self._outcome[0] != "abort" and not step.prefill_only:
             return None  # it broke after its finish
         self._note_failure(step, err)
+        if self._going_down:
+            raise RequestError(503, "shutting_down", "the daemon stopped before the answer was complete") from err
         if self._expired:
             raise RequestError(504, "request_timeout", "the request took longer than limits.request_timeout") from err
         if err.client_fault and not self._delivered:

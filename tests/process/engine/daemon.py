@@ -68,7 +68,7 @@ class Daemon:
         """The configuration file, whole at once as an editor would."""
         file = self.folder / "etc" / "syshax.yaml"
         file.parent.mkdir(exist_ok=True)
-        file.with_suffix(".new").write_text(text or yaml.safe_dump(self.config), encoding="utf-8")
+        file.with_suffix(".new").write_text(text or yaml.safe_dump(self.config, sort_keys=False), encoding="utf-8")
         file.with_suffix(".new").rename(file)
 
     async def start(self, listeners: Sequence[socket.socket] = (), **environ: str) -> None:
@@ -77,9 +77,9 @@ class Daemon:
         self.messages.clear()
         env = {
             **os.environ, "PYTHONPATH": str(ROOT), "NOTIFY_SOCKET": str(self.folder / "notify"),
-            "PYTHONWARNINGS": "error", "PYTHONASYNCIODEBUG": "0", **environ,
+            "PYTHONWARNINGS": "error", **environ,
         }  # fmt: skip
-        command: List[str] = [sys.executable, "-X", "dev", "-m", "syshaxd", "--config", str(self.folder / "etc")]
+        command: List[str] = [sys.executable, "-m", "syshaxd", "--config", str(self.folder / "etc")]
         if listeners:  # as systemd does: descriptors from 3 on, and the process' own id
             moves = "; ".join(f"os.dup2({sock.fileno()}, {3 + at})" for at, sock in enumerate(listeners))
             code = f"import os, sys; {moves}; os.environ.update(LISTEN_PID=str(os.getpid())); "
@@ -166,7 +166,8 @@ class Daemon:
             transport.close()
 
     def nothing_left(self) -> None:
-        """No outbox, no control socket."""
+        """No outbox, no control socket, no warning of something that was not closed or awaited."""
+        assert b"ResourceWarning" not in self.output and b"never awaited" not in self.output
         assert [file.name for file in (self.folder / "pool").iterdir() if file.suffix == ".pool"] == []
         assert not (self.folder / "control.sock").exists()
 

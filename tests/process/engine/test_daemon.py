@@ -124,7 +124,7 @@ async def test_the_second_signal_means_now(daemon: Daemon) -> None:
             while (await daemon.status())["state"] != "draining":
                 await asyncio.sleep(0.01)
             daemon.signal(TERM)
-            assert await daemon.ended(20) == 0
+            assert await daemon.ended(10) == 0
     daemon.nothing_left()
 
 
