@@ -247,7 +247,7 @@ class Engine:
         notifier = self._around.notifier
         notifier.reloading()
         try:
-            result = await self._load_and_apply()
+            result = await self.load_and_apply()
             self._last_reload = {**result, "at": time.time()}
             log.info("configuration reloaded", message_id=logging.CONFIG_RELOADED, **_summary(result))
             return result
@@ -258,7 +258,12 @@ class Engine:
         finally:
             notifier.ready(self._status_line())
 
-    async def _load_and_apply(self) -> Mapping[str, Any]:
+    async def load_and_apply(self) -> Mapping[str, Any]:
+        """The configuration as the files have it now, in force as a whole, or an error and nothing changed.
+
+        Whoever cuts it off finds the old one or the new one: between the last step that can fail or wait and the
+        last assignment the loop does not run.
+        """
         loop = asyncio.get_running_loop()
         wanted = await loop.run_in_executor(None, self._around.source.load)
         plan, config = diff(self._config, wanted), effective(self._config, wanted)

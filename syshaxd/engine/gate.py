@@ -41,8 +41,7 @@ class PdGuard:
         self._check = check
         self._config = config
         self._status = PdStatus(False, NO_PAIR)
-        self._judged: object = None  # what the status is about
-        self._judging: object = None
+        self._about: object = None  # the pairs and rules that are judged now, or were judged last
         self._complained: object = None
         self._wake = asyncio.Event()
         self.settled = False  # the newest pairs have been judged
@@ -57,7 +56,7 @@ class PdGuard:
         """Units or configuration changed: what was judged before may not hold for them."""
         pairs = pairs_of(self._units.views())
         key = self._key(pairs)
-        if key in (self._judged, self._judging):
+        if key == self._about:
             return
         self.settled = False
         self._wake.set()
@@ -72,12 +71,10 @@ class PdGuard:
             self._wake.clear()
             pairs = pairs_of(self._units.views())
             key = self._key(pairs)
-            self._judging = key
+            self._about = key
             possible = await self._unless_changed(self._judge(pairs, key))
-            self._judging = None
             if possible is None:
                 continue
-            self._judged = key
             self.settled = True
             self.changed()
             await self._sleep(None if possible else RETRY)
