@@ -40,11 +40,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Look, compose, check, write."""
-    if args.model and not Path(args.model).exists():
+    if args.model and not os.path.exists(args.model):
         raise CommandError(f"--model {args.model}: does not exist", USAGE)
     folder = Path(args.config or os.environ.get(ENVIRONMENT) or DEFAULT_DIR)
     file = folder / MAIN_FILE
-    if file.exists() and not (args.force or args.print):
+    if os.path.exists(file) and not (args.force or args.print):
         print(f"{file} exists and is kept; --force replaces it, --print shows what would be written")
         return OK
     hardware = find_hardware()

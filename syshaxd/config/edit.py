@@ -55,8 +55,8 @@ def path_of(key: str) -> Path:
 def set_key(folder: FilePath, key: str, values: Optional[Several[str]]) -> Tuple[Loaded, Path]:
     """Write a key (None: take it out) into zz-local.yaml of a folder, once all files together have been checked."""
     path = path_of(key)
-    if not folder.is_dir():
-        what = "is a file; name its folder" if folder.exists() else "does not exist; syshax init makes it"
+    if not os.path.isdir(folder):
+        what = "is a file; name its folder" if os.path.exists(folder) else "does not exist; syshax init makes it"
         raise KeyFault(f"{folder} {what}")
     file = folder / LOCAL_FILE
     documents, problems, warnings = collect([folder])

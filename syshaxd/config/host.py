@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import stat
-from pathlib import Path as FilePath
 from typing import Iterator, List
 
 from syshaxd.errors import Problem
@@ -44,7 +43,7 @@ def _secret(loaded: Loaded, path: Path, name: str) -> Iterator[Problem]:
 
 def _unit(loaded: Loaded, config: Config, unit: UnitConfig) -> Iterator[Problem]:
     here: Path = ("units", unit.name)
-    if unit.backend is not BackendKind.EXTERNAL and unit.model_path and not FilePath(unit.model_path).exists():
+    if unit.backend is not BackendKind.EXTERNAL and unit.model_path and not os.path.exists(unit.model_path):
         path = ("models", "path") if unit.model_path == config.model_path else (*here, "model_path")
         yield problem(loaded.root, path, f"{unit.model_path} does not exist on this host")
     if unit.api_key_file:

@@ -79,7 +79,7 @@ def collect(paths: Sequence[FilePath]) -> Tuple[List[Document], List[Problem], L
 
 def files_of(path: FilePath, problems: List[Problem], warnings: List[Problem]) -> List[FilePath]:
     """The files a path stands for, in the order they are merged: syshax.yaml, then the others by name."""
-    if not path.is_dir():
+    if not os.path.isdir(path):  # Path.is_dir raises where a folder above can't be searched
         return [path]
     try:
         names = sorted(os.listdir(path))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Mapping, Optional
@@ -41,6 +42,6 @@ def find_source(explicit: Optional[str], environ: Mapping[str, str], default_dir
         return Source(Path(named))
     folder = Path(default_dir)
     root = checkout()
-    if root is not None and not (folder.is_dir() and files_of(folder, [], [])):
+    if root is not None and not (os.path.isdir(folder) and files_of(folder, [], [])):
         return Source(folder, embedded_default(root))
     return Source(folder)

@@ -89,7 +89,7 @@ def test_values_of_environment_variables_are_not_told() -> None:
     assert keys(plan) == ["units.gpu.env.HF_TOKEN"]
 
 
-@settings(max_examples=40)
+@settings(deadline=None, max_examples=40)
 @given(port=st.integers(0, 65535))
 def test_digest_depends_on_what_the_unit_is_started_with(port: int) -> None:
     other = replace(GPU, port=port)

@@ -42,11 +42,13 @@ def test_no_sizes(text: str) -> None:
         size(text)
 
 
+@settings(deadline=None)
 @given(count=st.integers(0, 2**50))
 def test_formatted_sizes_read_as_themselves(count: int) -> None:
     assert size(format_size(count)) == count
 
 
+@settings(deadline=None)
 @given(millis=st.integers(1, 10**9))
 def test_formatted_durations_read_as_themselves(millis: int) -> None:
     seconds = millis / 1000
