@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import Mapping, Optional, Sequence, Tuple
+from typing import List, Mapping, Optional, Sequence, Tuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float32]
 
 _MASK = (1 << 64) - 1
-_FIRST_CANDIDATES = 256
 
 
 @dataclass(frozen=True)
@@ -121,54 +120,65 @@ def shape_logits(logits: Floats, params: SamplingParams, tokens: Sequence[int], 
 
 def draw(logits: Floats, params: SamplingParams, chance: float) -> int:
     """A token by its probability after temperature, min-p, top-k and top-p, in that order."""
-    scaled = logits.astype(np.float64) / params.temperature
-    weights = np.exp(scaled - scaled.max())
-    if params.min_p > 0:
-        weights[weights < params.min_p] = 0.0
-    if params.top_k <= 0 and params.top_p >= 1:
+    weights = np.exp((logits - logits.max()) / np.float32(params.temperature))
+    if params.min_p <= 0 and params.top_k <= 0 and params.top_p >= 1:
         return _pick(weights, chance)
-    ids = _nucleus(weights, params.top_k, params.top_p)
+    ids, total = _candidates(weights, params)
+    ids = ids[np.argsort(-weights[ids], kind="stable")]
+    if params.top_k > 0:
+        ids = ids[: params.top_k]
+        total = float(weights[ids].sum(dtype=np.float64))
+    if params.top_p < 1:
+        sums = np.cumsum(weights[ids], dtype=np.float64)
+        ids = ids[: int(np.searchsorted(sums, params.top_p * total, side="left")) + 1]
     return int(ids[_pick(weights[ids], chance)])
 
 
-def _pick(weights: NDArray[np.float64], chance: float) -> int:
+def _pick(weights: Floats, chance: float) -> int:
     """The index at `chance` of the cumulative weights; never one of weight 0."""
-    sums = np.cumsum(weights)
+    sums = np.cumsum(weights, dtype=np.float64)
     index = int(np.searchsorted(sums, chance * sums[-1], side="right"))
-    return min(index, int(np.flatnonzero(weights)[-1]))
+    return index if index < len(sums) else int(np.flatnonzero(weights)[-1])
 
 
-def _nucleus(weights: NDArray[np.float64], top_k: int, top_p: float) -> NDArray[np.int64]:
-    """Ids of the top-k and of those the smallest set that holds `top_p`; most likely first, equal ones by id."""
-    limit = min(top_k, len(weights)) if top_k > 0 else len(weights)
-    count = min(limit, _FIRST_CANDIDATES)
-    while True:
-        ids = _largest(weights, count)
-        total = weights[ids].sum() if top_k > 0 and count == limit else weights.sum()
-        sums = np.cumsum(weights[ids])
-        inside = int(np.searchsorted(sums, top_p * total, side="left")) + 1
-        if inside <= count or count == limit:
-            return ids[:inside] if top_p < 1 else ids
-        count = min(limit, count * 8)
+def _candidates(weights: Floats, params: SamplingParams) -> Tuple[NDArray[np.int64], float]:
+    """Ids of all tokens that the limits can let through and few others, and the weight that top-p is a part of.
+
+    Sorting a whole vocabulary would cost more than the model's own step.
+    """
+    if params.min_p > 0:
+        ids = np.flatnonzero(weights >= params.min_p)
+        return ids, float(weights[ids].sum(dtype=np.float64))
+    total = float(weights.sum(dtype=np.float64))
+    if params.top_k > 0:
+        return np.flatnonzero(weights >= lower_bound(weights, params.top_k)), total
+    # All that lie below this together weigh less than what top-p leaves out.
+    return np.flatnonzero(weights >= (1 - params.top_p) * total / len(weights)), total
 
 
-def _largest(weights: NDArray[np.float64], count: int) -> NDArray[np.int64]:
-    """Ids of the `count` largest weights, in falling order, equal ones by id (the lowest ids at the edge too)."""
-    if count >= len(weights):
-        return np.argsort(-weights, kind="stable")
-    edge = -np.partition(-weights, count - 1)[count - 1]
-    above = np.flatnonzero(weights > edge)
-    level = np.flatnonzero(weights == edge)[: count - len(above)]
-    ids = np.concatenate([above, level])
-    return ids[np.argsort(-weights[ids], kind="stable")]
+def lower_bound(values: Floats, count: int) -> float:
+    """A number that at least `count` of `values` reach, not far below the `count`-th largest: that of the maxima of
+    short stretches."""
+    whole = len(values) // 64 * 64
+    if count > whole // 64:
+        return float(np.partition(values, -count)[-count]) if count < len(values) else float(values.min())
+    return float(np.partition(values[:whole].reshape(-1, 64).max(axis=1), -count)[-count])
+
+
+def _top_ids(logits: Floats, count: int) -> List[int]:
+    """Ids of the `count` largest logits in falling order, equal ones by id."""
+    if count == 0:
+        return []
+    ids = np.flatnonzero(logits >= lower_bound(logits, count))
+    order = np.argsort(-logits[ids], kind="stable")
+    return [int(i) for i in ids[order][:count]]
 
 
 def logprob_of(logits: Floats, token: int, top: int) -> TokenLogprob:
     """Log-probability of `token` under the untouched logits, with the `top` most likely tokens."""
-    row = logits.astype(np.float64)
-    peak = row.max()
-    norm = peak + float(np.log(np.exp(row - peak).sum()))
-    ids = _largest(row, top) if top else np.empty(0, np.int64)
-    chosen = float(row[token])
-    rank = int(np.count_nonzero(row > chosen)) + 1
-    return TokenLogprob(token, chosen - norm, rank, tuple((int(i), float(row[i]) - norm) for i in ids))
+    peak = logits.max()
+    norm = float(peak) + float(np.log(np.exp(logits - peak).sum(dtype=np.float64)))
+    chosen = logits[token]
+    rank = int(np.count_nonzero(logits > chosen)) + 1
+    best = tuple((i, float(logits[i]) - norm) for i in _top_ids(logits, top))
+    return TokenLogprob(token, float(chosen) - norm, rank, best)
