@@ -31,7 +31,7 @@ CORPUS = (
     "中文的文字和标点。你好，世界！",
     "emoji 👋🏽 👨‍👩‍👧 🇪🇺 and naïve café",
 )
-KINDS = {"f32": Kind.F32, "f16": Kind.F16, "bf16": Kind.BF16, "q8_0": Kind.Q8_0, "q4_0": Kind.Q4_0}
+KINDS = {"f32": Kind.F32, "f16": Kind.F16, "bf16": Kind.BF16, "q8_0": Kind.Q8_0, "q4_0": Kind.Q4_0, "q4_1": Kind.Q4_1}
 
 Array = NDArray[Any]
 

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
 
 from sysinfer.blocks import ROOT, BlockPool, chain
+from sysinfer.pace import LEAST, TARGET_S, Pace
 from sysinfer.sampling import SamplingParams
 from tests.sysinfer.toy import VOCAB, Bench, reference
 
@@ -128,6 +129,20 @@ def test_a_long_prompt_does_not_stop_decoding() -> None:
         bench.step()
     assert len(bench.made[0]) == before + 5 and not bench.made[1]
     assert set(bench.runner.steps[1:6]) == {16}
+
+
+@given(
+    limit=st.integers(1, 2048), rates=st.lists(st.floats(10, 1e6), min_size=1, max_size=30)
+)  # fmt: skip
+def test_steps_stay_short_and_within_the_limit(limit: int, rates: list[float]) -> None:
+    pace = Pace(limit)
+    for rate in rates:
+        pace.observe(pace.budget, pace.budget / rate)
+        assert min(limit, LEAST) <= pace.budget <= limit
+        assert pace.budget in (LEAST, limit) or pace.budget / rate <= TARGET_S
+    before = pace.budget
+    pace.observe(before - 1, 100.0)
+    assert pace.budget == before
 
 
 def test_prompt_tokens_are_counted_once_and_by_source() -> None:

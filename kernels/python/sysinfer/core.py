@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from sysinfer.detok import TokenBytes
 from sysinfer.handoff import Loader, Saver
 from sysinfer.output import ABORT, ERROR, Generation, Output
+from sysinfer.pace import Pace
 from sysinfer.runner import ALL_LOGITS, LAST_LOGITS, NO_LOGITS, ModelRunner, Row
 from sysinfer.sampling import Sampled, logprob_of, sample
 from sysinfer.scheduler import Scheduler, Step, Work
@@ -43,6 +44,7 @@ class EngineCore:
     ) -> None:  # fmt: skip
         self._scheduler, self._runner, self._tokens = scheduler, runner, tokens
         self._stats, self._handoffs, self._clock = stats, handoffs, clock
+        self._pace = Pace(scheduler.config.max_num_batched_tokens)
         self._sequences: Dict[int, Sequence] = {}
         self._generations: Dict[int, Generation] = {}
         self._arriving: Deque[Sequence] = deque()  # their handoff is not settled yet
@@ -111,7 +113,7 @@ class EngineCore:
         """One step; news of the sequences that got tokens."""
         begin = time.perf_counter_ns()
         self._settle()
-        step = self._scheduler.plan()
+        step = self._scheduler.plan(self._pace.budget)
         self._continue_loads()
         if not step.work:
             self._measure(step, begin, 0)
@@ -230,6 +232,7 @@ class EngineCore:
             stats.steps += 1
             stats.step_ns = time.perf_counter_ns() - begin
             stats.overhead_ns += stats.step_ns - in_model
+            self._pace.observe(stats.step_tokens, stats.step_ns / 1e9)
 
     def queue_sizes(self) -> Tuple[int, int]:
         """Context tokens of waiting sequences not computed yet, and tokens in the KV cache of running ones."""

@@ -40,7 +40,7 @@ class Generation:
     @classmethod
     def of(cls, seq: Sequence, tokens: TokenBytes) -> Generation:
         params = seq.params
-        detokenizer = Detokenizer(tokens, seq.tokens[: seq.n_context], params.skip_special)
+        detokenizer = Detokenizer(tokens, seq.tokens[max(seq.n_context - 4, 0) : seq.n_context], params.skip_special)
         return cls(detokenizer, StopStrings(params.stops, params.include_stop))
 
     def push(self, seq: Sequence, max_model_len: int) -> Tuple[str, Optional[str], StopReason]:

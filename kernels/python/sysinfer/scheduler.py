@@ -62,10 +62,10 @@ class Scheduler:
     def idle(self) -> bool:
         return not self.waiting and not self.running
 
-    def plan(self) -> Step:
-        """Chooses the work of the next step and gives it blocks."""
+    def plan(self, budget: Optional[int] = None) -> Step:
+        """Chooses the work of the next step, of at most `budget` tokens, and gives it blocks."""
         step = Step()
-        budget = self.config.max_num_batched_tokens
+        budget = max(budget or self.config.max_num_batched_tokens, self.config.max_num_seqs)
         decoding = [s for s in self.running if s.status is Status.RUNNING and s.n_pending == 1]
         filling = [s for s in self.running if s.status is Status.RUNNING and s.n_pending > 1]
         for seq in decoding + filling:
