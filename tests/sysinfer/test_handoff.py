@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import itertools
 import json
 import os
 import random
 import secrets
+import signal
 import tempfile
 import threading
+import time
 from pathlib import Path
 from typing import Any, Iterator, NamedTuple, Optional
 
@@ -322,3 +325,32 @@ def test_nothing_is_left_in_the_pool(pair: Pair) -> None:
     wait_for("chunks came back", lambda: free_chunks(pair) >= before)
     stats = read_stats(str(pair.folder / "giver.pool"))
     assert stats.running == 0 and stats.kv_blocks_used == 0 and stats.steps > 0
+
+
+def test_a_ticket_that_stays_filling_is_given_up_after_two_seconds(pair: Pair) -> None:
+    """A giver that is still busy with another answer: the consumer computes by itself, and says so."""
+    prompt, name = prompt_of(40), ticket()
+    body = {"model": "demo", "prompt": "x", "max_tokens": 1900, "ignore_eos": True, "stream": True,
+            "kv_transfer_params": {"prompt_token_ids": prompt, "syshax": {"save": name}}}  # fmt: skip
+    with open_raw(pair.giver, body):
+        os.kill(pair.giver.process.pid, signal.SIGSTOP)
+        try:
+            took, begin = pair.taker.metrics(), time.monotonic()
+            assert ask(pair.taker, prompt, OUTPUT, load=load_from(name)) == models.greedy(pair.hf, prompt, OUTPUT)
+            assert 1.5 < time.monotonic() - begin < 8
+            assert growth(pair.taker, took)[failures("timeout")] == 1
+        finally:
+            os.kill(pair.giver.process.pid, signal.SIGCONT)
+    wait_for("the giver is idle", pair.giver.idle)
+
+
+@contextlib.contextmanager
+def open_raw(unit: Unit, body: dict[str, Any]) -> Iterator[None]:
+    """A streamed request whose first bytes have come; closed without reading the rest."""
+    connection = unit.connect()
+    connection.request("POST", COMPLETION, json.dumps(body).encode())
+    response = connection.getresponse()
+    assert response.read(10)
+    yield
+    response.close()
+    connection.close()

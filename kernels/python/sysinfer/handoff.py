@@ -32,7 +32,7 @@ _POOL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,254}")
 def reason_of(err: Exception) -> str:
     """The label of a failure in the metrics."""
     kinds = ((NotFoundError, "missing"), (StaleError, "stale"), (CorruptError, "corrupt"), (MismatchError, "mismatch"),
-             (BusyError, "timeout"), (FullError, "full"))  # fmt: skip
+             (BusyError, "busy"), (FullError, "full"))  # fmt: skip
     return next((name for kind, name in kinds if isinstance(err, kind)), "error")
 
 
@@ -148,7 +148,7 @@ class Loader:
         except BusyError as err:
             if now - seq.arrival < FILLING_WAIT_S:
                 return False
-            self.fail(seq, err)
+            self.fail(seq, err, "timeout")
         except (KernelError, OSError) as err:
             self.fail(seq, err)
         return True
@@ -200,9 +200,9 @@ class Loader:
         chunk = np.frombuffer(pinned.view.chunk(index), np.uint8)
         self._runner.import_kv(seq.blocks, first, until - first, at, chunk, pinned.wire_type)
 
-    def fail(self, seq: Sequence, err: Exception) -> None:
+    def fail(self, seq: Sequence, err: Exception, reason: str = "") -> None:
         """Counts a handoff that can't be taken up; the sequence computes its context itself."""
-        self._stats.load_failures[reason_of(err)] += 1
+        self._stats.load_failures[reason or reason_of(err)] += 1
         log.warning("handoff to request %s not loaded, its context is computed: %s", seq.request_id, err)
         self.cancel(seq)
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import signal
 import sys
+import threading
 import time
 from typing import List, Optional, Tuple
 
@@ -29,6 +31,7 @@ log = logging.getLogger("sysinfer.server")
 
 WATCH_S = 0.1  # how often connections of running requests are looked at
 STOP_S = 1.5  # how long the engine may take to finish its step
+WRITE_S = 0.005  # how long the engine waits for the loop where they share a CPU
 CLOSE_S = 0.5  # how long clients may take to read what ends their streams
 
 
@@ -47,6 +50,8 @@ class Process:
         )
         self._calls = Calls(self._engine.put)
         self._url = ""
+        self._crowded = len(os.sched_getaffinity(0)) <= options.threads
+        self._written = threading.Event()
 
     async def run(self) -> None:
         """Serves until SIGTERM, SIGINT, or the engine's end; raises what ended the engine."""
@@ -95,7 +100,22 @@ class Process:
         return self._loaded.core, self._loaded.saver
 
     def _deliver(self, outputs: List[Output]) -> None:
-        self._call(self._calls.dispatch, outputs)
+        """Hands outputs to the event loop, in the engine's thread.
+
+        Where the kernels use every CPU of the process, the loop would get none until its time slice comes, and tokens
+        would go out in bursts: the engine then lets it write before it goes on.
+        """
+        if not self._crowded:
+            self._call(self._calls.dispatch, outputs)
+            return
+        self._written.clear()
+        self._call(self._dispatch, outputs)
+        self._written.wait(WRITE_S)
+
+    def _dispatch(self, outputs: List[Output]) -> None:
+        self._calls.dispatch(outputs)
+        # Those who wait for outputs run in the loop's next round, before this.
+        self._loop.call_soon(self._written.set)
 
     def _on_ready(self) -> None:
         self._call(self._ready)
