@@ -29,6 +29,7 @@ class Capabilities:
 
     survives_daemon: bool = False  # its units go on without the daemon and can be adopted
     reports_activity: bool = False
+    keeps_log: bool = False  # what its units write is in the journal already, under their own service
 
 
 @dataclass(frozen=True)

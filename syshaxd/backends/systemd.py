@@ -160,7 +160,7 @@ class Follower:
 class SystemdBackend:
     """Backend for kind `process` when the daemon itself is a service."""
 
-    capabilities = Capabilities(survives_daemon=True, reports_activity=True)
+    capabilities = Capabilities(survives_daemon=True, reports_activity=True, keeps_log=True)
 
     def __init__(self, state_dir: str, systemctl: Optional[Systemctl] = None) -> None:
         self._folder = Path(state_dir) / "units"

@@ -270,6 +270,7 @@ class Engine:
         desired = desired_units(config, self._around.host)
         await self.conductor.reconfigure(config)  # opens new listeners; the last step that can fail
         self._config, self._desired = config, desired
+        self._client.reconfigure(config.limits.connect_timeout)
         self._scheduler.reconfigure(config)
         self._runner.reconfigure(config)
         self._monitor.configure(config.monitor)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import collections
+import contextlib
 import sys
 import time
 from dataclasses import dataclass, replace
@@ -12,11 +13,11 @@ from typing import Any, Callable, Coroutine, Mapping, Optional, Sequence
 from syshaxd import log as logging
 from syshaxd.backends.base import Backend, LaunchSpec, Running
 from syshaxd.config.types import RestartConfig, UnitConfig
-from syshaxd.errors import BackendError, UnitError
+from syshaxd.errors import BackendError, DeadlineError, UnitError
 from syshaxd.model.snapshot import InFlight
 from syshaxd.model.unit import BackendKind, UnitState, UnitView
 from syshaxd.monitor import PageReader
-from syshaxd.tasks import TaskSet, cancelled
+from syshaxd.tasks import TaskSet, cancelled, within
 from syshaxd.unitclient import Target, UnitClient
 
 from . import files, recipes
@@ -30,6 +31,7 @@ KEPT_LINES = 200
 SHOWN_LINES = 50
 DRAIN_POLL = 0.05
 MAX_EVENTS = 256
+KILL_TIMEOUT = 10.0
 
 
 @dataclass(frozen=True)
@@ -107,7 +109,7 @@ class Unit:
 
     def suspect(self, epoch: int, reason: str) -> None:
         """Look at it now."""
-        if epoch == self._life.epoch:
+        if epoch == self._life.epoch and self._life.state is UnitState.READY:
             self._suspicion = reason
             self._suspected.set()
 
@@ -135,7 +137,8 @@ class Unit:
         finally:
             await self._tasks.close()
             if self._start is not None:
-                await self._start.running.kill()
+                with contextlib.suppress(DeadlineError):  # stuck in the kernel: nobody can end it
+                    await within(KILL_TIMEOUT, f"kill of unit {self.name}", self._start.running.kill())
                 self._bury()
 
     async def release(self) -> None:
@@ -242,6 +245,7 @@ class Unit:
 
     async def _watch(self, epoch: int) -> None:
         vitals, reason = Vitals(self._tools.clock()), None
+        self._suspected.clear()
         while reason is None:
             suspicion = await self._beat()
             reason = await self._examine(vitals, suspicion)
@@ -315,7 +319,8 @@ class Unit:
     def _on_line(self, line: str) -> None:
         self.lines.append(line)
         self._line_count += 1
-        unit_log.info(line, unit=self.name)
+        if not self._backend().capabilities.keeps_log:
+            unit_log.info(line, unit=self.name)
 
     # ---- state
 

@@ -67,14 +67,17 @@ class UnitClient:
     """
 
     def __init__(self, connect_timeout: float = 5.0) -> None:
-        self._connect_timeout = connect_timeout
+        self._timeout = aiohttp.ClientTimeout(total=None, sock_connect=connect_timeout)
         self._session: Optional[aiohttp.ClientSession] = None
 
     async def start(self) -> None:
         """Opens the session (needs the running loop)."""
         connector = aiohttp.TCPConnector(limit=0, force_close=True)
-        timeout = aiohttp.ClientTimeout(total=None, sock_connect=self._connect_timeout)
-        self._session = aiohttp.ClientSession(connector=connector, timeout=timeout)
+        self._session = aiohttp.ClientSession(connector=connector)
+
+    def reconfigure(self, connect_timeout: float) -> None:
+        """Seconds that the next connections may take."""
+        self._timeout = aiohttp.ClientTimeout(total=None, sock_connect=connect_timeout)
 
     async def close(self) -> None:
         """Closes every connection."""
@@ -186,7 +189,12 @@ class UnitClient:
     ) -> Answer:
         headers = self._headers(target, request_id)
         async with self._opened().request(
-            method, target.url + path, data=_payload(body), headers=headers, allow_redirects=False
+            method,
+            target.url + path,
+            data=_payload(body),
+            headers=headers,
+            allow_redirects=False,
+            timeout=self._timeout,
         ) as response:
             data = await response.read()
             return Answer(response.status, response.headers.get("Content-Type", ""), data)
@@ -197,7 +205,11 @@ class UnitClient:
         data = json.dumps(body).encode()
         headers = self._headers(target, request_id)
         response = await self._opened().post(
-            target.url + endpoint.value, data=_payload(data), headers=headers, allow_redirects=False
+            target.url + endpoint.value,
+            data=_payload(data),
+            headers=headers,
+            allow_redirects=False,
+            timeout=self._timeout,
         )
         try:
             await _expect_event_stream(target, response)
