@@ -9,7 +9,7 @@ import signal
 import sys
 import threading
 import time
-from typing import List, Optional, Tuple
+from typing import Callable, List, Optional, Tuple
 
 from aiohttp import web
 
@@ -123,7 +123,7 @@ class Process:
     def _on_ended(self, error: Optional[BaseException]) -> None:
         self._call(self._end, error)
 
-    def _call(self, function, *arguments) -> None:  # type: ignore[no-untyped-def]
+    def _call(self, function: Callable[..., object], *arguments: object) -> None:
         """From the engine's thread to the loop, which may be gone already."""
         try:
             self._loop.call_soon_threadsafe(function, *arguments)
