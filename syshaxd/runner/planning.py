@@ -28,6 +28,7 @@ class Planner:
 
     async def first(self) -> Plan:
         """Whole or Split; raises RequestError for Refuse, and when the queue is full or the wait too long."""
+        self.check_open()
         room = self._services.room
         if not len(room):
             plan = self._decide()
@@ -49,6 +50,7 @@ class Planner:
                     await services.room.wait(place, until)
                 plan = self._decide()
                 while isinstance(plan, Queue):
+                    self.check_open()
                     if not await services.room.wait(place, until):
                         raise RequestError(429, "queue_timeout", f"no room in time: {plan.reason.text}", 2.0)
                     plan = self._decide()
@@ -56,6 +58,11 @@ class Planner:
             finally:
                 services.ledger.queued = len(services.room) - 1
                 services.metrics.queued_for(self._loop.time() - began)
+
+    def check_open(self) -> None:
+        """Raises RequestError once the daemon ends its streams."""
+        if self._services.settings.ending:
+            raise RequestError(503, "shutting_down", "the daemon is stopping", 1.0)
 
     def _decide(self) -> Plan:
         snapshot = self._services.snapshots.snapshot()
@@ -72,6 +79,7 @@ class Planner:
         """Where a stream goes on; waits for a unit up to the queue's timeout, for a restart may bring one back."""
         until = self._loop.time() + self._services.config.limits.queue_timeout
         while True:
+            self.check_open()
             plan = self._try_rescue()
             if plan is not None:
                 return plan

@@ -37,6 +37,16 @@ class Record:
         """Tokens committed; where the unit gives no ids, chunks."""
         return len(self.output_ids) + self.without_ids
 
+    @property
+    def pending_ids(self) -> List[int]:
+        """Tokens that brought no text yet: part of a character, or tokens that have none."""
+        return [token for chunk in self._pending for token in chunk.token_ids]
+
+    @property
+    def seen_tokens(self) -> int:
+        """Tokens received, committed or not."""
+        return self.output_tokens + len(self.pending_ids)
+
     def context(self) -> List[int]:
         """Prompt and output token ids."""
         assert self.prompt_ids is not None

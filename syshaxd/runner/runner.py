@@ -41,6 +41,7 @@ class Runner:
         config: Config,
     ) -> None:
         self.config = config
+        self.ending = False
         self._log = Log("runner")
         self._tasks = TaskSet("runner", self._task_failed)
         self._room = WaitingRoom()
@@ -117,9 +118,11 @@ class Runner:
         return len(self._streams)
 
     def go_down(self) -> None:
-        """The daemon stops and has waited long enough: every stream in flight ends with an error."""
+        """Gives every stream up: each ends with an error event. For the end of a drain that took too long."""
+        self.ending = True
         for stream in tuple(self._streams.values()):
             stream.go_down()
+        self._room.changed()
 
     async def close(self) -> None:
         """Waits for aborts under way, then ends them."""

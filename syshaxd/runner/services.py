@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Optional, Protocol
 
 from syshaxd.config.types import Config
 from syshaxd.log import Log
@@ -19,9 +19,10 @@ from .room import WaitingRoom
 
 
 class Settings(Protocol):
-    """The configuration in force at this moment."""
+    """What holds at this moment: the configuration, and whether streams are being ended."""
 
     config: Config
+    ending: bool
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,15 @@ class Services:
     def target(self, view: UnitView) -> Target:
         """How to reach a unit."""
         return Target(view.name, view.url, self.units.api_key(view.name))
+
+    def view(self, name: str) -> Optional[UnitView]:
+        """The unit as it is now; None when it is not configured any more."""
+        return next((view for view in self.units.views() if view.name == name), None)
+
+    def ready(self, name: str) -> Optional[UnitView]:
+        """The same, None unless it is READY."""
+        view = self.view(name)
+        return view if view is not None and view.ready else None
 
     def reasoning(self, unit: str) -> bool:
         """Whether text of this unit holds `<think>` blocks that nobody has split yet."""

@@ -8,30 +8,29 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import replace
-from typing import Any, AsyncGenerator, Iterator, Mapping, Optional, Union
+from typing import Any, AsyncGenerator, Iterator, Mapping, Optional
 
 from syshaxd.errors import UnitError, UnitErrorKind
 from syshaxd.model.plan import Move, Reason, Split, Whole
 from syshaxd.model.request import Endpoint
-from syshaxd.model.unit import Role, UnitKind, UnitView
-from syshaxd.unitclient import Chunk, Deadlines, PendingCall, UnitStream, Usage
+from syshaxd.model.unit import UnitKind, UnitView
+from syshaxd.unitclient import Chunk, Deadlines, UnitStream, Usage
 
 from . import bodies
 from .accounts import Accounts
 from .ledger import Entry
+from .mover import ABORT_TIMEOUT, Leg, Mover, abort_later
 from .planning import Planner
 from .record import Record, Segment
 from .render import DONE, Collector, StreamRenderer
 from .request import ClientRequest, Delta, Event, Finish, Head, Raw, RequestError
 from .services import Services
-from .steps import Step, body_of, new_ticket, response_ids
+from .steps import Step, body_of, new_ticket
 from .text import TextPipeline
 from .timeline import Timeline
 
-Leg = Union[UnitStream, PendingCall]
 MAX_FAILURES = 8  # of one request, over all units
-ABORT_TIMEOUT = 2.0  # seconds for an abort that nobody waits for
-PUBLISH_GUARD = 0.05  # seconds between closing a connection and aborting: a closed request publishes no ticket
+MAX_PARTIAL = 3  # tokens that can be the beginning of one character
 
 
 class Stream:
@@ -45,18 +44,17 @@ class Stream:
         self._loop = asyncio.get_running_loop()
         self._planner = Planner(services, request.info, timeline)
         self.accounts = Accounts(services.metrics, entry, timeline, request.arrived)
+        self._mover = Mover(services, entry, self.accounts, request.info.endpoint)
         self._record = Record()
         self._pipeline = self._new_pipeline("")
         self._outcome: Optional[tuple[str, Any]] = None  # finish and stop reason of the present leg
         self._usage: Optional[Usage] = None
         self._delivered = False
         self._leg: Optional[Leg] = None
-        self._move_timer: Optional[asyncio.TimerHandle] = None
         self._step: Optional[Step] = None
         self._leg_id = ""
         self._legs = 0
         self._failures = 0
-        self._move: Optional[Move] = None
         self._expired = False
         self._going_down = False
         self._expiry = self._loop.call_at(request.arrived + services.config.limits.request_timeout, self._expire)
@@ -103,6 +101,7 @@ class Stream:
         """Ends what is still running; `status`: HTTP status that the client saw, 499 when it left."""
         self._expiry.cancel()
         await self._events.aclose()
+        self._mover.over("request_ended")
         self._services.ledger.remove(self._entry)
         self.accounts.end(status, self._loop.time(), self._record.output_tokens)
         self._services.room.changed()
@@ -117,33 +116,35 @@ class Stream:
     def request_move(self, move: Move) -> Optional[str]:
         """Begins a handoff; returns why not, or None."""
         step, leg = self._step, self._leg
-        if step is None or leg is None or not step.owned or step.prefill_only or self._move is not None:
+        if step is None or leg is None or not step.owned or step.prefill_only or self._mover.move is not None:
             return "not_running"
         if not self._record.can_continue:
             return "no_token_ids"
-        target = self._ready(move.target)
+        target = self._services.ready(move.target)
         if target is None or (target.name, target.epoch) in self._planner.failed:
             return "failed_there"
-        self._move = move
-        self._entry.moving, self._entry.target = True, move.target
         now = self._loop.time()
         self._timeline.add(now, "move", to=move.target, reason=move.reason.code, why=move.reason.text)
-        self._services.tasks.start(f"move.{self._leg_id}", self._order_abort(step, leg, self._leg_id))
+        self._mover.begin(move, step, leg, self._leg_id)
         return None
 
     def unit_gone(self, view: Optional[UnitView]) -> None:
         """Given the present view of the unit it is on: gives the leg up when that unit was stopped or replaced."""
-        step, leg = self._step, self._leg
-        if step is None or leg is None:
+        step = self._step
+        if step is None:
             return
         if view is None or view.epoch != step.unit.epoch or view.url != step.unit.url:
-            leg.abandon(UnitErrorKind.GONE, "the unit was stopped or replaced")
+            self.give_up("the unit was stopped or replaced")
+
+    def give_up(self, why: str) -> None:
+        """Ends the present leg with a failure."""
+        if self._leg is not None:
+            self._leg.abandon(UnitErrorKind.GONE, why)
 
     def go_down(self) -> None:
         """The daemon stops: the request ends with an error."""
         self._going_down = True
-        if self._leg is not None:
-            self._leg.abandon(UnitErrorKind.GONE, "the daemon is stopping")
+        self.give_up("the daemon is stopping")
 
     # ---- the generator ----
 
@@ -151,6 +152,9 @@ class Stream:
         following: Optional[Step] = await self._first_step()
         while following is not None:
             step = following
+            settled = await self._settle_pending(step)
+            if settled is not None:
+                yield settled
             self._enter(step)
             leg = self._owned_leg(step) if step.owned or step.prefill_only else self._relay(step)
             try:
@@ -166,6 +170,22 @@ class Stream:
             for event in self._ending():
                 yield event
 
+    async def _settle_pending(self, step: Step) -> Optional[Delta]:
+        """Decides at a cut about tokens without text. Up to three may be a part of a character and are cheap to compute
+        again; more are something else (special tokens, as a rule), which the next unit's /detokenize tells apart."""
+        pending = self._record.pending_ids
+        if len(pending) <= MAX_PARTIAL or not step.owned:
+            return None
+        target = self._services.target(step.unit)
+        model = step.unit.model or self._request.info.model
+        try:
+            text = await self._services.client.detokenize(target, model, pending, ABORT_TIMEOUT)
+        except UnitError as err:
+            self._services.log.warning("tokens will be computed again", request_id=self._leg_id, error=str(err))
+            return None
+        segment = self._record.flush() if "\ufffd" not in text else None
+        return None if segment is None else self._deliver(segment)
+
     def _enter(self, step: Step) -> None:
         if self._going_down:
             raise RequestError(503, "shutting_down", "the daemon is stopping")
@@ -177,6 +197,7 @@ class Stream:
         if self._delivered:
             self._leg_id = f"{own_id}.{self._legs}"
         self._record.begin_leg()
+        self._entry.output_tokens = self._record.output_tokens
         self._services.ledger.place(self._entry, step.unit.name)
         self.accounts.leg(step, self._loop.time())
 
@@ -245,11 +266,22 @@ class Stream:
             segment = record.take(chunk)
             if segment is None and self._ends_here(step):
                 segment = record.flush()
+            self._count(chunk)
             if segment is not None:
                 return self._deliver(segment)
+            if chunk.token_ids:
+                return Delta()  # clients time tokens by events, so a token without text is one too
         if record.prompt_ids is not None:
             self._entry.prompt_tokens = len(record.prompt_ids)
         return None
+
+    def _count(self, chunk: Chunk) -> None:
+        record, entry = self._record, self._entry
+        if record.prompt_ids is not None:
+            entry.prompt_tokens = len(record.prompt_ids)
+        if chunk.token_ids or chunk.text:
+            entry.output_tokens = record.seen_tokens
+            self.accounts.tokens(self._loop.time())
 
     def _ends_here(self, step: Step) -> bool:
         """Whether the text is over, so that an incomplete character will stay one."""
@@ -257,16 +289,9 @@ class Stream:
             return False
         return not (step.prefill_only and self._outcome[0] == "length" and self._tokens_left(step.unit) > 1)
 
-    def _deliver(self, segment: Segment) -> Optional[Delta]:
-        record, entry = self._record, self._entry
-        entry.output_tokens = record.output_tokens
-        if record.prompt_ids is not None:
-            entry.prompt_tokens = len(record.prompt_ids)
-        self.accounts.tokens(self._loop.time())
-        parts = self._pipeline.feed(segment.text, record.output_tokens)
-        if parts.content or parts.reasoning or segment.logprobs or self._wants_ids:
-            return Delta(parts.content, parts.reasoning, segment.token_ids, segment.logprobs)
-        return None
+    def _deliver(self, segment: Segment) -> Delta:
+        parts = self._pipeline.feed(segment.text, self._record.output_tokens)
+        return Delta(parts.content, parts.reasoning, segment.token_ids, segment.logprobs)
 
     def _note_relayed(self) -> None:
         self._entry.output_tokens += 1
@@ -310,25 +335,34 @@ class Stream:
         assert self._outcome is not None
         reason = self._outcome[0]
         if step.prefill_only and (step.k == 0 or reason == "length") and self._tokens_left(step.unit) > 0:
-            unit = self._ready(step.then)
-            if unit is None:
-                raise UnitError(step.then, UnitErrorKind.GONE, "stopped before the handoff")
-            return replace(self._step_on(unit, step.reason, "split"), load=step.save)
+            return self._decode(step)
         if reason == "abort":
             return self._moved(step)
-        self._move_over("finished_first")
+        self._mover.over("finished_first")
         return None
 
+    def _decode(self, step: Step) -> Step:
+        """Where a split decodes: asked again now that the prefill has taken its time."""
+        info, services = self._request.info, self._services
+        unit = self._services.ready(step.then)
+        if unit is None:
+            raise UnitError(step.then, UnitErrorKind.GONE, "stopped before the handoff")
+        if not services.scheduler.keep_split(info, unit.name, self._entry.prompt_tokens, services.snapshots.snapshot()):
+            self._timeline.add(self._loop.time(), "kept", unit=step.unit.name, why=f"{unit.name} would be late")
+            return replace(self._step_on(step.unit, step.reason, ""), load=step.save)
+        return replace(self._step_on(unit, step.reason, "split"), load=step.save)
+
     def _moved(self, step: Step) -> Step:
-        move = self._move
+        move = self._mover.move
         if move is None:
             raise UnitError(step.unit.name, UnitErrorKind.ABORTED, "ended the request unasked")
-        unit = self._ready(move.target)
+        unit = self._services.ready(move.target)
         if unit is None:
-            self._move_over("target_gone")
+            self._mover.over("target_gone")
             raise UnitError(move.target, UnitErrorKind.GONE, "stopped before the handoff")
-        self._move_over("")
-        return replace(self._step_on(unit, move.reason, move_kind(move, unit)), load=step.save)
+        kind = self._mover.kind(move)
+        self._mover.over("")
+        return replace(self._step_on(unit, move.reason, kind), load=step.save)
 
     async def _after_failure(self, step: Step, err: UnitError) -> Optional[Step]:
         """The step that follows a failure; None: the request was over already. Raises RequestError."""
@@ -362,16 +396,14 @@ class Stream:
         return None if self._record.can_continue else "its unit gave no token ids"
 
     def _note_failure(self, step: Step, err: UnitError) -> None:
-        self._move_over("source_failed")
+        self._mover.over("source_failed")
         self.accounts.failed(err, self._loop.time())
-        if err.client_fault:
-            return
         epoch = step.unit.epoch
         if err.unit != step.unit.name:
-            view = self._view(err.unit)
+            view = self._services.view(err.unit)
             epoch = view.epoch if view is not None else 0
         self._planner.failed.add((err.unit, epoch))
-        if err.kind is not UnitErrorKind.GONE:
+        if err.kind is not UnitErrorKind.GONE and not err.client_fault:
             self._services.units.suspect(err.unit, epoch, str(err))
 
     def _tokens_left(self, unit: UnitView) -> float:
@@ -398,71 +430,21 @@ class Stream:
             return False
         return any(view.can_hand_over and view.name != unit.name for view in self._services.units.views())
 
-    # ---- moves ----
-
-    async def _order_abort(self, step: Step, leg: Leg, leg_id: str) -> None:
-        deadline = self._services.config.pd.move_deadline
-        ids = response_ids(self._request.info.endpoint, leg_id)
-        try:
-            await self._services.client.abort(self._services.target(step.unit), ids, deadline)
-        except UnitError as err:
-            if self._leg is leg:
-                self._move_over("abort_refused")
-                self._services.log.warning("a move was given up", request_id=leg_id, error=str(err))
-            return
-        self._move_timer = self._loop.call_later(deadline, self._overdue, leg)
-
-    def _overdue(self, leg: Leg) -> None:
-        if self._leg is leg and self._move is not None:
-            leg.abandon(UnitErrorKind.TIMEOUT, "did not end the request after an abort by id")
-
-    def _move_over(self, result: str) -> None:
-        """The move under way is decided; `result` "" when it goes on with a new leg."""
-        move, self._move = self._move, None
-        entry = self._entry
-        entry.moving, entry.target = False, ""
-        if self._move_timer is not None:
-            self._move_timer.cancel()
-        if move is not None and result:
-            entry.last_move = self._loop.time()  # not again at once
-            kind = move_kind(move, self._view(move.target))
-            self.accounts.handoff_ended(kind, result, self._loop.time())
-
     # ---- helpers ----
 
     def _abort_later(self, step: Step, leg_id: str) -> None:
-        if step.unit.kind is not UnitKind.OPENAI:
-            self._services.tasks.start(f"abort.{leg_id}", self._abort(step, leg_id))
-
-    async def _abort(self, step: Step, leg_id: str) -> None:
-        await asyncio.sleep(PUBLISH_GUARD)
-        ids = response_ids(self._request.info.endpoint, leg_id)
-        try:
-            await self._services.client.abort(self._services.target(step.unit), ids, ABORT_TIMEOUT)
-        except UnitError as err:
-            self._services.log.debug("an abort did not reach its unit", request_id=leg_id, error=str(err))
+        abort_later(self._services, self._request.info.endpoint, step.unit, leg_id)
 
     def _expire(self) -> None:
         self._expired = True
         if self._leg is not None:
             self._leg.abandon(UnitErrorKind.TIMEOUT, "limits.request_timeout has passed")
 
-    def _view(self, name: str) -> Optional[UnitView]:
-        return next((view for view in self._services.units.views() if view.name == name), None)
-
-    def _ready(self, name: str) -> Optional[UnitView]:
-        view = self._view(name)
-        return view if view is not None and view.ready else None
-
     def _known(self, name: str) -> UnitView:
-        view = self._view(name)
+        view = self._services.view(name)
         if view is None:
             raise RequestError(503, "no_unit_ready", f"unit {name} was removed", 1.0)
         return view
-
-    @property
-    def _wants_ids(self) -> bool:
-        return bool(self._request.body.get("return_token_ids"))
 
     def _new_pipeline(self, unit: str) -> TextPipeline:
         body, info = self._request.body, self._request.info
@@ -471,10 +453,3 @@ class Stream:
         include = bool(body.get("include_stop_str_in_output"))
         reasoning = info.endpoint is Endpoint.CHAT and self._services.reasoning(unit)
         return TextPipeline(bodies.stops_of(body), include, int(body.get("min_tokens") or 0), reasoning)
-
-
-def move_kind(move: Move, target: Optional[UnitView]) -> str:
-    """offload, return or drain, for metrics."""
-    if move.reason.code == "drain":
-        return "drain"
-    return "return" if target is not None and target.role is Role.ACCELERATOR else "offload"

@@ -12,7 +12,8 @@ from syshaxd.model.unit import Role, UnitState
 from .candidates import Failed, accelerator_bounds, candidates, cpu_bounds, full, kv_usage, requests, serves
 from .policy import Policy
 
-LOOK_AHEAD = 0.3  # seconds of growth to keep free: about what noticing, aborting and re-attaching takes
+LOOK_AHEAD = 0.1  # seconds of growth to keep free: a scheduling cycle and an abort
+MAX_GROWTH = 0.2  # share of the cache; a tiny cache would otherwise be emptied before it is half full
 RELIEF = 0.05  # share of the cache freed below `offload_above`, so that not every token triggers a move
 SETTLE = 1.0  # seconds a request stays after a move
 RETURN_GAP = 0.25  # seconds between two returns
@@ -118,7 +119,7 @@ def _growth(unit: UnitSnapshot) -> float:
     load = unit.load
     if load is None or not load.step_seconds or not load.running:
         return 0.0
-    return load.running * LOOK_AHEAD / load.step_seconds
+    return min(load.running * LOOK_AHEAD / load.step_seconds, MAX_GROWTH * (load.kv_total or 0))
 
 
 def _victims(unit: UnitSnapshot, snapshot: Snapshot, policy: Policy) -> List[InFlight]:

@@ -66,9 +66,10 @@ async def test_a_running_request_moves_with_its_kv(house: House, path: str, stre
     usage = reply.events[-1]["usage"] if stream else reply.json["usage"]
     assert usage == {"prompt_tokens": len(prompt), "completion_tokens": 200, "total_tokens": len(prompt) + 200}
     cpu, gpu = await house.state("cpu"), await house.state("gpu")
-    assert cpu["totals"]["external"] >= len(prompt) + 39
-    assert gpu["totals"]["external"] >= len(prompt) + 79
-    assert cpu["totals"]["local"] <= 5  # the last token, and those of a character cut short
+    # Up to three tokens of a character cut short, and the last one, are computed again.
+    assert cpu["totals"]["external"] >= len(prompt) + 40 - 4
+    assert gpu["totals"]["external"] >= len(prompt) + 80 - 4
+    assert cpu["totals"]["local"] <= 5
     choices = [event["choices"][0] for event in reply.events if event["choices"]] if stream else reply.json["choices"]
     parts = [choice["logprobs"] for choice in choices if choice["logprobs"]]
     assert sum(len(part["content"] if path == CHAT else part["tokens"]) for part in parts) == 200

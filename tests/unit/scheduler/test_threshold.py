@@ -157,8 +157,8 @@ def test_the_largest_leave_under_pressure_and_no_more_than_needed() -> None:
 
 
 def test_growth_is_seen_before_the_cache_is_full() -> None:
-    load = dict(running=10, waiting=0, kv_used=800, kv_total=1000, step_seconds=0.02)
-    assert moves(load, FREE, entry("a", "gpu", 90)) == [("a", "cpu")]  # 10 x 0.3 s / 20 ms = 150 tokens to come
+    load = dict(running=10, waiting=0, kv_used=800, kv_total=1000, step_seconds=0.006)
+    assert moves(load, FREE, entry("a", "gpu", 90)) == [("a", "cpu")]  # 10 x 0.1 s / 6 ms = 166 tokens to come
 
 
 @pytest.mark.parametrize(

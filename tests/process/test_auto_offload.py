@@ -1,0 +1,103 @@
+"""The headline: an accelerator unit short of KV gives running requests to the CPU unit before it must preempt.
+
+Real daemon, real sysinfer pair, the demo model. The same 16 long greedy requests three times: with all the KV they
+want (the reference text), with a capped cache and no offload, with the capped cache and offload.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Dict, List, Optional
+
+import pytest
+
+from tests.fakes.demo_daemon import LIBRARY, Daemon, demo_config
+
+BLOCKS, BLOCK = 200, 16  # 3,200 tokens; the eight long requests alone would end with 7,200
+LENGTHS = [900 if index % 2 else 250 for index in range(16)]
+pytestmark = [
+    pytest.mark.timeout(180),
+    pytest.mark.skipif(not LIBRARY.exists(), reason="needs the native core: make native"),
+]
+
+
+@dataclass
+class Run:
+    """What one of the three brought."""
+
+    texts: List[str]  # with token ids
+    seconds: float
+    preemptions: float
+    loaded: float  # tokens whose KV came from the other unit, on both units, without the self-check's
+    daemon: Dict[str, float]
+    stories: List[str]
+
+    def handoffs(self, kind: str) -> int:
+        return int(self.daemon.get(f'syshax_handoffs_total{{kind="{kind}",result="ok"}}', 0))
+
+
+async def run(folder: Path, blocks: Optional[int], offload: bool) -> Run:
+    gpu: Dict[str, Any] = {"block_size": BLOCK, **({"kv_blocks": blocks} if blocks else {})}
+    config = demo_config(
+        gpu,
+        pd={"auto_offload": offload, "pool_size": "256MiB"},
+        monitor={"interval": 0.05},
+        scheduler={"decider": "threshold", "threshold": {"waiting": 64}},
+    )
+    async with Daemon(folder, config) as daemon:
+        before = await loaded(daemon)
+        began = time.monotonic()
+        replies = await asyncio.gather(*(ask(daemon, index, offload) for index in range(len(LENGTHS))))
+        seconds = time.monotonic() - began
+        preemptions = (await daemon.unit_metrics("gpu"))["vllm:num_preemptions_total"]
+        return Run(
+            [json.dumps(reply["choices"][0]) for reply in replies],
+            seconds,
+            preemptions,
+            await loaded(daemon) - before,
+            await daemon.metrics(),
+            [line for line in daemon.log.splitlines() if "moving" in line],
+        )
+
+
+async def ask(daemon: Daemon, index: int, offload: bool) -> Any:
+    body = {
+        "prompt": f"What is number {index}?", "temperature": 0, "return_token_ids": True,
+        "max_tokens": LENGTHS[index], "min_tokens": LENGTHS[index],
+    }  # fmt: skip
+    return await daemon.post("/v1/completions", body, None if offload else {"x-syshax-route": "accelerator"})
+
+
+async def loaded(daemon: Daemon) -> float:
+    totals = [await daemon.unit_metrics(unit) for unit in ("gpu", "cpu")]
+    return sum(value for total in totals for name, value in total.items() if 'source="external_kv_transfer"' in name)
+
+
+async def test_offload_saves_preemptions_and_changes_no_text(tmp_path: Path) -> None:
+    reference = await run(tmp_path / "reference", None, False)
+    stock = await run(tmp_path / "stock", BLOCKS, False)
+    moved = await run(tmp_path / "moved", BLOCKS, True)
+    for name, result in (("uncapped", reference), ("stock", stock), ("offload", moved)):
+        print(
+            f"{name:>9}: {result.seconds:6.2f} s, {result.preemptions:.0f} preemptions, "
+            f"{result.handoffs('offload')} offloaded, {result.handoffs('return')} returned, "
+            f"{result.loaded:.0f} tokens of KV handed over"
+        )
+    print({name: value for name, value in moved.daemon.items() if "handoffs" in name or "refusals" in name})
+    assert stock.preemptions > 0, "the cache was not short"
+    assert moved.preemptions == 0
+    assert moved.handoffs("offload") >= 4 and moved.handoffs("return") >= 1
+    # With their KV: most of each moved context was loaded, not computed.
+    assert moved.loaded >= 4 * 100
+    assert stock.texts == reference.texts
+    assert moved.texts == reference.texts
+    assert not await leftovers(tmp_path / "moved")
+
+
+async def leftovers(folder: Path) -> List[str]:
+    """Files of the pool that outlived the daemon."""
+    return [str(path) for path in folder.rglob("*.pool")]
