@@ -10,6 +10,7 @@ from typing import Mapping, Optional
 from syshaxd.backends.base import LaunchSpec
 from syshaxd.config import unit_digest
 from syshaxd.config.types import UnitConfig
+from syshaxd.errors import BackendError
 from syshaxd.model.unit import BackendKind, UnitKind
 from syshaxd.topology import format_cpu_list
 
@@ -37,7 +38,7 @@ class Surroundings:
 
 
 def launch_spec(unit: UnitConfig, around: Surroundings) -> LaunchSpec:
-    """The start of one unit."""
+    """The start of one unit. Raises BackendError where there is no recipe for it."""
     if unit.backend is BackendKind.EXTERNAL:
         return LaunchSpec(unit.name, (), {}, unit.url.rstrip("/"))
     port = unit.port or around.port
@@ -77,7 +78,9 @@ def _command(unit: UnitConfig, around: Surroundings) -> tuple[str, ...]:
         return (*(_filled(word, unit, around) for word in unit.command), *unit.extra_args)
     if unit.kind is UnitKind.SYSINFER:
         return (*_sysinfer(unit, around), *unit.extra_args)
-    return ()  # vllm: its recipe comes with the container backends
+    # The recipe of vllm comes with the container backends.
+    text = f"unit {unit.name}: there is no built-in way to start kind {unit.kind.value} with backend {unit.backend.value}"
+    raise BackendError(f"{text}; give units.{unit.name}.command, or use backend: external with a url")
 
 
 def _filled(word: str, unit: UnitConfig, around: Surroundings) -> str:

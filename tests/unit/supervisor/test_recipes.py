@@ -57,6 +57,12 @@ def test_own_command_with_places_to_fill_in() -> None:
     assert launch_spec(unit, AROUND).argv == ("serve", "--port=4711", "/models/tiny.gguf", "{odd}")
 
 
+def test_a_kind_without_a_recipe_says_what_to_do() -> None:
+    unit = replace(UNIT, kind=UnitKind.VLLM)
+    with pytest.raises(BackendError, match=r"no built-in way to start kind vllm .*; give units\.cpu\.command"):
+        launch_spec(unit, AROUND)
+
+
 def test_external_and_other_servers_have_no_outbox() -> None:
     external = replace(UNIT, backend=BackendKind.EXTERNAL, url="http://other:8000/")
     assert launch_spec(external, AROUND).url == "http://other:8000"
