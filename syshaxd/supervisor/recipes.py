@@ -79,8 +79,9 @@ def _command(unit: UnitConfig, around: Surroundings) -> tuple[str, ...]:
     if unit.kind is UnitKind.SYSINFER:
         return (*_sysinfer(unit, around), *unit.extra_args)
     # The recipe of vllm comes with the container backends.
-    text = f"unit {unit.name}: there is no built-in way to start kind {unit.kind.value} with backend {unit.backend.value}"
-    raise BackendError(f"{text}; give units.{unit.name}.command, or use backend: external with a url")
+    what = f"kind {unit.kind.value} with backend {unit.backend.value}"
+    way_out = f"give units.{unit.name}.command, or use backend: external with a url"
+    raise BackendError(f"unit {unit.name}: there is no built-in way to start {what}; {way_out}")
 
 
 def _filled(word: str, unit: UnitConfig, around: Surroundings) -> str:
