@@ -103,19 +103,25 @@ class Pass {
         multiply(product, thread, team_.size(), m_->scratch[thread].product);
     }
 
-    // Quantises rows once for all products that read them; what only float weights read needs none.
-    Activations prepare(const Memory &x, uint32_t cols, uint32_t n_rows, bool quantised, uint32_t thread) {
-        if (quantised) m_->act.quantise(ops_, x.as<float>(), cols, rows(thread, n_rows));
-        team_.barrier();
-        return m_->act.view(x.as<float>(), cols);
+    // Quantises rows once for all products that read them; what only float weights read needs none. A single row is
+    // quantised by every thread for itself: that takes less time than waiting for one of them.
+    Activations prepare(const float *x, uint32_t cols, uint32_t n_rows, bool quantised, uint32_t thread) {
+        ActivationBuffer &act = n_rows == 1 ? m_->own_act[thread] : m_->act;
+        const Span mine = n_rows == 1 ? Span{0, 1} : rows(thread, n_rows);
+        if (quantised) act.quantise(ops_, x, cols, mine);
+        if (n_rows > 1) team_.barrier();
+        return act.view(x, cols);
     }
 
-    Activations norm(const Memory &weight, bool quantised, uint32_t thread) {
+    // Normed rows from[0..n) of the residual stream (every row where `from` is nullptr), prepared for a product.
+    Activations norm(const Memory &weight, const uint32_t *from, uint32_t n, bool quantised, uint32_t thread) {
         const uint32_t d = m_->shape.d_model;
-        const Span mine = rows(thread, counts_.rows);
-        for (uint32_t r = mine.first; r < mine.last; r++)
-            ops_.rms_norm(row(m_->x, r, d), weight.as<float>(), d, m_->shape.norm_eps, row(m_->normed, r, d));
-        return prepare(m_->normed, d, counts_.rows, quantised, thread);
+        const Span mine = n == 1 ? Span{0, 1} : rows(thread, n);
+        float *out = n == 1 ? m_->scratch[thread].normed : m_->normed.as<float>();
+        for (uint32_t i = mine.first; i < mine.last; i++)
+            ops_.rms_norm(row(m_->x, from ? from[i] : i, d), weight.as<float>(), d, m_->shape.norm_eps,
+                          out + static_cast<size_t>(i) * d);
+        return prepare(out, d, n, quantised, thread);
     }
 
     // Rotates a token's queries and keys and stores keys and values; heads and tokens are shared out together.
@@ -139,7 +145,7 @@ class Pass {
         Layer &l = m_->layers[i];
         const uint32_t all = m_->qkv_cols(), q = m_->q_cols(), kv = m_->kv_cols();
         const bool quantised = is_quantised(l.q.type) || is_quantised(l.k.type) || is_quantised(l.v.type);
-        const Activations act = norm(l.attn_norm, quantised, thread);
+        const Activations act = norm(l.attn_norm, nullptr, counts_.rows, quantised, thread);
         float *out = m_->qkv.as<float>();
         const Part qkv[] = {{&l.q, nullptr, Then::store, l.q_bias.as<float>(), out, all},
                             {&l.k, nullptr, Then::store, l.k_bias.as<float>(), out + q, all},
@@ -153,7 +159,7 @@ class Pass {
             merge_pieces(m_, plan_, thread);
             team_.barrier();
         }
-        const Activations attended = prepare(m_->attended, q, counts_.rows, is_quantised(l.o.type), thread);
+        const Activations attended = prepare(m_->attended.as<float>(), q, counts_.rows, is_quantised(l.o.type), thread);
         const Part o{&l.o, nullptr, Then::add, nullptr, m_->x.as<float>(), m_->shape.d_model};
         multiply_parts(&o, 1, attended, counts_.rows, thread);
         team_.barrier();
@@ -161,24 +167,19 @@ class Pass {
 
     void feed_forward(const Layer &l, uint32_t thread) {
         const uint32_t ff = m_->shape.d_ff;
-        const Activations act = norm(l.ffn_norm, is_quantised(l.gate.type) || is_quantised(l.up.type), thread);
+        const Activations act = norm(l.ffn_norm, nullptr, counts_.rows, is_quantised(l.gate.type) || is_quantised(l.up.type), thread);
         const Part gate_up{&l.gate, &l.up, Then::silu_mul, nullptr, m_->ff.as<float>(), ff};
         multiply_parts(&gate_up, 1, act, counts_.rows, thread);
         team_.barrier();
-        const Activations inner = prepare(m_->ff, ff, counts_.rows, is_quantised(l.down.type), thread);
+        const Activations inner = prepare(m_->ff.as<float>(), ff, counts_.rows, is_quantised(l.down.type), thread);
         const Part down{&l.down, nullptr, Then::add, nullptr, m_->x.as<float>(), m_->shape.d_model};
         multiply_parts(&down, 1, inner, counts_.rows, thread);
         team_.barrier();
     }
 
     void logits(uint32_t thread) {
-        const uint32_t d = m_->shape.d_model;
-        const Span mine = rows(thread, counts_.logits);
-        for (uint32_t i = mine.first; i < mine.last; i++)
-            ops_.rms_norm(row(m_->x, m_->row_logits[i], d), m_->output_norm.as<float>(), d, m_->shape.norm_eps,
-                          row(m_->normed, i, d));
         const Matrix &w = m_->output_matrix();
-        const Activations act = prepare(m_->normed, d, counts_.logits, is_quantised(w.type), thread);
+        const Activations act = norm(m_->output_norm, m_->row_logits.get(), counts_.logits, is_quantised(w.type), thread);
         const Part head{&w, nullptr, Then::store, nullptr, args_.logits, m_->shape.vocab};
         multiply_parts(&head, 1, act, counts_.logits, thread);
     }

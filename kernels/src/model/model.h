@@ -33,6 +33,7 @@ struct AttentionItem {
 // What each thread works in.
 struct ThreadScratch {
     float *product;                       // kProductScratch
+    float *normed;                        // [d_model]
     float *q, *scores, *out;              // [kTileQueries max][head_dim], [..][256], [..][head_dim]
     float *merged;                        // [..][head_dim]
     float *peak, *total, *merged_peak, *merged_total, *slope, *distance;
@@ -55,6 +56,7 @@ struct sx_model {
     // Per batch row.
     sx::Memory x, normed, qkv, attended, ff, cosine, sine;
     sx::ActivationBuffer act;
+    std::unique_ptr<sx::ActivationBuffer[]> own_act;  // one row for each thread
     std::unique_ptr<uint32_t[]> row_seq, row_position, row_logits;
     std::unique_ptr<int32_t[]> row_token;
     // Attention of the batch at hand.

@@ -29,6 +29,7 @@ ThreadScratch carve(const sx_model *m, Carver *c) {
     const size_t rows = m->tile_rows(), values = rows * m->shape.head_dim;
     ThreadScratch s;
     s.product = c->take<float>(kProductScratch);
+    s.normed = c->take<float>(m->shape.d_model);
     s.q = c->take<float>(values);
     s.scores = c->take<float>(rows * kAttnBlock);
     s.out = c->take<float>(values);
@@ -51,16 +52,24 @@ bool allocate_thread_scratch(sx_model *m) {
     return true;
 }
 
+bool allocate_activations(sx_model *m) {
+    const sx_model_args &a = m->shape;
+    const uint32_t widest = most(most(a.d_model, a.d_ff), m->q_cols()), n = m->context->team->size();
+    if (!make(&m->own_act, n) || !m->act.allocate(a.max_batch_tokens, widest)) return false;
+    for (uint32_t i = 0; i < n; i++)
+        if (!m->own_act[i].allocate(1, widest)) return false;
+    return true;
+}
+
 }  // namespace
 
 bool allocate_scratch(sx_model *m) {
     const sx_model_args &a = m->shape;
     const size_t rows = a.max_batch_tokens;
     const auto floats = [&](Memory *memory, size_t cols) { return memory->allocate(rows * cols * sizeof(float)); };
-    const uint32_t widest = most(most(a.d_model, a.d_ff), m->q_cols());
     return floats(&m->x, a.d_model) && floats(&m->normed, a.d_model) && floats(&m->qkv, m->qkv_cols()) &&
            floats(&m->attended, m->q_cols()) && floats(&m->ff, a.d_ff) && floats(&m->cosine, a.rope_dims / 2) &&
-           floats(&m->sine, a.rope_dims / 2) && m->act.allocate(a.max_batch_tokens, widest) &&
+           floats(&m->sine, a.rope_dims / 2) && allocate_activations(m) &&
            make(&m->row_seq, rows) && make(&m->row_position, rows) && make(&m->row_logits, rows) &&
            make(&m->row_token, rows) && make(&m->tiles, rows) &&
            m->items.allocate(rows * (a.max_context / kAttnBlock + 1) * sizeof(AttentionItem)) &&

@@ -23,20 +23,34 @@ Range groups_of(const AttendArgs &args, uint32_t row, uint32_t n) {
     return r;
 }
 
-// Raw products q.k of N rows with the tokens of a group, into scratch.
-template <class Load, int N>
-void score_group(const AttendArgs &args, uint32_t row, uint32_t group) {
-    Tile<N> sum;
-    sum.clear();
-    const uint8_t *k = args.k[group];
+// Raw products q.k of N rows with the tokens of G groups, into scratch; one row alone takes several groups at once, to
+// have enough products in flight. Meanwhile the keys of the groups that follow and these groups' values are fetched:
+// groups are too short for the hardware to see where they go on.
+template <class Load, int N, int G>
+void score_groups(const AttendArgs &args, uint32_t row, uint32_t group, uint32_t last) {
+    constexpr size_t kStep = kKvGroup * Load::kBytes;
+    constexpr uint32_t kUnroll = kStep < 64 ? 64 / kStep : 1;  // a cache line at a time; head_dim is a multiple of 16
+    Tile<N> sum[G];
+    for (int j = 0; j < G; j++) sum[j].clear();
+    const uint8_t *const *k = args.k + group, *const *v = args.v + group;
+    const uint32_t far = G > 1 ? G : 2, ahead = group + far + G <= last ? far : 0;
     const float *q = args.q + static_cast<size_t>(row) * args.head_dim;
-    for (uint32_t d = 0; d < args.head_dim; d++)
-        sum.template step<Load>(k + static_cast<size_t>(d) * kKvGroup * Load::kBytes, q + d, args.head_dim);
-    float *out = args.scratch + static_cast<size_t>(row) * kAttnBlock + group * kKvGroup;
-#pragma GCC unroll 8
-    for (int i = 0; i < N; i++)
+    for (uint32_t d = 0; d < args.head_dim; d += kUnroll) {
+        for (int j = 0; row == 0 && j < G; j++) {
+            vprefetch(k[ahead + static_cast<uint32_t>(j)] + d * kStep);
+            vprefetch(v[j] + d * kStep);
+        }
 #pragma GCC unroll 4
-        for (int p = 0; p < kParts; p++) vstore(out + i * kAttnBlock + p * kLanes, sum.v[i][p]);
+        for (uint32_t i = 0; i < kUnroll; i++)
+#pragma GCC unroll 4
+            for (int j = 0; j < G; j++) sum[j].template step<Load>(k[j] + (d + i) * kStep, q + d + i, args.head_dim);
+    }
+    float *out = args.scratch + static_cast<size_t>(row) * kAttnBlock + group * kKvGroup;
+    for (int j = 0; j < G; j++, out += kKvGroup)
+#pragma GCC unroll 8
+        for (int i = 0; i < N; i++)
+#pragma GCC unroll 4
+            for (int p = 0; p < kParts; p++) vstore(out + i * kAttnBlock + p * kLanes, sum[j].v[i][p]);
 }
 
 inline const float *scales_of(const AttendArgs &args, const uint8_t *group) {
@@ -51,6 +65,11 @@ inline VF scaled_score(const AttendArgs &args, uint32_t row, uint32_t token, VF 
     return raw + ahead * args.slope[row];
 }
 
+// Whether all tokens of a vector are in the row's range; then no mask is needed.
+inline bool inside(const AttendArgs &args, uint32_t row, uint32_t token) {
+    return token >= args.first[row] && token + kLanes <= args.last[row];
+}
+
 inline VI valid(const AttendArgs &args, uint32_t row, uint32_t token) {
     const VI t = viota(static_cast<int32_t>(token));
     return (t >= static_cast<int32_t>(args.first[row])) & (t < static_cast<int32_t>(args.last[row]));
@@ -62,18 +81,17 @@ void soften(const AttendArgs &args, uint32_t row, Range range) {
     float *p = args.scratch + static_cast<size_t>(row) * kAttnBlock;
     VF peaks = lowest, totals = vset(0);
     for (uint32_t t = range.first * kKvGroup; t < range.last * kKvGroup; t += kLanes) {
-        const VF s = valid(args, row, t) ? scaled_score(args, row, t, vload(p + t)) : lowest;
+        VF s = scaled_score(args, row, t, vload(p + t));
+        if (!inside(args, row, t)) s = valid(args, row, t) ? s : lowest;
         vstore(p + t, s);
         peaks = vmax(peaks, s);
     }
     const float peak = hmax(peaks);
     for (uint32_t t = range.first * kKvGroup; t < range.last * kKvGroup; t += kLanes) {
-        VF e = valid(args, row, t) ? vexp(vload(p + t) - vset(peak)) : vset(0);
+        VF e = vexp(vload(p + t) - vset(peak));
+        if (!inside(args, row, t)) e = valid(args, row, t) ? e : vset(0);
         totals += e;
-        if (args.kv_type == SX_Q8_0) {
-            const VF scale = vload(scales_of(args, args.v[t / kKvGroup]) + t % kKvGroup);
-            e = valid(args, row, t) ? e * scale : vset(0);
-        }
+        if (args.kv_type == SX_Q8_0) e = e * vload(scales_of(args, args.v[t / kKvGroup]) + t % kKvGroup);
         vstore(p + t, e);
     }
     args.peak[row] = peak;
@@ -103,7 +121,10 @@ template <class Load, int N>
 void attend_rows(const AttendArgs &args, uint32_t row) {
     const Range range = groups_of(args, row, N);
     uint32_t last = 0, first = kAttnBlock;
-    for (uint32_t g = range.first; g < range.last; g++) score_group<Load, N>(args, row, g);
+    constexpr int kGroups = N * kParts <= 2 ? 4 : 1;
+    uint32_t g = range.first;
+    for (; g + kGroups <= range.last; g += kGroups) score_groups<Load, N, kGroups>(args, row, g, range.last);
+    for (; g < range.last; g++) score_groups<Load, N, 1>(args, row, g, range.last);
     for (uint32_t i = row; i < row + N; i++) {
         soften(args, i, range);
         if (args.first[i] >= args.last[i]) continue;
