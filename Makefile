@@ -9,7 +9,7 @@ DEV := packaging/dev
 export PYTHONDONTWRITEBYTECODE := $(if $(CI),1,)
 
 .DEFAULT_GOAL := help
-.PHONY: help run native check test test-unit test-process test-kernels test-sysinfer test-vllm test-system \
+.PHONY: help run native check test test-unit test-process test-39 test-kernels test-sysinfer test-vllm test-system \
         summary manuals vllm-env rpm repo clean $(VENV) $(ORACLE)
 
 help:  ## this list
@@ -64,6 +64,9 @@ test-unit: $(TEST_STAMP)  ## pure logic (1 min)
 
 test-process: $(TEST_STAMP) native  ## real processes and sockets (5 min)
 	@$(TIER) process -- $(PYTEST) -q tests/process
+
+test-39:  ## unit and process tiers on Python 3.9 with aiohttp 3.8.4
+	@tests/on39.sh
 
 test-kernels: $(TEST_STAMP) native  ## the native core (8 min)
 	@$(PYTHON) $(DEV)/preflight.py g++ gcc make

@@ -86,7 +86,7 @@ class Supervisor:
         self._units: dict[str, Unit] = {}  # configured ones in their order, then those that leave
         self._runs: dict[str, asyncio.Task[None]] = {}
         self._leaving: set[str] = set()
-        self._replacing = ""
+        self._told: dict[str, tuple[str, bool]] = {}  # being replaced: new digest, whether the unit served
         self._wake = asyncio.Event()
         self._change = asyncio.Event()
         self._tasks = TaskSet("supervisor", on_failure)
@@ -208,16 +208,29 @@ class Supervisor:
                 waiter.cancel()
 
     def _replace_next(self) -> None:
-        """One unit at a time, so that the others serve meanwhile; one that does not serve need not wait its turn."""
-        if self._replacing in self._units and self._units[self._replacing].outdated:
-            return  # told, but not started anew yet
-        if self._replacing in self._units and not self._units[self._replacing].view.settled:
-            return
-        self._replacing = ""
-        outdated = [unit for name, unit in self._units.items() if unit.outdated and name not in self._leaving]
-        for unit in outdated[:1]:
-            self._replacing = unit.name
-            unit.post(What.RESTART, "new configuration")
+        """Bring outdated units to their new configuration: those that serve one by one, the others at once.
+
+        A unit that served and does not come back holds up the rest: a bad change takes one unit down, not all.
+        """
+        for name in tuple(self._told):
+            if name not in self._units or self._units[name].current:
+                del self._told[name]
+        outdated = [unit for unit in self._units.values() if unit.outdated and not self._is_told(unit)]
+        for unit in outdated:
+            if not unit.view.ready:
+                self._tell(unit)
+        under_way = [name for name, (_, served) in self._told.items() if served and self._is_told(self._units[name])]
+        for unit in outdated:
+            if unit.view.ready and not under_way:
+                self._tell(unit)
+                return
+
+    def _is_told(self, unit: Unit) -> bool:
+        return self._told.get(unit.name, ("", False))[0] == unit.desired.digest
+
+    def _tell(self, unit: Unit) -> None:
+        self._told[unit.name] = (unit.desired.digest, unit.view.ready)
+        unit.post(What.RESTART, "new configuration")
 
     def _forget_gone(self) -> None:
         for name in tuple(self._leaving):

@@ -124,6 +124,11 @@ class Unit:
         return self._life.wanted and self._launched.digest != self.desired.digest
 
     @property
+    def current(self) -> bool:
+        """Whether it serves, or rests, as the configuration wants."""
+        return not self.outdated and (self.view.ready or not self._life.wanted)
+
+    @property
     def command(self) -> Sequence[str]:
         """The command line of its start: the last one, or the one to come."""
         spec = self._start.spec if self._start else recipes.launch_spec(self.desired.config, self.desired.around)

@@ -240,6 +240,27 @@ async def test_reload_replaces_only_changed_units_one_by_one(world: World) -> No
     assert world.apply(*changed) == Applied((), (), ())
 
 
+async def test_a_bad_change_takes_down_one_unit_not_all(world: World) -> None:
+    units = [world.unit(name) for name in ("a", "b")]
+    world.apply(*units)
+    before = {view.name: view.pid for view in await world.ready("a", "b")}
+    world.apply(*(world.unit(name, "--die-at-once") for name in ("a", "b")))
+    await world.until(lambda: world.view("a").state is UnitState.FAILED and world.view("a").epoch > 3)
+    assert world.view("b").pid == before["b"] and world.view("b").ready
+    world.apply(*(world.unit(name, env={"GOOD": "1"}) for name in ("a", "b")))
+    await world.until(lambda: all(world.view(name).ready for name in ("a", "b")) and world.view("b").epoch == 2)
+
+
+async def test_a_change_during_a_replacement_is_not_lost(world: World) -> None:
+    world.apply(world.unit("a"))
+    await world.ready("a")
+    world.apply(world.unit("a", "--slow-start", "0.5"))
+    await world.until(lambda: world.view("a").epoch == 2 and world.view("a").state is UnitState.STARTING)
+    world.apply(world.unit("a", env={"LAST": "1"}))
+    await world.until(lambda: world.view("a").epoch == 3 and world.view("a").ready)
+    assert "--slow-start" not in world.supervisor.command("a")
+
+
 async def test_reload_adds_and_removes(world: World) -> None:
     world.apply(world.unit("a"), world.unit("b"))
     await world.ready("a", "b")
