@@ -115,8 +115,9 @@ class Daemon:
     def idle(self) -> bool:
         """Nothing in flight, and no unit holds a request or a block."""
         held = ("vllm:num_requests_running", "vllm:num_requests_waiting", "vllm:kv_cache_usage_perc")
-        samples = [self.metrics(unit) for unit in self.units]
-        return self.status()["in_flight"] == 0 and all(sample[name] == 0 for sample in samples for name in held)
+        units = [self.metrics(unit) for unit in self.units]
+        gauges = [value for name, value in self.metrics().items() if name.startswith("syshax_requests_in_flight")]
+        return not any(gauges) and all(sample[name] == 0 for sample in units for name in held)
 
 
 @dataclass(frozen=True)

@@ -144,7 +144,7 @@ def test_a_client_that_leaves_stops_both_legs(daemon: Daemon, route: str) -> Non
     assert response.read1(100).startswith(b"data:")
     response.close()
     connection.close()
-    wait_for("both legs stop", daemon.idle, 1.5)
+    wait_for("both legs stop", daemon.idle, 1.5)  # 1 s, and what looking costs
     wait_for("empty pools", daemon.pools_empty, 5)
 
 

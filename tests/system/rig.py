@@ -130,15 +130,29 @@ def stub_package(root: Path, folder: Path) -> None:
     run("rpmbuild", "--quiet", "--define", f"_topdir {folder}/top", "--define", f"_rpmdir {folder}", "-bb", spec)
 
 
-def make_repository(folder: Path, root: Path, releases: tuple[int, ...] = (1, 2)) -> Path:
-    """A dnf repository with our package in several releases, and the stub."""
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    stub_package(root, folder)
-    for release in releases:
-        run("packaging/rpm/build", "--release", release, folder, timeout=300)
-    run("createrepo_c", "-q", folder)
+def make_repository(root: Path) -> Path:
+    """A dnf repository with two releases of our package, and the stub. Made once for each state of the tree."""
+    folder = BUILD / f"repository-{tree_digest()}"
+    if not folder.exists():
+        for old in BUILD.glob("repository-*"):
+            shutil.rmtree(old)
+        fresh = BUILD / "repository-new"
+        fresh.mkdir(parents=True)
+        stub_package(root, fresh)
+        for release in (1, 2):
+            run("packaging/rpm/build", "--release", release, fresh, timeout=600)
+        run("createrepo_c", "-q", fresh)
+        fresh.rename(folder)
     return folder
+
+
+def tree_digest() -> str:
+    """Over all that goes into the package."""
+    listing = run("git", "ls-files", "--cached", "--others", "--exclude-standard", "--", ":!tests", ":!bench").stdout
+    digest = hashlib.sha256()
+    for path in (ROOT / name for name in sorted(listing.splitlines())):
+        digest.update(path.read_bytes() if path.is_file() else b"")
+    return digest.hexdigest()[:12]
 
 
 class Machine:
@@ -187,3 +201,13 @@ class Machine:
 def cgroup_mounts() -> list[str]:
     """The host's control group mounts with their options."""
     return [line for line in Path("/proc/mounts").read_text().splitlines() if "/sys/fs/cgroup" in line]
+
+
+def at_work(machine: Machine) -> bool:
+    """Both units are ready and the split has been tried."""
+    if machine.run("syshax status", check=False).returncode != 0:
+        return False
+    status = machine.status()
+    units, pd = status["units"], status["pd"]
+    assert isinstance(units, list) and isinstance(pd, dict)
+    return [unit["state"] for unit in units] == ["ready", "ready"] and bool(pd["enabled"])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any, Optional
+from typing import Any, Dict, Optional
 
 import pytest
 from hypothesis import given
@@ -37,8 +37,8 @@ def ask(*units: UnitSnapshot, failed: Any = frozenset(), queued: int = 0, pd: Pd
     return decide(info(**i), Snapshot(0.0, units, queued=queued, pd=pd), POLICY, failed)
 
 
-FREE = dict(running=0, waiting=0, kv_used=0, kv_total=1000)
-FULL = dict(running=300, waiting=0, kv_used=100, kv_total=1000)
+FREE: Dict[str, Any] = dict(running=0, waiting=0, kv_used=0, kv_total=1000)
+FULL: Dict[str, Any] = dict(running=300, waiting=0, kv_used=100, kv_total=1000)
 
 
 def test_the_accelerator_first() -> None:

@@ -1,0 +1,39 @@
+"""One machine for the whole tier: the package's life, from installation to removal, in the order of the files."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Iterator
+
+import pytest
+
+from tests.system import rig
+
+
+@pytest.fixture(scope="session")
+def repository() -> Path:
+    """Two releases of the package, built from this tree, in a dnf repository."""
+    return rig.make_repository(rig.base_root())
+
+
+@pytest.fixture(scope="session")
+def fresh(repository: Path) -> Iterator[rig.Machine]:
+    """A booted machine that has never heard of sysHAX."""
+    machine = rig.Machine(f"syshax-test-{os.getpid()}", rig.base_root(), repository)
+    try:
+        machine.run(f"dnf -q -y install {rig.STUB}")
+        yield machine
+    finally:
+        machine.close()
+
+
+@pytest.fixture
+def machine(fresh: rig.Machine) -> rig.Machine:
+    """The same with the package's first release installed and the service at work."""
+    if fresh.run("rpm -q sysHAX", check=False).returncode != 0:
+        fresh.run("dnf -q -y install sysHAX-0.3.0-1.ci")
+    if fresh.show("syshaxd", "ActiveState") != "active":
+        fresh.run("systemctl reset-failed; systemctl start syshaxd")
+    rig.poll("both units and the split", lambda: rig.at_work(fresh), 60)
+    return fresh
