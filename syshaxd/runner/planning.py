@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Optional, Set
+from typing import Dict, FrozenSet, Optional
 
 from syshaxd.model.plan import Plan, Queue, Refuse, Split, Whole
 from syshaxd.model.request import RequestInfo
@@ -13,18 +13,31 @@ from .request import RequestError
 from .services import Services
 from .timeline import Timeline
 
+PROBATION = 1.0  # seconds; a unit that is READY still has passed its supervisor's probe by then
 RESCUE_POLL = 0.05  # seconds between two looks for a unit that a stream could go on with
 
 
 class Planner:
-    """Of one request. `failed` holds units (name, epoch) on which it has failed."""
+    """Of one request. Units on which it has failed are left alone for PROBATION."""
 
     def __init__(self, services: Services, info: RequestInfo, timeline: Timeline) -> None:
         self._services = services
         self._info = info
         self._timeline = timeline
         self._loop = asyncio.get_running_loop()
-        self.failed: Set[Failed] = set()
+        self._failed: Dict[Failed, float] = {}
+
+    def note_failure(self, unit: str, epoch: int) -> None:
+        """The request failed on that start of a unit."""
+        self._failed[unit, epoch] = self._loop.time()
+
+    def has_failed(self, unit: str, epoch: int) -> bool:
+        """Whether it ever failed there: no reason to move there by choice."""
+        return (unit, epoch) in self._failed
+
+    def _excluded(self) -> FrozenSet[Failed]:
+        now = self._loop.time()
+        return frozenset(failed for failed, at in self._failed.items() if now - at < PROBATION)
 
     async def first(self) -> Plan:
         """Whole or Split; raises RequestError for Refuse, and when the queue is full or the wait too long."""
@@ -66,7 +79,7 @@ class Planner:
 
     def _decide(self) -> Plan:
         snapshot = self._services.snapshots.snapshot()
-        plan = self._services.scheduler.decide(self._info, snapshot, frozenset(self.failed))
+        plan = self._services.scheduler.decide(self._info, snapshot, self._excluded())
         self._services.metrics.decided(type(plan).__name__.lower(), plan.reason.code)
         if isinstance(plan, Refuse):
             raise RequestError(plan.status, plan.reason.code, plan.reason.text, plan.retry_after)
@@ -89,4 +102,4 @@ class Planner:
 
     def _try_rescue(self) -> Optional[Whole]:
         snapshot = self._services.snapshots.snapshot()
-        return self._services.scheduler.rescue(self._info, snapshot, frozenset(self.failed))
+        return self._services.scheduler.rescue(self._info, snapshot, self._excluded())

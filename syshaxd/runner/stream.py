@@ -121,7 +121,7 @@ class Stream:
         if not self._record.can_continue:
             return "no_token_ids"
         target = self._services.ready(move.target)
-        if target is None or (target.name, target.epoch) in self._planner.failed:
+        if target is None or self._planner.has_failed(target.name, target.epoch):
             return "failed_there"
         now = self._loop.time()
         self._timeline.add(now, "move", to=move.target, reason=move.reason.code, why=move.reason.text)
@@ -402,7 +402,7 @@ class Stream:
         if err.unit != step.unit.name:
             view = self._services.view(err.unit)
             epoch = view.epoch if view is not None else 0
-        self._planner.failed.add((err.unit, epoch))
+        self._planner.note_failure(err.unit, epoch)
         if err.kind is not UnitErrorKind.GONE and not err.client_fault:
             self._services.units.suspect(err.unit, epoch, str(err))
 

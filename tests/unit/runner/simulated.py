@@ -1,0 +1,137 @@
+"""Units inside the test's own loop, given to the Runner in place of the HTTP client: thousands of interleavings a minute."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import replace
+from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
+
+from syshaxd.errors import UnitError, UnitErrorKind
+from syshaxd.model.request import Endpoint
+from syshaxd.model.snapshot import PdStatus, Snapshot, UnitSnapshot
+from syshaxd.model.unit import BackendKind, Role, UnitKind, UnitState, UnitView
+from syshaxd.runner import InFlightLedger
+from syshaxd.unitclient import Chunk, Deadlines, Target
+from tests.fakes.fake_unit.language import Detokenizer, Speaker, decode, render
+
+
+class SimulatedUnit:
+    """One unit: its view, its running streams, what is wrong with it."""
+
+    def __init__(self, name: str, role: Role) -> None:
+        self.view = UnitView(
+            name, role, UnitKind.SYSINFER, BackendKind.PROCESS, UnitState.READY, f"http://{name}", 1, "m", 4096, f"/{name}"
+        )
+        self.streams: List["SimulatedStream"] = []
+        self.refuses_aborts = False
+
+    def fail(self, kind: UnitErrorKind) -> None:
+        """Every stream on it breaks."""
+        for stream in self.streams:
+            stream.error = UnitError(self.view.name, kind, "told to fail")
+
+    def stop(self) -> None:
+        """Not READY any more; what it held is lost."""
+        self.view = replace(self.view, state=UnitState.FAILED)
+        self.fail(UnitErrorKind.RESET)
+
+    def restart(self) -> None:
+        """READY again, as another epoch."""
+        self.fail(UnitErrorKind.RESET)
+        self.view = replace(self.view, state=UnitState.READY, epoch=self.view.epoch + 1)
+
+
+class SimulatedStream:
+    """What UnitStream is to the Runner."""
+
+    def __init__(self, unit: SimulatedUnit, endpoint: Endpoint, body: Mapping[str, Any], request_id: str) -> None:
+        self.unit, self.id = unit, ("chatcmpl-" if endpoint is Endpoint.CHAT else "cmpl-") + request_id
+        self.error: Optional[UnitError] = None
+        self.aborted = False
+        self._prompt = render(dict(body))
+        self._left = int(body.get("max_tokens") or 16)
+        self._speaker, self._detokenizer = Speaker(self._prompt), Detokenizer(self._prompt)
+        self._first, self._over = True, False
+
+    async def __aenter__(self) -> "SimulatedStream":
+        await asyncio.sleep(0)
+        if not self.unit.view.ready:
+            raise UnitError(self.unit.view.name, UnitErrorKind.CONNECT, "not there")
+        self.unit.streams.append(self)
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        self.unit.streams.remove(self)
+
+    def __aiter__(self) -> "SimulatedStream":
+        return self
+
+    def abandon(self, kind: UnitErrorKind, text: str) -> None:
+        self.error = UnitError(self.unit.view.name, kind, text)
+
+    async def __anext__(self) -> Chunk:
+        await asyncio.sleep(0)
+        if self.error is not None:
+            raise self.error
+        if self._over:
+            raise StopAsyncIteration
+        if self._first:
+            self._first = False
+            return Chunk(b'{"first": 1}', prompt_token_ids=tuple(self._prompt), has_choice=True)
+        if self.aborted:
+            self._over = True
+            return Chunk(b'{"aborted": 1}', finish_reason="abort", has_choice=True)
+        token = self._speaker.next()
+        self._left -= 1
+        self._over = self._left <= 0
+        finish = "length" if self._over else None
+        return Chunk(b'{"t": 1}', self._detokenizer.feed(token), (token,), finish_reason=finish, has_choice=True)
+
+
+class SimulatedClient:
+    """What UnitClient is to the Runner, as far as it uses it."""
+
+    def __init__(self, units: Mapping[str, SimulatedUnit]) -> None:
+        self._units = units
+
+    def stream(
+        self, target: Target, endpoint: Endpoint, body: Mapping[str, Any], request_id: str, deadlines: Deadlines
+    ) -> SimulatedStream:
+        return SimulatedStream(self._units[target.name], endpoint, body, request_id)
+
+    async def abort(self, target: Target, request_ids: Sequence[str], timeout: float) -> None:
+        await asyncio.sleep(0)
+        unit = self._units[target.name]
+        if unit.refuses_aborts or not unit.view.ready:
+            raise UnitError(target.name, UnitErrorKind.STATUS, "no", status=404)
+        for stream in unit.streams:
+            stream.aborted = stream.aborted or stream.id in request_ids
+
+    async def detokenize(self, target: Target, model: str, tokens: Sequence[int], timeout: float) -> str:
+        return decode(tokens)
+
+
+class SimulatedWorld:
+    """Units and snapshots."""
+
+    def __init__(self, ledger: InFlightLedger) -> None:
+        self.units: Dict[str, SimulatedUnit] = {
+            "gpu": SimulatedUnit("gpu", Role.ACCELERATOR),
+            "cpu": SimulatedUnit("cpu", Role.CPU),
+        }
+        self._ledger = ledger
+        self.pd = PdStatus()
+
+    def views(self) -> Tuple[UnitView, ...]:
+        return tuple(unit.view for unit in self.units.values())
+
+    def api_key(self, name: str) -> str:
+        return ""
+
+    def suspect(self, name: str, epoch: int, reason: str) -> None:
+        """The supervisor would probe it; here the schedule says what becomes of it."""
+
+    def snapshot(self) -> Snapshot:
+        units = tuple(UnitSnapshot(view) for view in self.views())
+        return Snapshot(time.monotonic(), units, self._ledger.in_flight(), pd=self.pd)
