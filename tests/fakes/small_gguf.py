@@ -18,8 +18,8 @@ TEMPLATE = (
     "{{ bos_token }}{% for m in messages %}<|user|>{{ m['content'] }}<|end|>{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
-D_MODEL, D_FF, LAYERS, HEADS, KV_HEADS = 64, 128, 2, 4, 2
-KV = D_MODEL // HEADS * KV_HEADS
+LAYERS, HEADS, KV_HEADS = 2, 4, 2
+HEAD_SIZE = 16
 F32, ALIGNMENT = 0, 32
 UINT32, INT32, FLOAT32, BOOL, STRING, ARRAY = 4, 5, 6, 7, 8, 9
 NORMAL, CONTROL = 1, 3
@@ -40,10 +40,10 @@ def vocabulary() -> Tuple[List[str], List[str]]:
     return [*SPECIAL, *byte_tokens(), *(pair.replace(" ", "") for pair in pairs)], list(pairs)
 
 
-def write_model(path: Path, arch: str, seed: int = 1) -> Path:
+def write_model(path: Path, arch: str, seed: int = 1, head_size: int = HEAD_SIZE) -> Path:
     """A random `llama` or `qwen2` model; greedy text does not settle on one token."""
-    tensors = dict(random_tensors(arch, seed))
-    metadata = model_metadata(arch)
+    tensors = dict(random_tensors(arch, seed, head_size))
+    metadata = model_metadata(arch, head_size)
     with open(path, "wb") as out:
         out.write(b"GGUF" + struct.pack("<IQQ", 3, len(tensors), len(metadata)))
         for key, (kind, value) in metadata.items():
@@ -63,21 +63,21 @@ def padded(size: int) -> int:
     return -(-size // ALIGNMENT) * ALIGNMENT
 
 
-def model_metadata(arch: str) -> Dict[str, Tuple[int, Any]]:
+def model_metadata(arch: str, head_size: int = HEAD_SIZE) -> Dict[str, Tuple[int, Any]]:
     """Key to type and value."""
     tokens, merges = vocabulary()
     kinds = [CONTROL if token in SPECIAL else NORMAL for token in tokens]
     return {
         "general.architecture": (STRING, arch),
         f"{arch}.context_length": (UINT32, CONTEXT),
-        f"{arch}.embedding_length": (UINT32, D_MODEL),
+        f"{arch}.embedding_length": (UINT32, HEADS * head_size),
         f"{arch}.block_count": (UINT32, LAYERS),
-        f"{arch}.feed_forward_length": (UINT32, D_FF),
+        f"{arch}.feed_forward_length": (UINT32, 2 * HEADS * head_size),
         f"{arch}.attention.head_count": (UINT32, HEADS),
         f"{arch}.attention.head_count_kv": (UINT32, KV_HEADS),
         f"{arch}.attention.layer_norm_rms_epsilon": (FLOAT32, 1e-5),
         f"{arch}.rope.freq_base": (FLOAT32, 10000.0),
-        f"{arch}.rope.dimension_count": (UINT32, D_MODEL // HEADS),
+        f"{arch}.rope.dimension_count": (UINT32, head_size),
         "tokenizer.ggml.model": (STRING, "gpt2"),
         "tokenizer.ggml.pre": (STRING, "gpt-2"),
         "tokenizer.ggml.tokens": (ARRAY, (STRING, tokens)),
@@ -101,8 +101,9 @@ def packed(kind: int, value: Any) -> bytes:
     return struct.pack({UINT32: "<I", INT32: "<i", FLOAT32: "<f", BOOL: "<?"}[kind], value)
 
 
-def random_tensors(arch: str, seed: int) -> Iterator[Tuple[str, Array]]:
+def random_tensors(arch: str, seed: int, head_size: int = HEAD_SIZE) -> Iterator[Tuple[str, Array]]:
     """Weights; matrices scaled so that layers neither fade nor saturate."""
+    d_model, d_ff, kv = HEADS * head_size, 2 * HEADS * head_size, KV_HEADS * head_size
     generator = np.random.default_rng(seed)
     vocab = len(vocabulary()[0])
 
@@ -112,18 +113,18 @@ def random_tensors(arch: str, seed: int) -> Iterator[Tuple[str, Array]]:
     def vector(size: int) -> Array:
         return generator.uniform(0.5, 1.5, size).astype(np.float32)
 
-    yield "token_embd.weight", matrix(vocab, D_MODEL)
+    yield "token_embd.weight", matrix(vocab, d_model)
     for layer in range(LAYERS):
         shapes: Sequence[Tuple[str, int, int]] = (
-            ("attn_q", D_MODEL, D_MODEL), ("attn_k", KV, D_MODEL), ("attn_v", KV, D_MODEL),
-            ("attn_output", D_MODEL, D_MODEL), ("ffn_gate", D_FF, D_MODEL), ("ffn_up", D_FF, D_MODEL),
-            ("ffn_down", D_MODEL, D_FF),
+            ("attn_q", d_model, d_model), ("attn_k", kv, d_model), ("attn_v", kv, d_model),
+            ("attn_output", d_model, d_model), ("ffn_gate", d_ff, d_model), ("ffn_up", d_ff, d_model),
+            ("ffn_down", d_model, d_ff),
         )  # fmt: skip
         for name, rows, cols in shapes:
             yield f"blk.{layer}.{name}.weight", matrix(rows, cols)
             if arch == "qwen2" and name in ("attn_q", "attn_k", "attn_v"):
                 yield f"blk.{layer}.{name}.bias", vector(rows) - np.float32(1.0)
-        yield f"blk.{layer}.attn_norm.weight", vector(D_MODEL)
-        yield f"blk.{layer}.ffn_norm.weight", vector(D_MODEL)
-    yield "output_norm.weight", vector(D_MODEL)
-    yield "output.weight", matrix(vocab, D_MODEL)
+        yield f"blk.{layer}.attn_norm.weight", vector(d_model)
+        yield f"blk.{layer}.ffn_norm.weight", vector(d_model)
+    yield "output_norm.weight", vector(d_model)
+    yield "output.weight", matrix(vocab, d_model)

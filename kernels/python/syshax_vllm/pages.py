@@ -1,0 +1,67 @@
+"""Numbers for the stats page, kept up as requests come, advance and go. No work per request and step but additions."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from syshax_kernels.pool_types import UnitStats
+
+
+class Pages:
+    """Makes the stats page of each step."""
+
+    def __init__(self, block_size: int) -> None:
+        self._block_size = block_size
+        self._blocks: Any = None  # vLLM's block pool
+        self._waiting: dict[str, int] = {}  # tokens that are still to be computed
+        self._running: set[str] = set()
+        self._kv_tokens = self._preemptions = self._prompt_tokens = self._generation_tokens = self._steps = 0
+        self._begun = self._step_ns = 0
+
+    def bind(self, block_pool: Any) -> None:
+        self._blocks = block_pool
+
+    def arrived(self, request: Any) -> None:
+        self._waiting[request.request_id] = request.num_tokens
+
+    def advanced(self, request: Any, before: int, after: int) -> None:
+        key = request.request_id
+        self._kv_tokens += after - before
+        if key not in self._running:
+            self._running.add(key)
+            self._waiting.pop(key, None)
+            self._prompt_tokens += request.num_prompt_tokens if request.num_preemptions == 0 else 0
+        self._generation_tokens += after >= request.num_tokens
+
+    def preempted(self, request: Any, computed: int) -> None:
+        self._preemptions += 1
+        self._kv_tokens -= computed
+        self._running.discard(request.request_id)
+        self._waiting[request.request_id] = request.num_tokens
+
+    def finished(self, request: Any, computed: int) -> None:
+        self._kv_tokens -= computed
+        self._running.discard(request.request_id)
+        self._waiting.pop(request.request_id, None)
+
+    def step_over(self) -> None:
+        """The workers have reported: the step that page() began has run."""
+        if self._begun:
+            self._step_ns, self._begun = time.perf_counter_ns() - self._begun, 0
+
+    def page(self, output: Any) -> UnitStats:
+        """The page at the begin of a step; `step_ns` is the last whole step's."""
+        tokens = output.total_num_scheduled_tokens
+        if tokens:
+            self._steps += 1
+            self._begun = time.perf_counter_ns()
+        total = self._blocks.num_gpu_blocks if self._blocks is not None else 0
+        free = self._blocks.get_num_free_blocks() if self._blocks is not None else 0
+        return UnitStats(
+            running=len(self._running), waiting=len(self._waiting), kv_blocks_used=max(0, total - 1 - free),
+            kv_blocks_total=total, kv_block_size=self._block_size, step_tokens=tokens, step_ns=self._step_ns,
+            preemptions=self._preemptions, prompt_tokens=self._prompt_tokens,
+            generation_tokens=self._generation_tokens, steps=self._steps,
+            waiting_prompt_tokens=sum(self._waiting.values()), kv_tokens=self._kv_tokens,
+        )  # fmt: skip
