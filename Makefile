@@ -13,7 +13,7 @@ export PYTHONDONTWRITEBYTECODE := $(if $(CI),1,)
         summary manuals vllm-env rpm repo clean $(VENV) $(ORACLE)
 
 help:  ## this list
-	@sed -n 's/^\([a-z$$(){}A-Z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | sed 's/^[$$](VENV)/$(VENV)/;s/^[$$](ORACLE)/$(ORACLE)/' \
+	@sed -n 's/^\([a-z0-9$$(){}A-Z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | sed 's/^[$$](VENV)/$(VENV)/;s/^[$$](ORACLE)/$(ORACLE)/' \
 	    | awk -F '\t' '{ printf "  make %-15s %s\n", $$1, $$2 }'
 
 # ---- environments -------------------------------------------------------------------------------------------------
@@ -65,7 +65,7 @@ test-unit: $(TEST_STAMP)  ## pure logic (1 min)
 test-process: $(TEST_STAMP) native  ## real processes and sockets (5 min)
 	@$(TIER) process -- $(PYTEST) -q tests/process
 
-test-39:  ## unit and process tiers on Python 3.9 with aiohttp 3.8.4
+test-39: native  ## unit and process tiers on Python 3.9 with aiohttp 3.8.4
 	@tests/on39.sh
 
 test-kernels: $(TEST_STAMP) native  ## the native core (8 min)
@@ -84,8 +84,9 @@ summary:
 	@$(PYTHON) tests/tier.py --summary
 
 VLLM_VENV ?= .venv-vllm
+VLLM_VERSION ?= 0.32.0
 vllm-env:  ## stock vLLM for CPUs in its own environment, for test-vllm
-	@packaging/dev/vllm-env $(VLLM_VENV)
+	@tests/vllm/environment.sh $(VLLM_VERSION) $(VLLM_VENV)
 
 test-vllm: $(TEST_STAMP) native  ## the plugin in a real vLLM (15 min)
 	@VLLM_VENV=$(VLLM_VENV) $(TIER) vllm -- $(VLLM_VENV)/bin/python -m pytest -q tests/vllm
@@ -97,7 +98,7 @@ manuals: $(RUN_STAMP)  ## manual pages and shell completions, from the schema an
 	@$(PY) $(DEV)/manuals.py
 
 # ---- packages -----------------------------------------------------------------------------------------------------
-rpm:  ## source and binary RPM into dist/
+rpm: $(RUN_STAMP)  ## source and binary RPM into dist/
 	@$(PYTHON) $(DEV)/preflight.py rpmbuild g++
 	@packaging/rpm/build dist
 
