@@ -78,7 +78,7 @@ def test_mistakes_name_their_field(body: Dict[str, Any], param: str) -> None:
 @pytest.mark.parametrize(
     "headers", [{"x_syshax_route": "gpu"}, {"x_slo_ttft_ms": "fast"}, {"x_slo_tpot_ms": "-1"}, {"x_slo_tpot_ms": "nan"}]
 )
-def test_bad_headers(headers: Dict[str, str]) -> None:
+def test_bad_headers(headers: Dict[str, Any]) -> None:
     with pytest.raises(BadRequest):
         parsed({"messages": MESSAGES}, **headers)
 

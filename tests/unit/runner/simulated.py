@@ -1,4 +1,4 @@
-"""Units inside the test's own loop, given to the Runner in place of the HTTP client: thousands of interleavings a minute."""
+"""Units inside the test's own loop, given to the Runner in place of its HTTP client: thousands of runs a minute."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ class SimulatedUnit:
 
     def __init__(self, name: str, role: Role) -> None:
         self.view = UnitView(
-            name, role, UnitKind.SYSINFER, BackendKind.PROCESS, UnitState.READY, f"http://{name}", 1, "m", 4096, f"/{name}"
+            name, role, UnitKind.SYSINFER, BackendKind.PROCESS, UnitState.READY, f"http://{name}", 1, "m", 4096,
+            f"/{name}",
         )
         self.streams: List["SimulatedStream"] = []
         self.refuses_aborts = False
