@@ -7,6 +7,8 @@ import signal
 from dataclasses import dataclass, field
 from typing import Callable, Mapping, Optional, Protocol
 
+from .container_spec import ContainerSpec
+
 OnLine = Callable[[str], None]
 MAX_LINE = 8 * 1024  # bytes of one log line; the rest of a longer one follows as another line
 
@@ -21,6 +23,7 @@ class LaunchSpec:
     url: str
     cpus: frozenset[int] = field(default_factory=frozenset)  # empty: not bound
     digest: str = ""
+    container: Optional[ContainerSpec] = None  # for the container backends, which use nothing else but unit and digest
 
 
 @dataclass(frozen=True)
@@ -38,16 +41,24 @@ class Exit:
 
     code: Optional[int]
     asked: bool = False  # we stopped it
+    out_of_memory: bool = False  # the container engine says so
+    detail: str = ""  # what the container engine adds
 
     @property
     def reason(self) -> str:
         """One sentence for a person."""
+        if self.out_of_memory:
+            return "killed by the kernel: out of memory (the container engine saw it)"
         if self.code is None:
-            return "ended; its exit status is unknown"
+            return "ended; its exit status is unknown" + self._more
         number = -self.code if self.code < 0 else self.code - 128 if self.code in (132, 134, 137, 139, 159) else 0
         if not number:
-            return f"exited with status {self.code}"
+            return f"exited with status {self.code}{self._more}"
         return f"killed by {_signal_name(number)}" + ("" if self.asked else _HINTS.get(number, ""))
+
+    @property
+    def _more(self) -> str:
+        return f": {self.detail}" if self.detail else ""
 
 
 _HINTS: Mapping[int, str] = {

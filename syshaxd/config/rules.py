@@ -141,9 +141,9 @@ def _ipc(config: Config, root: Node) -> Iterator[Fault]:
         elif other.container.ipc not in ("shareable", "host"):
             message = f"found unit:{name}, whose own ipc is {other.container.ipc}; make that one shareable"
             yield Fault(path, message, (_at(other, "container", "ipc"),))
-        elif other.container.ipc == "shareable" and other.container.shm_size < SHARED_SHM:
+        elif other.container.ipc == "shareable" and 0 < other.container.shm_size < SHARED_SHM:
             size = _at(other, "container", "shm_size")
-            message = f"shares the /dev/shm of {name}; set {dotted(size)} to 1g or more (default: 64 MiB)"
+            message = f"shares the /dev/shm of {name}; set {dotted(size)} to 1g or more, or drop it"
             yield Fault(path, message, (size,))
 
 

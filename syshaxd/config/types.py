@@ -138,6 +138,8 @@ class ContainerConfig:
     name: str = ""
     ipc: str = "private"  # private | shareable | host | unit:NAME
     shm_size: int = 0
+    network: str = "bridge"  # bridge | host
+    soc: str = "auto"  # auto | a2 | a3 | 300i: Ascend boards
     devices: tuple[str, ...] = ()
     mounts: tuple[str, ...] = ()
     privileged: bool = False

@@ -10,6 +10,8 @@ from typing import Any, Callable, Mapping, Optional, Sequence
 from syshaxd import __version__
 from syshaxd import log as logging
 from syshaxd.backends.base import Backend
+from syshaxd.backends.container import ContainerBackend
+from syshaxd.backends.container_spec import EngineKind
 from syshaxd.backends.external import ExternalBackend
 from syshaxd.backends.process import ProcessBackend
 from syshaxd.backends.systemd import Systemctl, SystemdBackend
@@ -348,9 +350,14 @@ class Engine:
 
 
 def backends_for(config: Config, systemctl: Optional[Systemctl]) -> Mapping[BackendKind, Backend]:
-    """How each kind of unit is run here. Containers join this table with their backends."""
+    """How each kind of unit is run here. Engines are reached when a unit needs them, not before."""
     process: Backend = ProcessBackend() if systemctl is None else SystemdBackend(config.state_dir, systemctl)
-    return {BackendKind.PROCESS: process, BackendKind.EXTERNAL: ExternalBackend()}
+    return {
+        BackendKind.PROCESS: process,
+        BackendKind.EXTERNAL: ExternalBackend(),
+        BackendKind.PODMAN: ContainerBackend(EngineKind.PODMAN, config.state_dir),
+        BackendKind.DOCKER: ContainerBackend(EngineKind.DOCKER, config.state_dir),
+    }
 
 
 def _summary(result: Mapping[str, Any]) -> Mapping[str, str]:

@@ -7,6 +7,7 @@ import os
 import secrets
 import socket
 from pathlib import Path
+from typing import Mapping, Sequence
 
 from syshaxd.errors import BackendError
 
@@ -33,6 +34,14 @@ def read_secret(path: str) -> str:
         raise BackendError(f"cannot read the API key file {path}: {err.strerror}") from err
 
 
+def make_pool_folder(folder: str) -> None:
+    """Make it where nobody did (2770). Raises BackendError."""
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True, mode=0o2770)
+    except OSError as err:
+        raise BackendError(f"cannot make the pool folder {folder}: {err.strerror}") from err
+
+
 def make_outbox(path: str) -> None:
     """A new, empty pool file (0660), in place of one that a dead owner left. The owner sizes it."""
     remove_outbox(path)
@@ -48,6 +57,20 @@ def remove_outbox(path: str) -> None:
     """Unlink the outbox of a unit that is gone: who still maps it keeps the old pages, nobody finds it any more."""
     with contextlib.suppress(FileNotFoundError):
         os.unlink(path)
+
+
+def group_of(folder: str) -> str:
+    """Group id of the pool folder; "" where there is none."""
+    try:
+        return str(os.stat(folder).st_gid)
+    except OSError:
+        return ""
+
+
+def plugin_dir(environ: Mapping[str, str], search: Sequence[str]) -> str:
+    """The folder with our Python packages (PYTHONPATH, then `search`), to be mounted into containers; "" for none."""
+    folders = (*environ.get("PYTHONPATH", "").split(":"), *search)
+    return next((folder for folder in folders if folder and Path(folder, "syshax_kernels").is_dir()), "")
 
 
 def free_port(host: str) -> int:

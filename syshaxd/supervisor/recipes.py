@@ -16,6 +16,7 @@ from syshaxd.topology import format_cpu_list
 
 from .binding.apply import environment
 from .binding.plan import Binding
+from .container_spec import CONTAINERS, Inside, container_spec, listen_host
 
 # What a unit may inherit. Everything else, above all the service manager's variables and other people's secrets, stays.
 INHERITED = (
@@ -35,6 +36,10 @@ class Surroundings:
     port: int = 0
     secret_file: str = ""
     environ: Mapping[str, str] = field(default_factory=dict)  # the daemon's own
+    api_key: str = field(default="", repr=False)  # what is in secret_file, for servers that take it by environment
+    donor: str = ""  # container whose IPC namespace the unit joins
+    pool_group: str = ""  # group id of the pool folder
+    plugin_dir: str = ""  # folder with our Python packages, for containers
 
 
 def launch_spec(unit: UnitConfig, around: Surroundings) -> LaunchSpec:
@@ -42,6 +47,8 @@ def launch_spec(unit: UnitConfig, around: Surroundings) -> LaunchSpec:
     if unit.backend is BackendKind.EXTERNAL:
         return LaunchSpec(unit.name, (), {}, unit.url.rstrip("/"))
     port = unit.port or around.port
+    if unit.backend in CONTAINERS:
+        return _in_container(unit, replace(around, port=port))
     spec = LaunchSpec(
         unit=unit.name,
         argv=_command(unit, replace(around, port=port)),
@@ -50,6 +57,25 @@ def launch_spec(unit: UnitConfig, around: Surroundings) -> LaunchSpec:
         cpus=around.binding.cpus,
     )
     return replace(spec, digest=digest(unit, around))
+
+
+def _in_container(unit: UnitConfig, around: Surroundings) -> LaunchSpec:
+    argv = _command(replace(unit, host=listen_host(unit)), around)
+    pool = _pool(unit, around)
+    inside = Inside(
+        port=around.port,
+        binding=around.binding,
+        pool_dir=around.pool_dir if pool else "",
+        pool_group=around.pool_group,
+        plugin_dir=around.plugin_dir if unit.kind is not UnitKind.OPENAI else "",
+        secret_file=around.secret_file if around.secret_file and around.secret_file in argv else "",
+        donor=around.donor,
+    )
+    key = {"VLLM_API_KEY": around.api_key} if unit.kind is UnitKind.VLLM and around.api_key else {}
+    env = {**pool, **key, **unit.env}
+    url = f"http://{_bracketed(unit.host)}:{around.port}"
+    container = container_spec(unit, argv, env, inside)
+    return LaunchSpec(unit.name, argv, env, url, digest=digest(unit, around), container=container)
 
 
 def digest(unit: UnitConfig, around: Surroundings) -> str:
@@ -78,7 +104,8 @@ def _command(unit: UnitConfig, around: Surroundings) -> tuple[str, ...]:
         return (*(_filled(word, unit, around) for word in unit.command), *unit.extra_args)
     if unit.kind is UnitKind.SYSINFER:
         return (*_sysinfer(unit, around), *unit.extra_args)
-    # The recipe of vllm comes with the container backends.
+    if unit.kind is UnitKind.VLLM and unit.backend in CONTAINERS:
+        return (*_vllm(unit, around), *unit.extra_args)
     what = f"kind {unit.kind.value} with backend {unit.backend.value}"
     way_out = f"give units.{unit.name}.command, or use backend: external with a url"
     raise BackendError(f"unit {unit.name}: there is no built-in way to start {what}; {way_out}")
@@ -92,7 +119,7 @@ def _filled(word: str, unit: UnitConfig, around: Surroundings) -> str:
         "{served_name}": served_name(unit, around.model_name),
         "{api_key_file}": around.secret_file,
         "{cpus}": format_cpu_list(around.binding.cpus),
-        "{python}": sys.executable,
+        "{python}": _python(unit),
     }
     for name, value in values.items():
         word = word.replace(name, value)
@@ -100,8 +127,8 @@ def _filled(word: str, unit: UnitConfig, around: Surroundings) -> str:
 
 
 def _sysinfer(unit: UnitConfig, around: Surroundings) -> tuple[str, ...]:
-    words = [sys.executable, "-m", "sysinfer", "serve", unit.model_path]
-    options: dict[str, Optional[object]] = {
+    words = [_python(unit), "-m", "sysinfer", "serve", unit.model_path]
+    options = {
         "--served-model-name": served_name(unit, around.model_name),
         "--host": unit.host,
         "--port": around.port,
@@ -113,10 +140,28 @@ def _sysinfer(unit: UnitConfig, around: Surroundings) -> tuple[str, ...]:
         "--block-size": unit.block_size,
         "--quantize": unit.quantize or None,
     }
-    for name, value in options.items():
-        if value is not None:
-            words += [name, str(value)]
-    return tuple(words)
+    return (*words, *_options(options))
+
+
+def _vllm(unit: UnitConfig, around: Surroundings) -> tuple[str, ...]:
+    options = {
+        "--served-model-name": served_name(unit, around.model_name),
+        "--host": unit.host,
+        "--port": around.port,
+        "--tensor-parallel-size": unit.tensor_parallel_size,
+        "--max-model-len": unit.max_model_len,
+        "--block-size": unit.block_size,
+        "--reasoning-parser": unit.reasoning_parser or None,
+    }
+    return ("vllm", "serve", unit.model_path, *_options(options))
+
+
+def _options(options: Mapping[str, Optional[object]]) -> tuple[str, ...]:
+    return tuple(word for name, value in options.items() if value is not None for word in (name, str(value)))
+
+
+def _python(unit: UnitConfig) -> str:
+    return "python3" if unit.backend in CONTAINERS else sys.executable
 
 
 def _environment(unit: UnitConfig, around: Surroundings) -> Mapping[str, str]:
@@ -125,14 +170,17 @@ def _environment(unit: UnitConfig, around: Surroundings) -> Mapping[str, str]:
         for name, value in around.environ.items()
         if name in INHERITED or name.startswith(INHERITED_PREFIXES)
     }
-    pool = {}
-    if pool_file(unit, around):
-        pool = {
-            "SYSHAX_POOL_DIR": around.pool_dir,
-            "SYSHAX_POOL_NAME": f"{unit.name}.pool",
-            "SYSHAX_POOL_BYTES": str(around.pool_bytes),
-        }
-    return {**inherited, **environment(around.binding), **pool, **unit.env}
+    return {**inherited, **environment(around.binding), **_pool(unit, around), **unit.env}
+
+
+def _pool(unit: UnitConfig, around: Surroundings) -> Mapping[str, str]:
+    if not pool_file(unit, around):
+        return {}
+    return {
+        "SYSHAX_POOL_DIR": around.pool_dir,
+        "SYSHAX_POOL_NAME": f"{unit.name}.pool",
+        "SYSHAX_POOL_BYTES": str(around.pool_bytes),
+    }
 
 
 def _bracketed(host: str) -> str:

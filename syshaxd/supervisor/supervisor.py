@@ -16,6 +16,7 @@ from syshaxd.unitclient import UnitClient
 
 from .binding.host import HostTree
 from .binding.plan import Ask, Binding, BindingPlan, plan
+from .container_spec import donor_of
 from .life import What
 from .recipes import Surroundings
 from .unit import Desired, Tools, Unit
@@ -80,7 +81,7 @@ class Supervisor:
         on_failure: Callable[[str, BaseException], None],
         on_change: Callable[[], None] = lambda: None,
     ) -> None:
-        self._tools = Tools(backends, client, in_flight, self._on_change, environ)
+        self._tools = Tools(backends, client, in_flight, self._on_change, environ, self._donor)
         self._on_failure = on_failure
         self._tell_change = on_change
         self._units: dict[str, Unit] = {}  # configured ones in their order, then those that leave
@@ -164,10 +165,11 @@ class Supervisor:
         """
         await self._tasks.close()
         stuck = []
-        for name in reversed(tuple(self._units)):
+        for name in reversed(self._start_order()):
             if not await self._close_unit(self._units[name], keep):
                 stuck.append(name)
         self._units.clear()
+        await self._close_backends()
         return tuple(stuck)
 
     async def kill(self) -> None:
@@ -179,8 +181,13 @@ class Supervisor:
         if runs:
             await asyncio.wait(runs, timeout=STOP_MARGIN)
         self._units.clear()
+        await self._close_backends()
 
     # ---- inside
+
+    async def _close_backends(self) -> None:
+        for backend in self._tools.backends.values():
+            await backend.close()
 
     def _wish(self, wish: Desired) -> None:
         name = wish.config.name
@@ -201,6 +208,7 @@ class Supervisor:
             self._wake.clear()
             self._forget_gone()
             self._replace_next()
+            self._follow_donors()
             waiter = asyncio.ensure_future(self._wake.wait())
             try:
                 await asyncio.wait({waiter}, timeout=RECONCILE)
@@ -231,6 +239,37 @@ class Supervisor:
     def _tell(self, unit: Unit) -> None:
         self._told[unit.name] = (unit.desired.digest, unit.view.ready)
         unit.post(What.RESTART, "new configuration")
+
+    def _start_order(self) -> tuple[str, ...]:
+        """Units in configuration order, but those that join another's IPC namespace behind that one."""
+        return tuple(sorted(self._units, key=lambda name: bool(donor_of(self._units[name].desired.config))))
+
+    async def _donor(self, name: str) -> str:
+        """The container of a unit once it runs: its IPC namespace exists only then. Raises BackendError."""
+
+        def view() -> Optional[UnitView]:
+            return self._units[name].view if name in self._units else None
+
+        def decided() -> bool:
+            now = view()
+            return now is None or bool(now.container) or now.state in (UnitState.FAILED, UnitState.STOPPED)
+
+        await self.wait_for(decided)
+        found = view()
+        if found is None or not found.container:
+            state = found.state.value if found else "not configured"
+            raise BackendError(f"its IPC namespace is that of unit {name}, which is {state}")
+        return found.container
+
+    def _follow_donors(self) -> None:
+        """A restarted donor has a new /dev/shm; who joined the old one keeps that. Waits until the donor serves, so
+        that one of the two always does."""
+        for unit in self._units.values():
+            donor = self._units.get(donor_of(unit.desired.config)) if unit.donor else None
+            if donor is None or not donor.view.ready or donor.view.container == unit.donor:
+                continue
+            if unit.view.state in (UnitState.STARTING, UnitState.WARMING, UnitState.READY):
+                unit.post(What.RESTART, f"unit {donor.name}, whose IPC namespace it had joined, was restarted")
 
     def _forget_gone(self) -> None:
         for name in tuple(self._leaving):

@@ -8,10 +8,11 @@ import contextlib
 import sys
 import time
 from dataclasses import dataclass, replace
-from typing import Any, Callable, Coroutine, Mapping, Optional, Sequence
+from typing import Any, Awaitable, Callable, Coroutine, Mapping, Optional, Sequence
 
 from syshaxd import log as logging
 from syshaxd.backends.base import Backend, LaunchSpec, Running
+from syshaxd.backends.container_spec import EngineKind, command_line
 from syshaxd.config.types import RestartConfig, UnitConfig
 from syshaxd.errors import BackendError, DeadlineError, UnitError
 from syshaxd.model.snapshot import InFlight
@@ -21,6 +22,7 @@ from syshaxd.tasks import TaskSet, cancelled, within
 from syshaxd.unitclient import Target, UnitClient
 
 from . import files, recipes
+from .container_spec import CONTAINERS, donor_of
 from .life import Act, Event, Life, What, step
 from .probe import Activity, Deadline, Probe, WrongModel, await_answer
 from .vitals import Pulse, Vitals, pulse
@@ -60,6 +62,7 @@ class Tools:
     in_flight: Callable[[], Sequence[InFlight]]
     changed: Callable[[], None]  # a view changed
     environ: Mapping[str, str]
+    donor: Callable[[str], Awaitable[str]]  # container of a unit whose IPC namespace is joined, once it runs
     clock: Callable[[], float] = time.monotonic
 
 
@@ -132,7 +135,16 @@ class Unit:
     def command(self) -> Sequence[str]:
         """The command line of its start: the last one, or the one to come."""
         spec = self._start.spec if self._start else recipes.launch_spec(self.desired.config, self.desired.around)
+        if spec.container is not None:
+            return command_line(spec.container, EngineKind(self.desired.config.backend.value))
         return spec.argv
+
+    @property
+    def donor(self) -> str:
+        """The container whose IPC namespace the running one has joined."""
+        container = self._start.spec.container if self._start else None
+        ipc = container.ipc if container else ""
+        return ipc[len("container:") :] if ipc.startswith("container:") else ""
 
     async def run(self) -> None:
         """The unit's task. When it is cancelled, the unit is killed."""
@@ -210,7 +222,11 @@ class Unit:
             secret = str(files.ensure_secret(self.desired.state_dir, self.name))
         self.api_key = files.read_secret(secret)
         port = config.port or (0 if _is_external(config) else files.free_port(config.host))
-        around = replace(around, port=port, secret_file=secret, environ=self._tools.environ)
+        around = replace(
+            around, port=port, secret_file=secret, environ=self._tools.environ, api_key=self.api_key
+        )
+        if config.backend in CONTAINERS:
+            around = await self._for_container(config, around)
         pool_file = recipes.pool_file(config, around)
         spec = recipes.launch_spec(config, around)
         backend = self._backend()
@@ -225,6 +241,17 @@ class Unit:
         probe = Probe(self._tools.client, Target(self.name, spec.url, self.api_key), model)
         page = PageReader(pool_file) if pool_file else None
         return Start(spec, running, probe, pool_file, page, self._tools.clock())
+
+    async def _for_container(self, config: UnitConfig, around: recipes.Surroundings) -> recipes.Surroundings:
+        """What only a container needs: the pool folder's group, our packages, the container it joins."""
+        if recipes.pool_file(config, around):
+            files.make_pool_folder(around.pool_dir)
+        return replace(
+            around,
+            pool_group=files.group_of(around.pool_dir),
+            plugin_dir=files.plugin_dir(self._tools.environ, sys.path),
+            donor=await self._tools.donor(donor_of(config)) if donor_of(config) else "",
+        )
 
     def _backend(self) -> Backend:
         kind = self._launched.config.backend

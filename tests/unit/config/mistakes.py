@@ -99,7 +99,7 @@ MISTAKES: dict[str, str] = {
         "  cpu: {backend: docker, container: {image: x, ipc: 'unit:gpu'}}\n"
     ),
     "shm too small to share": (
-        "models: {path: /m}\nunits:\n  gpu: {backend: docker, container: {image: x, ipc: shareable}}\n"
+        "models: {path: /m}\nunits:\n  gpu: {backend: docker, container: {image: x, ipc: shareable, shm_size: 64m}}\n"
         "  cpu: {backend: docker, container: {image: x, ipc: 'unit:gpu'}}\n"
     ),
     "container name": (
