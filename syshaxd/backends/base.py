@@ -118,7 +118,10 @@ class Backend(Protocol):
         """What it can do."""
 
     async def start(self, spec: LaunchSpec, on_line: OnLine) -> Running:
-        """Start the unit; `on_line` gets each line it writes. Raises BackendError."""
+        """Start the unit; `on_line` gets each line it writes. Raises BackendError.
+
+        Cancelled, it leaves nothing running.
+        """
 
     async def adopt(self, spec: LaunchSpec, on_line: OnLine) -> Optional[Adopted]:
         """The unit of that name and digest if it runs already; None otherwise. Raises BackendError."""

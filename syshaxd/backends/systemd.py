@@ -173,9 +173,12 @@ class SystemdBackend:
         write_launch_file(launch_file(self._folder, spec.unit), spec)
         try:
             await self._systemctl.call("start", service)
+            return await self._watch(service, on_line)
         except BackendError as err:
             raise BackendError(f"unit {spec.unit}: {err}; see journalctl -u {service}") from err
-        return await self._watch(service, on_line)
+        except asyncio.CancelledError:
+            await self._systemctl.end(service)
+            raise
 
     async def adopt(self, spec: LaunchSpec, on_line: OnLine) -> Optional[Adopted]:
         """See Backend."""

@@ -116,6 +116,18 @@ async def test_no_descriptor_is_left() -> None:
     await _until(lambda: len(os.listdir("/proc/self/fd")) <= before)
 
 
+async def test_a_start_cut_off_at_any_step_leaves_nothing() -> None:
+    for turns in range(12):
+        start = asyncio.ensure_future(ProcessBackend().start(_spec("import signal; signal.pause()"), lambda line: None))
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        start.cancel()
+        await asyncio.wait({start})
+        if not start.cancelled():
+            await start.result().kill()
+    await _until(lambda: not psutil.Process().children())
+
+
 def test_units_die_with_a_killed_daemon(tmp_path: Path) -> None:
     daemon = tmp_path / "daemon.py"
     daemon.write_text(
