@@ -101,7 +101,7 @@ class Daemon:
         while True:
             self.messages.append((await loop.sock_recv(self._manager, 65536)).decode())
 
-    async def until(self, condition: Callable[[], bool], seconds: float = 30.0) -> None:
+    async def until(self, condition: Callable[[], bool], seconds: float = 90.0) -> None:
         """Poll with a deadline."""
         end = time.monotonic() + seconds
         while not condition():
@@ -120,7 +120,7 @@ class Daemon:
         assert self.process
         self.process.send_signal(number)
 
-    async def ended(self, seconds: float = 30.0) -> int:
+    async def ended(self, seconds: float = 90.0) -> int:
         """Its exit code."""
         assert self.process
         try:
@@ -173,7 +173,7 @@ class Daemon:
 
 
 @contextlib.asynccontextmanager
-async def clients(daemon: Daemon, timeout: float = 60.0) -> AsyncIterator[aiohttp.ClientSession]:
+async def clients(daemon: Daemon, timeout: float = 120.0) -> AsyncIterator[aiohttp.ClientSession]:
     """A client of the API; each request on a connection of its own."""
     connector = aiohttp.TCPConnector(limit=0, force_close=True)
     limit = aiohttp.ClientTimeout(total=timeout)

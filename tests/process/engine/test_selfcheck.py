@@ -15,9 +15,8 @@ from .daemon import KILL, ROOT, TERM, Daemon, clients
 MODEL_FILE = ROOT / "kernels/demo/syshax-demo.gguf"
 CORE = ROOT / "kernels/python/syshax_kernels/libsyshax_kernels.so"
 MISSING = [name for name in ("numpy", "tokenizers", "jinja2") if importlib.util.find_spec(name) is None]
-pytestmark = pytest.mark.skipif(
-    not CORE.exists() or bool(MISSING), reason=f"needs make native and the sysinfer extra ({', '.join(MISSING)})"
-)
+NEEDED = f"needs make native and the sysinfer extra ({', '.join(MISSING)})"
+pytestmark = [pytest.mark.timeout(240), pytest.mark.skipif(not CORE.exists() or bool(MISSING), reason=NEEDED)]
 
 
 @pytest.fixture

@@ -56,7 +56,7 @@ class World:
             health=HealthConfig(interval=0.05, timeout=0.5, failures=2, canary_interval=60.0, canary_timeout=5.0),
             restart=RestartConfig(backoff=0.05, backoff_max=0.2, limit=3),
             stop_timeout=5.0,
-            start_timeout=20.0,
+            start_timeout=90.0,
         )
         return replace(config, **more)  # type: ignore[arg-type]
 
@@ -73,7 +73,7 @@ class World:
     def view(self, name: str) -> UnitView:
         return next(view for view in self.supervisor.views() if view.name == name)
 
-    async def until(self, condition: Callable[[], bool], seconds: float = 20.0) -> None:
+    async def until(self, condition: Callable[[], bool], seconds: float = 90.0) -> None:
         try:
             await asyncio.wait_for(self.supervisor.wait_for(condition), seconds)
         except asyncio.TimeoutError:
@@ -87,6 +87,9 @@ class World:
         folder = self.folder / "steer"
         folder.mkdir(exist_ok=True)
         return folder / name
+
+
+pytestmark = pytest.mark.timeout(240)  # a busy machine takes seconds for each interpreter
 
 
 @pytest.fixture
