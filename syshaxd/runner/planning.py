@@ -93,10 +93,11 @@ class Planner:
         until = self._loop.time() + self._services.config.limits.queue_timeout
         while True:
             self.check_open()
+            last = self._loop.time() >= until  # before the look: a starved process looks once more
             plan = self._try_rescue()
             if plan is not None:
                 return plan
-            if self._loop.time() >= until:
+            if last:
                 raise RequestError(502, "unit_lost", "the unit failed and no other unit became ready in time")
             await asyncio.sleep(RESCUE_POLL)
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+from dataclasses import replace
 from typing import Any, AsyncIterator, Dict, List
 
 import pytest
 import pytest_asyncio
 
 from syshaxd.model.plan import Move, Reason
+from syshaxd.model.unit import UnitState
 from tests.fakes.fake_unit.language import render, text_after
 from tests.fakes.house import House, Reply
 
@@ -180,15 +182,11 @@ async def test_both_units_fail_and_the_client_is_told(house: House) -> None:
 
 
 def replace_timeout(house: House, seconds: float) -> Any:
-    from dataclasses import replace
-
     return replace(house.config, limits=replace(house.config.limits, queue_timeout=seconds))
 
 
 async def test_a_stream_waits_for_the_restart_of_its_only_unit(house: House) -> None:
     """kill -9 of the unit while the other is away: the stream goes on when the unit is back."""
-    from syshaxd.model.unit import UnitState
-
     await house.faults("gpu", slow=0.004)
     house.world.change("cpu", state=UnitState.FAILED)
     try:

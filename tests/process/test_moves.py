@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any, AsyncIterator, Dict, List
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, AsyncIterator, Dict, List, Tuple
 
 import pytest
 import pytest_asyncio
 
 from syshaxd.model.plan import Move, Reason
+from syshaxd.model.unit import UnitState
 from tests.fakes.fake_unit.language import encode, render, text_after
-from tests.fakes.house import House, Reply
+from tests.fakes.house import CONFIG, House, Reply
 
 CHAT = "/v1/chat/completions"
 COMPLETIONS = "/v1/completions"
@@ -105,6 +108,29 @@ async def test_a_stop_string_across_every_cut(house: House) -> None:
     await house.quiet(tickets=False)
 
 
+@pytest.mark.parametrize("stream", [False, True])
+async def test_reasoning_across_every_cut(tmp_path: Path, stream: bool) -> None:
+    config = replace(CONFIG, units=tuple(replace(unit, reasoning_parser="deepseek_r1") for unit in CONFIG.units))
+    async with House(tmp_path, config) as house:
+        await house.faults("gpu", slow=0.003)
+        said = "SAY:<think>你 first</think>So: 42|"
+        body = body_for(CHAT, said, 200, stream=stream)
+        calls = [moved(house, CHAT, body, [cut], f"think{cut}") for cut in range(0, 32, 2)]
+        for reply in await asyncio.gather(*calls):
+            assert parts_of(reply) == ("你 first", "So: 42")
+        await house.quiet()
+
+
+def parts_of(reply: Reply) -> Tuple[str, str]:
+    """Reasoning and content."""
+    if reply.headers["Content-Type"].startswith("application/json"):
+        message = reply.json["choices"][0]["message"]
+        return message["reasoning_content"], message["content"]
+    deltas = [event["choices"][0]["delta"] for event in reply.events if event["choices"]]
+    whole = ["".join(delta.get(name) or "" for delta in deltas) for name in ("reasoning_content", "content")]
+    return whole[0], whole[1]
+
+
 async def test_moves_that_come_too_late_or_are_refused_change_nothing(house: House) -> None:
     await house.faults("gpu", slow=0.005, no_abort=True)
     body = body_for(CHAT, "stays", 60)
@@ -116,8 +142,6 @@ async def test_moves_that_come_too_late_or_are_refused_change_nothing(house: Hou
 
 
 async def test_a_draining_unit_gives_its_streams_away(house: House) -> None:
-    from syshaxd.model.unit import UnitState
-
     await house.faults("gpu", slow=0.005)
     body = body_for(CHAT, "drain me", 120)
     call = asyncio.ensure_future(house.post(CHAT, body, {"x-syshax-route": "accelerator", "x-request-id": "drain"}))

@@ -1,4 +1,4 @@
-"""Units inside the test's own loop, given to the Runner in place of its HTTP client: thousands of runs a minute."""
+"""Units inside the test's own loop, given to the Runner in place of the HTTP client: many interleavings a second."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ class SimulatedUnit:
 
     def __init__(self, name: str, role: Role) -> None:
         self.view = UnitView(
-            name, role, UnitKind.SYSINFER, BackendKind.PROCESS, UnitState.READY, f"http://{name}", 1, "m", 4096,
-            f"/{name}",
-        )
+            name, role, UnitKind.SYSINFER, BackendKind.PROCESS, UnitState.READY,
+            f"http://{name}", 1, "m", 4096, f"/{name}",
+        )  # fmt: skip
         self.streams: List["SimulatedStream"] = []
         self.refuses_aborts = False
 

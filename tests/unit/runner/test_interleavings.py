@@ -165,7 +165,8 @@ def test_every_stream_ends_exactly_once(schedule: List[Tuple[int, Tuple[str, Any
             if "seed" in body:
                 assert ends[index] in ("", "error stream_lost"), ends
             elif ends[index] != "error unit_failed":
-                assert ends[index] == text_after(render(body), TOKENS), play.runner.explain(f"r{index}")["text"]
+                story = play.runner.explain(f"r{index}")["text"]
+                assert ends[index] == text_after(render(body), TOKENS), ends[index] + story
         assert len(play.runner) == 0 and len(play.ledger) == 0
         assert not any(unit.streams for unit in play.world.units.values())
         assert counted(play.metrics) == play.submitted
