@@ -200,3 +200,11 @@ def greedy(model: Any, prompt: list[int], count: int) -> list[int]:
         )
     result: list[int] = made[0, len(prompt) :].tolist()
     return result
+
+
+def is_greedy(model: Any, prompt: list[int], made: list[int]) -> bool:
+    """Whether transformers would say `made` after `prompt`: one pass over all of it, each token the likeliest next."""
+    with torch.no_grad():
+        logits = model(torch.tensor([prompt + made])).logits[0]
+    likeliest: list[int] = logits.argmax(1).tolist()
+    return likeliest[len(prompt) - 1 : -1] == made

@@ -119,16 +119,14 @@ def test_k_1_goes_on_after_the_first_token(pair: Pair, length: int) -> None:
 def test_k_n_moves_a_running_request_by_abort(pair: Pair, length: int, before: int) -> None:
     """Abort by id publishes what a request has computed; the other unit goes on from there, and gives it back."""
     prompt, name, back = prompt_of(length), ticket(), ticket()
-    expected = models.greedy(pair.hf, prompt, before + 200)
     said = stream_and_abort(pair.giver, prompt, name, before)
-    assert said == expected[: len(said)] and len(said) >= before
+    assert len(said) >= before
     took = pair.taker.metrics()
     more = ask(pair.taker, prompt + said, 20, load=load_from(name), save=back)
-    assert said + more == expected[: len(said) + 20]
     taken = growth(pair.taker, took)
     assert taken[SOURCES["external_kv_transfer"]] == length + len(said) - 1 and taken[SOURCES["local_compute"]] == 1
     last = ask(pair.giver, prompt + said + more, 5, load=load_from(back, pool="taker.pool"))
-    assert last == expected[len(said) + 20 : len(said) + 25]
+    assert models.is_greedy(pair.hf, prompt, said + more + last)
 
 
 def stream_and_abort(unit: Unit, prompt: list[int], name: str, before: int) -> list[int]:
