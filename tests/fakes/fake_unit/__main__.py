@@ -32,6 +32,13 @@ def arguments() -> argparse.Namespace:
     return parser.parse_known_args()[0]
 
 
+async def orphaned() -> None:
+    """Returns when the process that started this one is gone: a test that was killed leaves nothing behind."""
+    parent = os.getppid()
+    while os.getppid() == parent:
+        await asyncio.sleep(1.0)
+
+
 async def main() -> None:
     """Serves until SIGTERM."""
     args, faults = arguments(), Faults()
@@ -50,10 +57,12 @@ async def main() -> None:
         loop.add_signal_handler(number, lambda: None if faults.on("ignore_sigterm") else stop.set())
     steps = asyncio.ensure_future(engine.run())
     print(f"READY {runner.addresses[0][1]}", flush=True)
-    await asyncio.wait({asyncio.ensure_future(stop.wait()), steps}, return_when=asyncio.FIRST_COMPLETED)
+    ends = {asyncio.ensure_future(stop.wait()), asyncio.ensure_future(orphaned()), steps}
+    await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
     if steps.done():
         steps.result()
-    steps.cancel()
+    for task in ends:
+        task.cancel()
     await runner.cleanup()
 
 
