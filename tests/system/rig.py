@@ -161,7 +161,8 @@ class Machine:
     def __init__(self, name: str, root: Path, repository: Path) -> None:
         self.name = name
         self._mounts_before = cgroup_mounts()
-        options = ("--runtime", "runc", "--privileged", "--cgroupns=private", "--systemd=always", "--shm-size=1g")
+        options = ["--runtime", "runc", "--privileged", "--systemd=always", "--shm-size=1g"]
+        options += ["--cgroupns=private", "--network=none"]
         # Not above this machine's own: without CAP_SYS_RESOURCE nothing may raise them.
         files = min(resource.getrlimit(resource.RLIMIT_NOFILE)[1], 65536)
         limits = ("--ulimit", f"nofile={files}:{files}", "--ulimit", "nproc=4096:4096")
