@@ -75,7 +75,7 @@ class SloConfig:
 class SchedulerConfig:
     """`scheduler`: which decider, and its inputs."""
 
-    decider: str = "threshold"  # threshold | predictive
+    decider: str = "predictive"  # predictive | threshold
     safety: float = 0.85
     threshold: ThresholdConfig = ThresholdConfig()
     slo: Mapping[str, SloConfig] = field(default_factory=dict)

@@ -33,6 +33,7 @@ from syshaxd.tasks import TaskSet
 from syshaxd.topology import read_topology
 from syshaxd.unitclient import UnitClient
 
+from .calibration import Calibrations
 from .cleanup import Cleanup
 from .gate import PdGuard
 from .pulse import INTERVAL, Patience, Watchdog
@@ -103,6 +104,7 @@ class Engine:
             lambda: self._ledger.queued,
         )
         self._scheduler = Scheduler(config)
+        self._calibrations = Calibrations(self._scheduler.calibrate)
         self._runner = Runner(
             self._client, self.supervisor, self._monitor, self._scheduler, self._metrics, self._ledger, config
         )
@@ -236,6 +238,7 @@ class Engine:
 
     def _units_changed(self) -> None:
         self._guard.changed()
+        self._calibrations.look(self._config.state_dir, self.supervisor.views())
 
     def _status_line(self) -> str:
         note = {"starting": "starting", "draining": "draining"}.get(self._state, "")
@@ -278,7 +281,7 @@ class Engine:
         self._monitor.configure(config.monitor)
         self._around.on_level(config.log.level)
         applied = self.supervisor.apply(desired)
-        self._guard.changed()
+        self._units_changed()
         return {
             **plan.to_json(),
             "added": list(applied.added),

@@ -11,6 +11,7 @@ from syshaxd.model.unit import UnitState, UnitView
 
 # Bounds in seconds: a token every 2 ms to a prompt of minutes, roughly doubling.
 _SHORT = (0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1.0, 2.5, 5.0)
+_RATIO = (0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1.0, 2.0, 5.0)
 _LONG = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 15.0, 30.0, 60.0, 120.0, 300.0, 600.0)
 
 
@@ -26,6 +27,7 @@ class MetricsService:
         self._unit_errors = self._counter("syshax_unit_errors", "Failed calls to units", "unit", "kind")
         self._prompt = self._counter("syshax_prompt_tokens", "Prompt tokens of requests served", "route")
         self._output = self._counter("syshax_generation_tokens", "Tokens delivered", "route")
+        self._too_low = self._counter("syshax_predictions_too_low", "Tested predictions below what came", "what")
         self._client_gone = self._counter("syshax_client_disconnects", "Requests whose client left before the end")
         self._ttft = self._histogram("syshax_time_to_first_token_seconds", "Arrival to first token", _LONG)
         self._itl = self._histogram("syshax_inter_token_latency_seconds", "Token to token", _SHORT)
@@ -33,6 +35,7 @@ class MetricsService:
         self._e2e = self._histogram("syshax_e2e_request_latency_seconds", "Arrival to end", _LONG)
         self._gap = self._histogram("syshax_handoff_gap_seconds", "Pause in a stream at a handoff", _LONG, "kind")
         self._queue_time = self._histogram("syshax_queue_seconds", "Time held in the daemon's queue", _LONG)
+        self._error = self._histogram("syshax_prediction_error_ratio", "Absolute error by observed", _RATIO, "what")
         self._in_flight = self._gauge("syshax_requests_in_flight", "Requests being served", "unit")
         self._queued = self._gauge("syshax_requests_queued", "Requests held in the daemon's queue")
         self._unit_state = self._gauge("syshax_unit_state", "1 for the state a unit is in", "unit", "state")
@@ -45,7 +48,7 @@ class MetricsService:
             self._client_gone.inc()
 
     def decided(self, plan: str, reason: str) -> None:
-        """One decision: plan is whole, split, queue, refuse or move."""
+        """One decision: plan is whole, split, queue, refuse, move or stay (a split that was given up)."""
         self._decisions.labels(plan, reason).inc()
 
     def handed_over(self, kind: str, result: str) -> None:
@@ -79,6 +82,11 @@ class MetricsService:
     def gap(self, kind: str, seconds: float) -> None:
         """Pause that a client saw at a handoff."""
         self._gap.labels(kind).observe(seconds)
+
+    def predicted(self, what: str, expected: float, observed: float) -> None:
+        """One prediction against what came, seconds; what: ttft or tpot. `observed` must not be 0."""
+        self._error.labels(what).observe(abs(expected - observed) / observed)
+        self._too_low.labels(what).inc(expected < observed)
 
     def queued_for(self, seconds: float) -> None:
         """How long one request was held."""

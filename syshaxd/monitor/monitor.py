@@ -84,7 +84,8 @@ class SystemMonitor:
         for entry in in_flight:
             by_unit.setdefault(entry.unit, []).append(entry)
         views = self._units.views()
-        units = tuple(_unit_snapshot(view, self._load(view), by_unit.get(view.name, ())) for view in views)
+        moving = [entry for entry in in_flight if entry.moving]
+        units = tuple(_unit_snapshot(view, self._load(view), by_unit.get(view.name, ()), moving) for view in views)
         return Snapshot(
             at=self._clock(),
             units=units,
@@ -204,7 +205,10 @@ def host_load(topology: Topology) -> HostLoad:
     )
 
 
-def _unit_snapshot(view: UnitView, load: Optional[UnitLoad], entries: Sequence[InFlight]) -> UnitSnapshot:
+def _unit_snapshot(
+    view: UnitView, load: Optional[UnitLoad], entries: Sequence[InFlight], moving: Sequence[InFlight]
+) -> UnitSnapshot:
+    coming = [entry for entry in moving if entry.target == view.name != entry.unit]
     queued = [entry for entry in entries if entry.first_token is None]
     return UnitSnapshot(
         view=view,
@@ -213,6 +217,8 @@ def _unit_snapshot(view: UnitView, load: Optional[UnitLoad], entries: Sequence[I
         in_flight_tokens=sum(entry.prompt_tokens + entry.output_tokens for entry in entries),
         queued=len(queued),
         queued_prompt_tokens=sum(entry.prompt_tokens for entry in queued),
+        arriving=len(coming),
+        arriving_tokens=sum(entry.prompt_tokens + entry.output_tokens for entry in coming),
     )
 
 

@@ -6,8 +6,10 @@ from typing import Any, Dict, List, Optional, Tuple
 
 from syshaxd.errors import UnitError
 from syshaxd.metrics import MetricsService
+from syshaxd.model.plan import Prediction, Reason
 
 from .ledger import Entry
+from .request import milliseconds
 from .steps import Step
 from .timeline import Timeline
 
@@ -23,6 +25,9 @@ class Accounts:
         self._sides: List[str] = []
         self._handoff: Optional[Tuple[str, float]] = None  # kind, last token before it
         self._ended = False
+        self._reason: Optional[Reason] = None
+        self._expected = Prediction()
+        self._planned_at = arrived
 
     @property
     def route(self) -> str:
@@ -43,10 +48,11 @@ class Accounts:
             if step.handoff not in ("split", "failover"):
                 self._entry.moves += 1
 
-    def restart(self) -> None:
-        """Nothing was delivered; the request begins anew."""
+    def planned(self, reason: Reason, expected: Prediction, now: float) -> None:
+        """The request begins, or begins anew because nothing was delivered."""
         self._sides.clear()
         self._handoff = None
+        self._reason, self._expected, self._planned_at = reason, expected, now
 
     def tokens(self, now: float) -> None:
         """Tokens were committed."""
@@ -90,6 +96,19 @@ class Accounts:
         if status == 200:
             seconds = now - self._arrived
             self._metrics.served(route, entry.prompt_tokens, output_tokens, seconds, self._tpot(output_tokens))
+            self._compare(now, output_tokens)
+
+    def _compare(self, now: float, output_tokens: int) -> None:
+        """Predicted against observed, where no move came between. TTFT counts from the decision it was predicted at."""
+        first, tpot = self._entry.first_token, self._tpot(output_tokens)
+        if self._entry.moves or first is None:
+            return
+        pairs = (("ttft", self._expected.ttft, first - self._planned_at), ("tpot", self._expected.tpot, tpot))
+        for what, expected, observed in pairs:
+            if expected is not None and observed:
+                self._metrics.predicted(what, expected, observed)
+                values = {"expected_ms": round(expected * 1e3, 2), "observed_ms": round(observed * 1e3, 2)}
+                self._timeline.add(now, f"{what}_error", **values)
 
     def summary(self, now: float, output_tokens: int) -> Dict[str, Any]:
         """For the access line; milliseconds."""
@@ -97,12 +116,14 @@ class Accounts:
         tpot = self._tpot(output_tokens)
         return {
             "route": self.route,
+            "reason": None if self._reason is None else f"{self._reason.code}: {self._reason.text}",
             "prompt_tokens": entry.prompt_tokens,
             "output_tokens": output_tokens,
             "ttft_ms": None if entry.first_token is None else round((entry.first_token - self._arrived) * 1e3, 1),
             "tpot_ms": None if tpot is None else round(tpot * 1e3, 2),
             "ms": round((now - self._arrived) * 1e3, 1),
             "moves": entry.moves or None,
+            **{f"{name}_ms": value for name, value in milliseconds(self._expected).items()},
         }
 
     def _tpot(self, output_tokens: int) -> Optional[float]:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from typing import Dict, FrozenSet, Optional
 
 from syshaxd.model.plan import Plan, Queue, Refuse, Split, Whole
 from syshaxd.model.request import RequestInfo
 from syshaxd.scheduler import Failed
 
-from .request import RequestError
+from .request import RequestError, milliseconds
+from .room import Turn, turn_of
 from .services import Services
 from .timeline import Timeline
 
@@ -42,32 +44,32 @@ class Planner:
     async def first(self) -> Plan:
         """Whole or Split; raises RequestError for Refuse, and when the queue is full or the wait too long."""
         self.check_open()
-        room = self._services.room
-        if not len(room):
+        room, limits = self._services.room, self._services.config.limits
+        turn = turn_of(self._info, self._loop.time(), limits.queue_timeout)
+        why = "others wait already"
+        if room.leads(turn):
             plan = self._decide()
             if not isinstance(plan, Queue):
                 return plan
-        limits = self._services.config.limits
+            why = plan.reason.text
         if len(room) >= limits.max_queue:
             raise RequestError(429, "queue_full", f"{len(room)} requests queue already; try again later", 1.0)
-        return await self._queued(self._loop.time() + limits.queue_timeout)
+        return await self._queued(turn, why)
 
-    async def _queued(self, until: float) -> Plan:
+    async def _queued(self, turn: Turn, why: str) -> Plan:
         began = self._loop.time()
-        self._timeline.add(began, "queued")
+        self._timeline.add(began, "queued", why=why)
         services = self._services
-        with services.room.enter() as place:
+        with services.room.enter(turn) as place:
             services.ledger.queued = len(services.room)
             try:
-                if len(services.room) > 1:
-                    await services.room.wait(place, until)
-                plan = self._decide()
-                while isinstance(plan, Queue):
+                while await services.room.wait(place, turn.deadline):
                     self.check_open()
-                    if not await services.room.wait(place, until):
-                        raise RequestError(429, "queue_timeout", f"no room in time: {plan.reason.text}", 2.0)
-                    plan = self._decide()
-                return plan
+                    plan = self._decide(queued=True)
+                    if not isinstance(plan, Queue):
+                        return plan
+                    why = plan.reason.text
+                raise RequestError(429, "queue_timeout", f"no room in time: {why}", 2.0)
             finally:
                 services.ledger.queued = len(services.room) - 1
                 services.metrics.queued_for(self._loop.time() - began)
@@ -77,15 +79,21 @@ class Planner:
         if self._services.settings.ending:
             raise RequestError(503, "shutting_down", "the daemon is stopping", 1.0)
 
-    def _decide(self) -> Plan:
+    def _decide(self, queued: bool = False) -> Plan:
+        """`queued`: it holds a place already; that is no reason to refuse it, and to wait on is no new decision."""
         snapshot = self._services.snapshots.snapshot()
+        if queued:
+            snapshot = replace(snapshot, queued=max(0, snapshot.queued - 1))
         plan = self._services.scheduler.decide(self._info, snapshot, self._excluded())
-        self._services.metrics.decided(type(plan).__name__.lower(), plan.reason.code)
+        if not (queued and isinstance(plan, Queue)):
+            self._services.metrics.decided(type(plan).__name__.lower(), plan.reason.code)
         if isinstance(plan, Refuse):
             raise RequestError(plan.status, plan.reason.code, plan.reason.text, plan.retry_after)
         if isinstance(plan, (Whole, Split)):
             place = plan.unit if isinstance(plan, Whole) else f"{plan.prefill}>{plan.decode}"
-            self._timeline.add(self._loop.time(), "decided", to=place, reason=plan.reason.code, why=plan.reason.text)
+            expected = {f"{name}_ms": value for name, value in milliseconds(plan.prediction).items()}
+            now, reason = self._loop.time(), plan.reason
+            self._timeline.add(now, "decided", to=place, reason=reason.code, why=reason.text, **expected)
         return plan
 
     async def rescue(self) -> Whole:

@@ -37,6 +37,7 @@ class StreamRenderer:
     def __init__(self, request: ClientRequest) -> None:
         body = request.body
         self._chat = request.info.endpoint is Endpoint.CHAT
+        self._tier = _tier(request)
         self._common = _common(request, "chat.completion.chunk" if self._chat else "text_completion")
         options = body.get("stream_options") or {}
         self._usage = bool(options.get("include_usage"))
@@ -52,7 +53,7 @@ class StreamRenderer:
     def render(self, event: Event, prompt_ids: Optional[Tuple[int, ...]] = None) -> bytes:
         """Bytes for the client; several events where a role or the usage belongs to it."""
         if isinstance(event, Raw):
-            return sse(event.payload)
+            return sse(_with_tier(event.payload, self._tier))
         first = b"" if self._begun else self._first(prompt_ids)
         self._begun = True
         return first + (self._finish(event) if isinstance(event, Finish) else self._delta(event))
@@ -115,7 +116,7 @@ class Collector:
     def body(self, prompt_ids: Optional[Tuple[int, ...]] = None) -> bytes:
         """The JSON response."""
         if self._raw is not None:
-            return self._raw
+            return _with_tier(self._raw, _tier(self._request))
         assert self._finish is not None
         chat = self._request.info.endpoint is Endpoint.CHAT
         choice: Dict[str, Any] = {"index": 0}
@@ -137,6 +138,22 @@ class Collector:
         return message
 
 
+def _tier(request: ClientRequest) -> Dict[str, str]:
+    """The tier that served it, where the client named one, as at OpenAI."""
+    return {"service_tier": request.info.tier.value} if request.body.get("service_tier") is not None else {}
+
+
+def _with_tier(payload: bytes, tier: Mapping[str, str]) -> bytes:
+    """A unit's own JSON object with the tier in it; what is no object stays as it is."""
+    if not tier:
+        return payload
+    try:
+        value = json.loads(payload)
+    except ValueError:
+        return payload
+    return json.dumps({**value, **tier}).encode() if isinstance(value, dict) and "error" not in value else payload
+
+
 def _common(request: ClientRequest, kind: str) -> Dict[str, Any]:
     prefix = "chatcmpl" if request.info.endpoint is Endpoint.CHAT else "cmpl"
     return {
@@ -144,4 +161,5 @@ def _common(request: ClientRequest, kind: str) -> Dict[str, Any]:
         "object": kind,
         "created": request.created,
         "model": request.body.get("model") or request.info.model,
+        **_tier(request),
     }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Mapping, NamedTuple, Optional, Union
+from typing import Any, Dict, Mapping, NamedTuple, Optional, Union
 
 from syshaxd.errors import SysHaxError
 from syshaxd.model.plan import Prediction, Reason
@@ -40,6 +40,12 @@ class Head(NamedTuple):
     route: Route
     reason: Reason
     prediction: Prediction
+
+
+def milliseconds(prediction: Prediction) -> Dict[str, float]:
+    """What is predicted, by name, for headers, log and timeline."""
+    named = {"predicted_ttft": prediction.ttft, "predicted_tpot": prediction.tpot}
+    return {name: round(value * 1e3, 2) for name, value in named.items() if value is not None}
 
 
 class Delta(NamedTuple):

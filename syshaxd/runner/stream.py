@@ -315,7 +315,7 @@ class Stream:
         plan = await self._planner.first()
         assert isinstance(plan, (Whole, Split))
         self._record = Record()
-        self.accounts.restart()
+        self.accounts.planned(plan.reason, plan.prediction, self._loop.time())
         self._head = Head(plan.route, plan.reason, plan.prediction)
         if isinstance(plan, Split):
             prefill = self._known(plan.prefill)
@@ -348,6 +348,7 @@ class Stream:
         if unit is None:
             raise UnitError(step.then, UnitErrorKind.GONE, "stopped before the handoff")
         if not services.scheduler.keep_split(info, unit.name, self._entry.prompt_tokens, services.snapshots.snapshot()):
+            services.metrics.decided("stay", "split_late")
             self._timeline.add(self._loop.time(), "kept", unit=step.unit.name, why=f"{unit.name} would be late")
             return replace(self._step_on(step.unit, step.reason, ""), load=step.save)
         return replace(self._step_on(unit, step.reason, "split"), load=step.save)

@@ -4,5 +4,6 @@ from __future__ import annotations
 
 from .policy import Policy, policy_of
 from .scheduler import Failed, Scheduler
+from .steptime import StepSample
 
-__all__ = ["Failed", "Policy", "Scheduler", "policy_of"]
+__all__ = ["Failed", "Policy", "Scheduler", "StepSample", "policy_of"]

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import FrozenSet, Iterable, Optional, Tuple
 
 from syshaxd.config.types import Config
-from syshaxd.model.plan import Move, Plan, Queue, Whole
+from syshaxd.model.plan import Move, Plan, Whole
 from syshaxd.model.request import RequestInfo, Tier
 from syshaxd.model.snapshot import Snapshot
 from syshaxd.model.unit import Role
@@ -51,8 +51,6 @@ class Scheduler:
             return threshold.decide(info, snapshot, self._policy, failed)
         decision = predictive.decide(info, usable, self._learner.knowledge(), self._memory, self._predictive)
         self._memory = decision.memory
-        if isinstance(decision.plan, Queue) and snapshot.queued >= self._policy.limits.max_queue:
-            return threshold.decide(info, snapshot, self._policy, failed)
         return decision.plan
 
     def keep_split(self, info: RequestInfo, decode: str, prompt_tokens: int, snapshot: Snapshot) -> bool:

@@ -18,7 +18,7 @@ from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple, Type
 import aiohttp
 
 from syshaxd.conductor import Conductor
-from syshaxd.config.types import Config, ConductorConfig, LimitsConfig, LogConfig, UnitConfig
+from syshaxd.config.types import Config, ConductorConfig, LimitsConfig, LogConfig, SchedulerConfig, UnitConfig
 from syshaxd.metrics import MetricsService
 from syshaxd.model.snapshot import PdStatus, Snapshot, UnitLoad, UnitSnapshot
 from syshaxd.model.unit import BackendKind, Role, UnitKind, UnitState, UnitView
@@ -34,6 +34,7 @@ CONFIG = Config(
     model_name=MODEL,
     limits=LIMITS,
     log=LogConfig(access=False),
+    scheduler=SchedulerConfig(decider="threshold"),  # routes here must not depend on how fast this machine is
     units=(UnitConfig("gpu", Role.ACCELERATOR), UnitConfig("cpu", Role.CPU)),
 )
 

@@ -9,10 +9,12 @@ import sys
 from pathlib import Path
 from typing import Awaitable, Callable, Mapping
 
+from ..options import add_daemon
 from .calibrate import calibrate
 from .dataset import Shape, generate, load, random_asks, save
 from .openai import BenchError, Endpoint
 from .serve import Pace, play, summary, table
+from .units import keep, ready_units
 
 DEFAULT_URL = "http://127.0.0.1:8010"
 
@@ -36,13 +38,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     dataset.add_argument("--prefix", type=int, default=12 * 1024, help="tokens shared by a group")
     dataset.add_argument("--suffix", type=int, default=12 * 1024, help="tokens of its own")
     dataset.add_argument("--out", type=Path, required=True)
-    fit = kinds.add_parser("calibrate", help="measure a unit's step times for the predictive scheduler")
-    _common(fit)
-    fit.add_argument("--out", type=Path, help="save the samples there (the daemon reads state_dir/calibration)")
+    fit = kinds.add_parser("calibrate", help="measure the units' step times for the predictive scheduler")
+    _common(fit, "one server instead of the daemon's ready units")
+    fit.add_argument("--unit", action="append", metavar="NAME", help="only this unit; may be given again")
+    fit.add_argument("--out", type=Path, help="with --base-url: save the samples there")
+    add_daemon(fit)
 
 
-def _common(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--base-url", default=DEFAULT_URL, help=f"default {DEFAULT_URL}")
+def _common(parser: argparse.ArgumentParser, url: str = f"default {DEFAULT_URL}") -> None:
+    parser.add_argument("--base-url", metavar="URL", help=url)
     parser.add_argument("--model", default="", help="default: the first model served")
     parser.add_argument("--api-key", default="")
     parser.add_argument("--seed", type=int, default=42)
@@ -79,10 +83,21 @@ async def _dataset(endpoint: Endpoint, args: argparse.Namespace) -> None:
 
 async def _calibrate(endpoint: Endpoint, args: argparse.Namespace) -> None:
     found = await calibrate(endpoint, args.seed, _progress("measurements"))
-    text = json.dumps(found.as_json(), indent=1)
     if args.out:
-        args.out.write_text(text + "\n", encoding="utf-8")
+        keep(args.out, found.as_json())
     print(found.sentence())
+
+
+async def _calibrate_units(args: argparse.Namespace) -> None:
+    """One after the other: they may share CPUs and memory."""
+    units = ready_units(args)
+    for unit in units:
+        async with Endpoint(unit.url, args.model, unit.api_key) as endpoint:
+            found = await calibrate(endpoint, args.seed, _progress(f"measurements of {unit.name}"))
+        keep(unit.file, found.as_json())
+        print(f"{unit.name}: {found.sentence()}")
+        print(f"{unit.name}: saved in {unit.file}")
+    print("in force after the next `syshax reload`, and whenever such a unit becomes ready")
 
 
 KINDS: Mapping[str, Callable[[Endpoint, argparse.Namespace], Awaitable[None]]] = {
@@ -107,7 +122,10 @@ def run(args: argparse.Namespace) -> int:
 
 
 async def _run(args: argparse.Namespace) -> int:
-    async with Endpoint(args.base_url, args.model, args.api_key) as endpoint:
+    if args.kind == "calibrate" and not args.base_url:
+        await _calibrate_units(args)
+        return 0
+    async with Endpoint(args.base_url or DEFAULT_URL, args.model, args.api_key) as endpoint:
         await endpoint.first_model()
         await KINDS[args.kind](endpoint, args)
     return 0

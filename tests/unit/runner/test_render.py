@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import json
-from typing import Any, Dict, List
+from typing import Any, Dict, List, Optional
 
 import pytest
 
-from syshaxd.model.request import Endpoint, RequestInfo
+from syshaxd.model.request import Endpoint, RequestInfo, Tier
 from syshaxd.runner import ClientRequest
 from syshaxd.runner.render import Collector, StreamRenderer
 from syshaxd.runner.request import Delta, Event, Finish, Raw
-from syshaxd.runner.room import WaitingRoom
+from syshaxd.runner.room import WaitingRoom, turn_of
 from syshaxd.runner.timeline import MAX_EVENTS, Timeline, Timelines
 from syshaxd.unitclient import Usage
 
@@ -22,6 +22,8 @@ EVENTS: List[Event] = [
     Delta("b", "", (3, 4), {"content": [2, 3]}),
     Finish("stop", "END", Usage(5, 4)),
 ]
+
+TURN = turn_of(RequestInfo("r", Endpoint.CHAT, "m", True, 1, None), 0.0, 5.0)
 
 
 def client_request(endpoint: Endpoint, **body: Any) -> ClientRequest:
@@ -98,7 +100,7 @@ async def test_the_waiting_room_wakes_in_order() -> None:
     room, order = WaitingRoom(), []
 
     async def guest(name: int, asks: int) -> None:
-        with room.enter() as place:
+        with room.enter(TURN) as place:
             for _ in range(asks):
                 assert await room.wait(place, asyncio.get_running_loop().time() + 5)
             order.append(name)
@@ -113,7 +115,42 @@ async def test_the_waiting_room_wakes_in_order() -> None:
     assert order == sorted(order) and len(room) == 0
 
 
+def test_turns_by_tier_then_deadline() -> None:
+    def turn(tier: Tier, now: float, ttft: Optional[float] = None, priority: int = 0) -> Any:
+        info = RequestInfo("r", Endpoint.CHAT, "m", True, 1, None, tier=tier, slo_ttft=ttft, priority=priority)
+        return turn_of(info, now, 30.0)
+
+    in_order = [
+        turn(Tier.PRIORITY, 9.0), turn(Tier.DEFAULT, 9.0), turn(Tier.FLEX, 99.0, priority=-1),
+        turn(Tier.FLEX, 5.0, ttft=4.0), turn(Tier.FLEX, 1.0), turn(Tier.FLEX, 2.0, ttft=400.0),
+    ]  # fmt: skip
+    assert in_order == sorted(in_order)
+
+
+async def test_a_newcomer_with_an_earlier_deadline_asks_first() -> None:
+    room = WaitingRoom()
+    late, early = TURN._replace(deadline=9.0), TURN._replace(deadline=1.0)
+    with room.enter(late) as first:
+        assert room.leads(early) and not room.leads(late)
+        with room.enter(early) as second:
+            now = asyncio.get_running_loop().time()
+            room.changed()
+            assert not await room.wait(first, now)
+            asyncio.get_running_loop().call_soon(room.changed)
+            assert await room.wait(second, now + 5)
+
+
+@pytest.mark.parametrize("endpoint", list(Endpoint))
+def test_the_tier_is_echoed_where_one_was_named(endpoint: Endpoint) -> None:
+    request = client_request(endpoint, service_tier="auto")
+    assert all(event["service_tier"] == "default" for event in streamed(request, EVENTS))
+    collector = Collector(request)
+    collector.add(Raw(b'{"id": 1, "service_tier": null}'))
+    assert json.loads(collector.body()) == {"id": 1, "service_tier": "default"}
+    assert "service_tier" not in streamed(client_request(endpoint), EVENTS)[0]
+
+
 async def test_a_wait_in_the_room_ends_at_its_time() -> None:
     room = WaitingRoom()
-    with room.enter() as place:
+    with room.enter(TURN) as place:
         assert not await room.wait(place, asyncio.get_running_loop().time() + 0.01)
