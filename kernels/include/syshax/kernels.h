@@ -69,6 +69,7 @@ typedef struct sx_context_info {
     uint32_t n_nodes;  /* NUMA nodes the threads lie on */
     char isa[16];
     uint32_t nrc;
+    uint32_t n_unbound; /* ranges of weights or KV that could not be bound to their node */
 } sx_context_info;
 
 SX_API sx_status sx_context_create(const sx_context_args *args, sx_context **out);
@@ -161,6 +162,17 @@ typedef struct sx_forward_args {
 /* One step of continuous batching. Bitwise the same result for a token whatever else is in the batch, whatever the
  * chunking, the block numbers and the thread count. One call at a time per model. */
 SX_API sx_status sx_forward(sx_model *model, sx_forward_args *args);
+
+/* Where a model's memory is meant to lie: one range a node and matrix, one a node and layer of KV. */
+typedef struct sx_region {
+    const void *address;
+    uint64_t bytes;
+    int32_t node; /* NUMA node; -1: not bound, the context's threads lie on one node */
+    int32_t kind; /* 0: packed weight rows, 1: KV heads */
+} sx_region;
+
+/* Writes up to `capacity` regions of `region_size` (sizeof sx_region) bytes; `*n` is how many there are. */
+SX_API sx_status sx_model_regions(const sx_model *model, sx_region *out, uint32_t region_size, uint32_t capacity, uint32_t *n);
 
 /* Copies KV between the paged cache and one handoff chunk [layer][K,V][chunk_tokens][kv head][head_dim].
  * K is as stored: after RoPE, head dimension in rotate-half order. */

@@ -31,6 +31,7 @@ class _ContextInfo(ctypes.Structure):
         ("n_nodes", _u32),
         ("isa", ctypes.c_char * 16),
         ("nrc", _u32),
+        ("n_unbound", _u32),
     ]
 
 
@@ -50,6 +51,7 @@ class ContextInfo:
     nodes: int
     isa: str
     nrc: int
+    unbound: int = 0  # ranges of weights or KV that the system refused to bind to their node
 
 
 def available_isas(library: Optional[Library] = None) -> List[str]:
@@ -104,7 +106,7 @@ class Context:
         """What was asked for and what the system granted."""
         info = _ContextInfo(ctypes.sizeof(_ContextInfo))
         self.library.check(self.library.calls.sx_context_describe(self.handle, ctypes.byref(info)))
-        return ContextInfo(info.n_threads, info.n_pinned, info.n_nodes, info.isa.decode(), info.nrc)
+        return ContextInfo(info.n_threads, info.n_pinned, info.n_nodes, info.isa.decode(), info.nrc, info.n_unbound)
 
     def close(self) -> None:
         """Ends the threads. May be called twice."""

@@ -42,8 +42,8 @@ sx_status sx_context_create(const sx_context_args *given, sx_context **out) {
     if (!context) return sx::fail(SX_ENOMEM, "no memory for a context");
     context->ops = ops;
     context->nrc = args.nrc != 0 ? args.nrc : ops->default_nrc;
-    context->team = sx::Team::create(args.n_threads, args.cpus, args.spin_us);
-    if (!context->team) return SX_ENOMEM;
+    const sx_status started = sx::Team::create(args.n_threads, args.cpus, args.spin_us, &context->team);
+    if (started != SX_OK) return started;
     *out = context.release();
     return SX_OK;
 }
@@ -57,9 +57,10 @@ sx_status sx_context_describe(const sx_context *context, sx_context_info *info) 
     full.size = info->size;
     full.n_threads = context->team->size();
     full.n_pinned = context->team->pinned();
-    full.n_nodes = 1;
+    full.n_nodes = context->team->nodes().count;
     strncpy(full.isa, context->ops->name, sizeof full.isa - 1);
     full.nrc = context->nrc;
+    full.n_unbound = context->unbound.load();
     memcpy(info, &full, info->size < sizeof full ? info->size : sizeof full);
     return SX_OK;
 }

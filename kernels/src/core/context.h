@@ -1,6 +1,7 @@
 // A context: an instruction set and a team of threads.
 #pragma once
 
+#include <atomic>
 #include <memory>
 
 #include "core/ops.h"
@@ -18,4 +19,5 @@ struct sx_context {
     const sx::Ops *ops = nullptr;
     uint32_t nrc = 0;
     std::unique_ptr<sx::Team> team;
+    std::atomic<uint32_t> unbound{0};  // ranges of memory that could not be bound to their node
 };

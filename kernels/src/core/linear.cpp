@@ -42,9 +42,10 @@ sx_status sx_matrix_pack(sx_context *context, const sx_pack_args *given, sx_matr
     matrix->view.cols = args.cols;
     matrix->view.tile_stride = sx::tile_bytes(args.type, args.cols);
     const uint32_t tiles = matrix->view.n_tiles();
-    if (!matrix->memory.allocate(tiles * matrix->view.tile_stride))
+    if (!matrix->memory.allocate(sx::cut_by_node(*context->team, {0, tiles}, &matrix->view)))
         return sx::fail(SX_ENOMEM, "no memory for %u tiles of %zu bytes", tiles, matrix->view.tile_stride);
     matrix->view.tiles = matrix->memory.data();
+    context->unbound += sx::bind_parts(*context->team, matrix->view);
     const sx_status packed = sx::pack_matrix(*context->team, {args.src_type, args.data}, {0, tiles}, &matrix->view);
     if (packed == SX_OK) *out = matrix.release();
     return packed;

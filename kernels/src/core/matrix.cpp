@@ -34,7 +34,7 @@ struct Block {
 
 void mul_tiles(const Product &p, const Matrix &w, Span tiles, Span rows, float *out, size_t ld_out) {
     MulArgs args;
-    args.w = w.tiles + tiles.first * w.tile_stride;
+    args.w = w.tile_at(tiles.first);
     args.tile_stride = w.tile_stride;
     args.n_tiles = tiles.last - tiles.first;
     args.cols = w.padded_cols();
@@ -58,6 +58,8 @@ bool interleaved(const Matrix &gate, const Matrix &up) {
 void mul_pairs(const Product &p, const Part &part, Span tiles, Span rows, float *out, size_t ld_out) {
     if (interleaved(*part.weights, *part.up)) {
         Matrix both = *part.weights;
+        both.tiles += both.parts.skip_of(tiles.first);
+        both.parts = NodeParts();
         both.tile_stride /= 2;
         mul_tiles(p, both, {2 * tiles.first, 2 * tiles.last}, rows, out, ld_out);
         return;
@@ -106,16 +108,46 @@ void compute_part(const Product &p, const Part &part, Span tiles, float *scratch
 
 }  // namespace
 
+size_t cut_by_node(const Team &team, Place place, Matrix *matrix) {
+    const uint32_t nodes = team.nodes().count, per_node = team.size() / nodes;
+    NodeParts parts;
+    parts.count = nodes;
+    size_t end = 0;
+    for (uint32_t k = 0; k < nodes; k++) {
+        const uint32_t from = share_of(place.total, k * per_node, team.size()).first;
+        const uint32_t to = share_of(place.total, (k + 1) * per_node - 1, team.size()).last;
+        const Span mine = intersect({from, to}, place, matrix->n_tiles());
+        const size_t begin = (end + kBindStep - 1) / kBindStep * kBindStep;
+        parts.first[k] = mine.first;
+        parts.skip[k] = begin - mine.first * matrix->tile_stride;
+        end = begin + (mine.last - mine.first) * matrix->tile_stride;
+    }
+    matrix->parts = parts;
+    return end;
+}
+
+size_t part_bytes(const Matrix &matrix, uint32_t k) {
+    const uint32_t last = k + 1 < matrix.parts.count ? matrix.parts.first[k + 1] : matrix.n_tiles();
+    return (last - matrix.parts.first[k]) * matrix.tile_stride;
+}
+
+uint32_t bind_parts(const Team &team, const Matrix &matrix) {
+    if (matrix.parts.count < 2) return 0;
+    uint32_t refused = 0;
+    for (uint32_t k = 0; k < matrix.parts.count; k++)
+        refused += !bind_to_node(matrix.tile_at(matrix.parts.first[k]), part_bytes(matrix, k), team.nodes().id[k]);
+    return refused;
+}
+
 sx_status pack_matrix(Team &team, const Source &source, Place place, Matrix *matrix) {
     const uint32_t columns = round_up(matrix->cols, kSuper), n = team.size();
     std::unique_ptr<float[]> scratch(new (std::nothrow) float[static_cast<size_t>(columns) * n]);
     if (!scratch) return fail(SX_ENOMEM, "no memory for %u threads to pack rows of %u columns", n, matrix->cols);
-    const PackJob job{source.type, matrix->type, matrix->rows, matrix->cols, static_cast<const uint8_t *>(source.data),
-                      matrix->tiles, matrix->tile_stride};
+    const PackJob job{source.type, matrix->type, matrix->rows, matrix->cols, static_cast<const uint8_t *>(source.data)};
     team.run([&](uint32_t thread) {
         const Span mine = intersect(share_of(place.total, thread, n), place, matrix->n_tiles());
         for (uint32_t t = mine.first; t < mine.last; t++)
-            pack_tile(job, t, scratch.get() + static_cast<size_t>(thread) * columns);
+            pack_tile(job, t, matrix->tile_at(t), scratch.get() + static_cast<size_t>(thread) * columns);
     });
     return SX_OK;
 }

@@ -22,11 +22,27 @@ inline Span share_of(uint32_t total, uint32_t thread, uint32_t n) {
     return {static_cast<uint32_t>(wide * thread / n), static_cast<uint32_t>(wide * (thread + 1) / n)};
 }
 
+// Tiles of a matrix by NUMA node. Each node's part begins on a page of its own: first[k] is its first tile, skip[k] how
+// many bytes of padding lie before it.
+struct NodeParts {
+    uint32_t count = 1;
+    uint32_t first[kMaxNodes] = {};
+    size_t skip[kMaxNodes] = {};
+    size_t skip_of(uint32_t tile) const {
+        uint32_t k = count - 1;
+        while (k > 0 && tile < first[k]) k--;
+        return skip[k];
+    }
+};
+
 struct Matrix {
     int32_t type = SX_F32;
     uint32_t rows = 0, cols = 0;  // rows 0: not there
     uint8_t *tiles = nullptr;
     size_t tile_stride = 0;
+    NodeParts parts;
+    // Tiles that one thread owns follow each other; tiles of different nodes need not.
+    uint8_t *tile_at(uint32_t tile) const { return tiles + tile * tile_stride + parts.skip_of(tile); }
     uint32_t n_tiles() const { return (rows + kTileRows - 1) / kTileRows; }
     // Columns as a product counts them: quantised weights are padded.
     uint32_t padded_cols() const { return is_quantised(type) ? round_up(cols, kSuper) : cols; }
@@ -36,6 +52,13 @@ struct Matrix {
 struct Place {
     uint32_t offset, total;
 };
+
+// Cuts a matrix (rows, tile_stride set) into the parts of the team's nodes; returns the bytes that it needs.
+size_t cut_by_node(const Team &team, Place place, Matrix *matrix);
+// Binds each part to its node; returns how many parts the kernel refused.
+uint32_t bind_parts(const Team &team, const Matrix &matrix);
+// Bytes of part k, padding left out.
+size_t part_bytes(const Matrix &matrix, uint32_t k);
 
 struct Source {
     int32_t type;

@@ -146,8 +146,7 @@ void decode_row(int32_t type, const void *data, uint32_t cols, float *out) {
 }
 
 // Padded rows and columns: zeros, with scale 0, so that they add nothing.
-void pack_tile(const PackJob &job, uint32_t tile, float *scratch) {
-    uint8_t *out = job.out + tile * job.tile_stride;
+void pack_tile(const PackJob &job, uint32_t tile, uint8_t *out, float *scratch) {
     memset(out, 0, tile_bytes(job.type, job.cols));
     const size_t row_bytes = source_row_bytes(job.src_type, job.cols);
     for (uint32_t r = 0; r < kTileRows && tile * kTileRows + r < job.rows; r++) {
@@ -159,9 +158,7 @@ void pack_tile(const PackJob &job, uint32_t tile, float *scratch) {
     }
 }
 
-void unpack_row(int32_t type, const uint8_t *tiles, size_t tile_stride, uint32_t row, uint32_t cols, float *out) {
-    const uint8_t *tile = tiles + row / kTileRows * tile_stride;
-    const uint32_t r = row % kTileRows;
+void unpack_row(int32_t type, const uint8_t *tile, uint32_t r, uint32_t cols, float *out) {
     if (is_quantised(type)) {
         for (uint32_t g = 0; g < cols / kGroup; g++) {
             const Group group = read_group(type, tile, g, r);

@@ -13,16 +13,14 @@ struct PackJob {
     int32_t src_type, type;
     uint32_t rows, cols;
     const uint8_t *data;  // row-major, source_row_bytes() a row
-    uint8_t *out;         // tile t at out + t * tile_stride
-    size_t tile_stride;
 };
 
-// Packs tile `tile`. Block types of the same type keep their quants and scales; anything else goes through f32 and is
+// Packs tile `tile` to `out`. Block types of the same type keep their quants and scales; anything else goes through f32 and is
 // quantised as GGUF's reference does (q4_0: scale = the value of largest magnitude / -8; q8_0: largest magnitude / 127).
 // `scratch` holds round_up(cols, 64) floats.
-void pack_tile(const PackJob &job, uint32_t tile, float *scratch);
+void pack_tile(const PackJob &job, uint32_t tile, uint8_t *out, float *scratch);
 
-// Row `row` of packed tiles as f32: the embedding lookup.
-void unpack_row(int32_t type, const uint8_t *tiles, size_t tile_stride, uint32_t row, uint32_t cols, float *out);
+// Row `row` (below 16) of a packed tile as f32: the embedding lookup.
+void unpack_row(int32_t type, const uint8_t *tile, uint32_t row, uint32_t cols, float *out);
 
 }  // namespace sx

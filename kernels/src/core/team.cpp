@@ -72,6 +72,9 @@ class Borrowed {
     bool moved_ = false, pinned_ = false;
 };
 
+// The node of the thread that runs, within the team whose job it runs.
+thread_local uint32_t own_node = 0;
+
 bool pin(int32_t cpu) {
     cpu_set_t one;
     CPU_ZERO(&one);
@@ -102,34 +105,36 @@ void Signal::wait_past(uint32_t seen, uint32_t spin_us) {
     sleepers_.fetch_sub(1, std::memory_order_seq_cst);
 }
 
-std::unique_ptr<Team> Team::create(uint32_t n, const int32_t *cpus, uint32_t spin_us) {
+sx_status Team::create(uint32_t n, const int32_t *cpus, uint32_t spin_us, std::unique_ptr<Team> *out) {
     if (cpus ? distinct(cpus, n) < n : usable_cpus() < n) spin_us = 0;
     if (usable_cpus() < 2) spin_us = 0;
     std::unique_ptr<Team> team(new (std::nothrow) Team(n, spin_us));
-    if (!team) return nullptr;
-    team->starts_.reset(new (std::nothrow) Start[n]);
-    if (cpus) {
-        team->cpus_.reset(new (std::nothrow) int32_t[n]);
-        if (team->cpus_) memcpy(team->cpus_.get(), cpus, n * sizeof *cpus);
-    }
-    if (!team->starts_ || (cpus && !team->cpus_)) return nullptr;
-    return team->start() ? std::move(team) : nullptr;
+    if (team) team->starts_.reset(new (std::nothrow) Start[n]);
+    if (!team || !team->starts_) return fail(SX_ENOMEM, "no memory for a team of %u threads", n);
+    sx_status status = cpus ? team->take_cpus(cpus) : SX_OK;
+    if (status == SX_OK) status = team->start();
+    if (status == SX_OK) *out = std::move(team);
+    return status;
 }
 
-bool Team::start() {
+sx_status Team::take_cpus(const int32_t *cpus) {
+    cpus_.reset(new (std::nothrow) int32_t[n_]);
+    if (!cpus_) return fail(SX_ENOMEM, "no memory for a list of %u CPUs", n_);
+    memcpy(cpus_.get(), cpus, n_ * sizeof *cpus);
+    return plan_nodes(cpus_.get(), n_, &nodes_);
+}
+
+sx_status Team::start() {
     for (; started_ < n_; started_++) {
         Start &s = starts_[started_];
         s.team = this;
         s.thread = started_;
         const int error = pthread_create(&s.handle, nullptr, main_of, &s);
-        if (error != 0) {
-            fail(SX_ENOMEM, "thread %u of %u could not be started: %s", started_, n_, strerror(error));
-            return false;
-        }
+        if (error != 0) return fail(SX_ENOMEM, "thread %u of %u could not be started: %s", started_, n_, strerror(error));
     }
     if (cpus_ && Borrowed(cpus_[0]).pinned()) pinned_++;
     run([](uint32_t) {});  // returns when every thread has tried to pin itself
-    return true;
+    return SX_OK;
 }
 
 Team::~Team() {
@@ -147,6 +152,7 @@ void *Team::main_of(void *start) {
 
 void Team::serve(uint32_t thread) {
     if (cpus_ && pin(cpus_[thread])) pinned_++;
+    own_node = node_of(thread);
     for (uint32_t seen = 0;; seen++) {
         work_.wait_past(seen, spin_us_);
         if (stop_) return;
@@ -159,6 +165,7 @@ void Team::run_raw(Job job, const void *context) {
     pthread_mutex_lock(&turn_);
     {
         const Borrowed bound(cpu(0));
+        own_node = 0;
         job_ = job;
         context_ = context;
         work_.advance();
@@ -170,13 +177,25 @@ void Team::run_raw(Job job, const void *context) {
 
 void Team::barrier() {
     if (n_ == 1) return;
-    const uint32_t seen = met_.value();
-    if (waiting_.fetch_add(1, std::memory_order_acq_rel) + 1 == n_) {
-        waiting_.store(0, std::memory_order_relaxed);
-        met_.advance();
-    } else {
-        met_.wait_past(seen, spin_us_);
+    Gate &gate = gates_[own_node];
+    const uint32_t seen = gate.met.value();
+    if (gate.waiting.fetch_add(1, std::memory_order_acq_rel) + 1 < n_ / nodes_.count) {
+        gate.met.wait_past(seen, spin_us_);
+        return;
     }
+    gate.waiting.store(0, std::memory_order_relaxed);
+    if (nodes_.count > 1) cross();
+    gate.met.advance();
+}
+
+void Team::cross() {
+    const uint32_t seen = crossing_.met.value();
+    if (crossing_.waiting.fetch_add(1, std::memory_order_acq_rel) + 1 < nodes_.count) {
+        crossing_.met.wait_past(seen, spin_us_);
+        return;
+    }
+    crossing_.waiting.store(0, std::memory_order_relaxed);
+    crossing_.met.advance();
 }
 
 }  // namespace sx

@@ -8,6 +8,7 @@
 #include <memory>
 #include <type_traits>
 
+#include "core/nodes.h"
 #include "syshax/kernels.h"
 
 namespace sx {
@@ -26,9 +27,9 @@ class Signal {
 
 class Team {
   public:
-    // Threads 1..n-1 are started here; thread 0 is whoever calls run(). nullptr with a text for sx_last_error() on
-    // failure. `cpus` holds n numbers, or is nullptr.
-    static std::unique_ptr<Team> create(uint32_t n, const int32_t *cpus, uint32_t spin_us);
+    // Threads 1..n-1 are started here; thread 0 is whoever calls run(). A text for sx_last_error() on failure.
+    // `cpus` holds n numbers, or is nullptr; threads are put in order of their NUMA nodes, equally many on each.
+    static sx_status create(uint32_t n, const int32_t *cpus, uint32_t spin_us, std::unique_ptr<Team> *out);
     ~Team();
     Team(const Team &) = delete;
     Team &operator=(const Team &) = delete;
@@ -36,6 +37,8 @@ class Team {
     uint32_t size() const { return n_; }
     uint32_t pinned() const { return pinned_.load(); }
     int32_t cpu(uint32_t thread) const { return cpus_ ? cpus_[thread] : -1; }
+    const NodeSet &nodes() const { return nodes_; }
+    uint32_t node_of(uint32_t thread) const { return nodes_.of_thread(thread, n_); }
 
     // Calls job(thread) once on every thread, the caller's as thread 0, and returns when all are done.
     // Calls from several threads take turns.
@@ -45,6 +48,7 @@ class Team {
     }
 
     // Inside a job: returns when every thread of the team has called it. What they wrote before it is visible after.
+    // Threads meet on their own node first, so that one cache line a node crosses between nodes.
     void barrier();
 
   private:
@@ -54,8 +58,14 @@ class Team {
         uint32_t thread;
         pthread_t handle;
     };
+    struct alignas(64) Gate {
+        Signal met;
+        alignas(64) std::atomic<uint32_t> waiting{0};
+    };
     Team(uint32_t n, uint32_t spin_us) : n_(n), spin_us_(spin_us) {}
-    bool start();
+    sx_status take_cpus(const int32_t *cpus);
+    sx_status start();
+    void cross();
     static void *main_of(void *start);
     void serve(uint32_t thread);
     void run_raw(Job job, const void *context);
@@ -70,8 +80,9 @@ class Team {
     const void *context_ = nullptr;
     bool stop_ = false;
     alignas(64) Signal work_;
-    alignas(64) Signal met_;
-    alignas(64) std::atomic<uint32_t> waiting_{0};
+    NodeSet nodes_;
+    Gate gates_[kMaxNodes];
+    Gate crossing_;  // where the last thread of each node meets those of the others
 };
 
 }  // namespace sx

@@ -168,10 +168,16 @@ AttentionPlan plan_attention(sx_model *m, const sx_forward_args &args) {
 
 void attend_items(sx_model *m, const sx_forward_args &args, const AttentionPlan &plan, uint32_t layer,
                   std::atomic<uint32_t> *next, uint32_t thread) {
-    const uint32_t heads = m->shape.n_kv_heads;
+    const Team &team = *m->context->team;
+    const uint32_t nodes = team.nodes().count, own = team.node_of(thread);
     const AttentionItem *items = m->items.as<AttentionItem>();
-    for (uint32_t i; (i = next->fetch_add(1, std::memory_order_relaxed)) < plan.n_items * heads;)
-        run_item(m, args, items[i / heads], layer, i % heads, &m->scratch[thread]);
+    for (uint32_t step = 0; step < nodes; step++) {
+        const uint32_t node = (own + step) % nodes;
+        const Span heads = share_of(m->shape.n_kv_heads, node, nodes);
+        const uint32_t n = heads.last - heads.first;
+        for (uint32_t i; (i = next[node].fetch_add(1, std::memory_order_relaxed)) < plan.n_items * n;)
+            run_item(m, args, items[i / n], layer, heads.first + i % n, &m->scratch[thread]);
+    }
 }
 
 void merge_pieces(sx_model *m, const AttentionPlan &plan, uint32_t thread) {

@@ -64,8 +64,9 @@ class Pass {
         : m_(m), args_(args), counts_(counts), ops_(*m->context->ops), team_(*m->context->team), plan_(plan_attention(m, args)) {}
 
     bool allocate() {
-        next_.reset(new (std::nothrow) std::atomic<uint32_t>[m_->shape.n_layers]);
-        for (uint32_t i = 0; next_ && i < m_->shape.n_layers; i++) next_[i].store(0, std::memory_order_relaxed);
+        const uint32_t n = m_->shape.n_layers * team_.nodes().count;
+        next_.reset(new (std::nothrow) std::atomic<uint32_t>[n]);
+        for (uint32_t i = 0; next_ && i < n; i++) next_[i].store(0, std::memory_order_relaxed);
         return next_ != nullptr;
     }
 
@@ -87,8 +88,8 @@ class Pass {
         const uint32_t d = m_->shape.d_model, half = m_->shape.rope_dims / 2;
         const Span mine = rows(thread, counts_.rows);
         for (uint32_t r = mine.first; r < mine.last; r++) {
-            unpack_row(m_->embedding.type, m_->embedding.tiles, m_->embedding.tile_stride,
-                       static_cast<uint32_t>(m_->row_token[r]), d, row(m_->x, r, d));
+            const uint32_t token = static_cast<uint32_t>(m_->row_token[r]);
+            unpack_row(m_->embedding.type, m_->embedding.tile_at(token / kTileRows), token % kTileRows, d, row(m_->x, r, d));
             for (uint32_t i = 0; i < half; i++) {
                 const float angle = static_cast<float>(m_->row_position[r]) * m_->freqs[i];
                 row(m_->cosine, r, half)[i] = cosf(angle);
@@ -153,7 +154,7 @@ class Pass {
         multiply_parts(qkv, 3, act, counts_.rows, thread);
         team_.barrier();
         rotate_and_store(i, thread);
-        attend_items(m_, args_, plan_, i, &next_[i], thread);
+        attend_items(m_, args_, plan_, i, &next_[i * team_.nodes().count], thread);
         team_.barrier();
         if (plan_.any_split) {
             merge_pieces(m_, plan_, thread);

@@ -3,6 +3,7 @@
 #include <math.h>
 #include <string.h>
 
+#include "core/matrix.h"
 #include "core/numeric.h"
 
 namespace sx {
@@ -42,12 +43,26 @@ float largest(const float *x, uint32_t n) {
 
 }  // namespace
 
-bool KvCache::allocate(const KvShape &shape) {
+bool KvCache::allocate(const KvShape &shape, sx_context &context) {
     shape_ = shape;
     element_ = shape.type == SX_F32 ? 4 : shape.type == SX_Q8_0 ? 1 : 2;
-    const size_t groups = static_cast<size_t>(shape.n_layers) * shape.n_heads * shape.n_blocks *
-                          (shape.block_size / tokens()) * 2;
-    return memory_.allocate(groups * group_bytes(tokens()));
+    const NodeSet &nodes = context.team->nodes();
+    const size_t groups = static_cast<size_t>(shape.n_blocks) * (shape.block_size / tokens()) * 2;
+    const size_t step = nodes.count > 1 ? kBindStep : 64;
+    plane_bytes_ = (groups * group_bytes(tokens()) + step - 1) / step * step;
+    if (!memory_.allocate(plane_bytes_ * shape.n_layers * shape.n_heads)) return false;
+    for (uint32_t layer = 0; nodes.count > 1 && layer < shape.n_layers; layer++)
+        for (uint32_t k = 0; k < nodes.count; k++) {
+            const Range mine = part(layer, k, nodes.count);
+            context.unbound += !bind_to_node(const_cast<uint8_t *>(mine.data), mine.bytes, nodes.id[k]);
+        }
+    return true;
+}
+
+KvCache::Range KvCache::part(uint32_t layer, uint32_t k, uint32_t nodes) const {
+    const Span heads = share_of(shape_.n_heads, k, nodes);
+    const size_t first = static_cast<size_t>(layer) * shape_.n_heads + heads.first;
+    return {memory_.data() + first * plane_bytes_, (heads.last - heads.first) * plane_bytes_};
 }
 
 size_t KvCache::group_bytes(uint32_t group_tokens) const {
@@ -57,8 +72,9 @@ size_t KvCache::group_bytes(uint32_t group_tokens) const {
 
 uint8_t *KvCache::group_at(uint32_t layer, uint32_t head, uint32_t block, uint32_t slot, uint32_t side) const {
     const uint32_t per_block = shape_.block_size / tokens();
-    const size_t plane = (static_cast<size_t>(layer) * shape_.n_heads + head) * shape_.n_blocks + block;
-    return memory_.data() + ((plane * 2 + side) * per_block + slot / tokens()) * group_bytes(tokens());
+    const size_t plane = static_cast<size_t>(layer) * shape_.n_heads + head;
+    const size_t group = (static_cast<size_t>(block) * 2 + side) * per_block + slot / tokens();
+    return memory_.data() + plane * plane_bytes_ + group * group_bytes(tokens());
 }
 
 void KvCache::write(uint8_t *group, uint32_t slot, uint32_t side, const float *x) {

@@ -3,6 +3,7 @@
 
 #include <stdint.h>
 
+#include "core/context.h"
 #include "core/layout.h"
 #include "core/memory.h"
 #include "core/ops.h"
@@ -17,7 +18,8 @@ struct KvShape {
 
 class KvCache {
   public:
-    bool allocate(const KvShape &shape);
+    // Heads are shared out among the nodes of the context's team, and bound there.
+    bool allocate(const KvShape &shape, sx_context &context);
     const KvShape &shape() const { return shape_; }
 
     // Stores K and V (f32, head_dim values each) of one token and head.
@@ -31,6 +33,13 @@ class KvCache {
                 const uint8_t **k, const uint8_t **v) const;
     size_t gather_bytes() const;
 
+    // The heads of one layer that lie on node k of `nodes`.
+    struct Range {
+        const uint8_t *data;
+        size_t bytes;
+    };
+    Range part(uint32_t layer, uint32_t k, uint32_t nodes) const;
+
   private:
     uint32_t tokens() const { return shape_.block_size < kKvGroup ? shape_.block_size : kKvGroup; }  // of a group
     size_t group_bytes(uint32_t group_tokens) const;
@@ -40,7 +49,8 @@ class KvCache {
     void read(const uint8_t *group, uint32_t slot, uint32_t side, float *x) const;
 
     KvShape shape_{};
-    uint32_t element_ = 0;  // bytes
+    uint32_t element_ = 0;   // bytes
+    size_t plane_bytes_ = 0;  // of one layer and head; whole pages, so that heads can lie on different nodes
     Memory memory_;
 };
 

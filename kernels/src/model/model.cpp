@@ -63,7 +63,7 @@ bool allocate_all(sx_model *m) {
     m->layers.reset(new (std::nothrow) Layer[a.n_layers]);
     const KvShape kv{a.n_layers, a.n_kv_heads, a.head_dim, a.kv_blocks, a.kv_block_size, a.kv_type};
     return m->layers && copy_floats(a.rope_freqs, a.rope_dims / 2, &m->freqs) &&
-           copy_floats(a.alibi_slopes, a.n_heads, &m->slopes) && m->kv.allocate(kv) && allocate_scratch(m);
+           copy_floats(a.alibi_slopes, a.n_heads, &m->slopes) && m->kv.allocate(kv, *m->context) && allocate_scratch(m);
 }
 
 // Where a role's matrix lives, what shape it has, and where it stands in its product.
@@ -128,10 +128,15 @@ sx_status set_vector(const sx_tensor_args &t, uint32_t n, Memory *memory) {
     return SX_OK;
 }
 
-bool give_own_memory(Slot *slot, const sx_tensor_args &t, size_t copies) {
+Place place_of(const Slot &slot) {
+    return {(slot.offset_rows + kTileRows - 1) / kTileRows, (slot.total_rows + kTileRows - 1) / kTileRows};
+}
+
+bool give_own_memory(sx_model *m, Slot *slot, const sx_tensor_args &t, size_t copies) {
     slot->matrix->tile_stride = tile_bytes(t.type, slot->cols) * copies;
-    if (!slot->memory->allocate(slot->matrix->tile_stride * slot->matrix->n_tiles())) return false;
+    if (!slot->memory->allocate(cut_by_node(*m->context->team, place_of(*slot), slot->matrix))) return false;
     slot->matrix->tiles = slot->memory->data();
+    m->context->unbound += bind_parts(*m->context->team, *slot->matrix);
     return true;
 }
 
@@ -139,13 +144,14 @@ bool give_own_memory(Slot *slot, const sx_tensor_args &t, size_t copies) {
 // comes first or differs, gets its own memory.
 bool give_memory(sx_model *m, const sx_tensor_args &t, Slot *slot) {
     Layer &l = m->layers[t.layer];
-    if (t.role == SX_T_W_GATE) return give_own_memory(slot, t, 2);
+    if (t.role == SX_T_W_GATE) return give_own_memory(m, slot, t, 2);
     if (t.role == SX_T_W_UP && l.gate.rows != 0 && l.gate.type == t.type) {
         slot->matrix->tile_stride = l.gate.tile_stride;
         slot->matrix->tiles = l.gate.tiles + l.gate.tile_stride / 2;
+        slot->matrix->parts = l.gate.parts;
         return true;
     }
-    return give_own_memory(slot, t, 1);
+    return give_own_memory(m, slot, t, 1);
 }
 
 sx_status set_matrix(sx_model *m, const sx_tensor_args &t, Slot slot) {
@@ -161,8 +167,7 @@ sx_status set_matrix(sx_model *m, const sx_tensor_args &t, Slot slot) {
         slot.matrix->rows = 0;
         return fail(SX_ENOMEM, "no memory for role %d layer %u (%u x %u)", t.role, t.layer, t.rows, t.cols);
     }
-    const Place place{(slot.offset_rows + kTileRows - 1) / kTileRows, (slot.total_rows + kTileRows - 1) / kTileRows};
-    return pack_matrix(*m->context->team, {t.src_type, t.data}, place, slot.matrix);
+    return pack_matrix(*m->context->team, {t.src_type, t.data}, place_of(slot), slot.matrix);
 }
 
 sx_status check_layer(const sx_model *m, uint32_t i) {
