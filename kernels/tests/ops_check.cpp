@@ -43,8 +43,8 @@ std::vector<uint8_t> pack(Random *random, int32_t type, uint32_t rows, uint32_t 
     const size_t stride = sx::tile_bytes(type, cols), tiles = (rows + 15) / 16;
     std::vector<uint8_t> packed(stride * tiles);
     std::vector<float> scratch(sx::round_up(cols, sx::kSuper));
-    const sx::PackJob job{SX_F32, type, rows, cols, reinterpret_cast<const uint8_t *>(source.data()), packed.data(), stride};
-    for (uint32_t t = 0; t < tiles; t++) sx::pack_tile(job, t, scratch.data());
+    const sx::PackJob job{SX_F32, type, rows, cols, reinterpret_cast<const uint8_t *>(source.data())};
+    for (uint32_t t = 0; t < tiles; t++) sx::pack_tile(job, t, packed.data() + t * stride, scratch.data());
     packed_digest = check::digest(packed.data(), packed.size(), packed_digest);
     return packed;
 }
@@ -143,9 +143,9 @@ void fill_group(Random *random, int32_t type, uint32_t dim, uint8_t *out) {
     }
     std::vector<uint8_t> packed(x.size() * sx::float_bytes(type));
     // One tile of x.size() / 16 columns holds exactly these values, in some order; all are of the right type.
-    const sx::PackJob job{SX_F32, type, 16, dim, reinterpret_cast<const uint8_t *>(x.data()), packed.data(), packed.size()};
+    const sx::PackJob job{SX_F32, type, 16, dim, reinterpret_cast<const uint8_t *>(x.data())};
     std::vector<float> room(sx::round_up(dim, sx::kSuper));
-    sx::pack_tile(job, 0, room.data());
+    sx::pack_tile(job, 0, packed.data(), room.data());
     memcpy(out, packed.data(), packed.size());
 }
 

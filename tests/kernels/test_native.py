@@ -15,6 +15,8 @@ import pytest
 
 from syshax_kernels.library import Library
 
+pytestmark = pytest.mark.timeout(300)  # builds of whole variants
+
 ROOT = Path(__file__).resolve().parents[2]
 KERNELS = ROOT / "kernels"
 CROSS = "aarch64-linux-gnu-"
