@@ -15,8 +15,8 @@ from .types import Config, ContainerConfig, UnitConfig
 CONTAINERS = (BackendKind.PODMAN, BackendKind.DOCKER)
 SHARED_SHM = 1 << 30  # bytes; a vLLM CPU unit alone takes 160 MiB of the /dev/shm it shares, and dies without
 _DEAD_ON_EXTERNAL = (
-    "model_path", "device_ids", "tensor_parallel_size", "kv_blocks", "block_size", "quantize", "command", "env",
-    "extra_args", "start_timeout", "stop_timeout", "cpu", "restart", "container",
+    "model_path", "device_ids", "tensor_parallel_size", "kv_blocks", "block_size", "quantize", "python", "command",
+    "env", "extra_args", "start_timeout", "stop_timeout", "cpu", "restart", "container",
 )  # fmt: skip
 
 

@@ -167,6 +167,7 @@ class UnitConfig:
     block_size: Optional[int] = None
     quantize: str = ""  # q8_0 | q4_0 | ""
     reasoning_parser: str = ""  # vLLM's name of one, such as deepseek_r1
+    python: str = ""  # of a vLLM process; the one on PATH where empty
     command: tuple[str, ...] = ()  # instead of the built-in launch recipe
     env: Mapping[str, str] = field(default_factory=dict)
     extra_args: tuple[str, ...] = ()

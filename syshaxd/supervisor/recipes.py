@@ -14,7 +14,8 @@ from syshaxd.errors import BackendError
 from syshaxd.model.unit import BackendKind, UnitKind
 from syshaxd.topology import format_cpu_list
 
-from .binding.apply import environment
+from . import vllm_recipe
+from .binding.apply import environment, vllm_environment
 from .binding.plan import Binding
 from .container_spec import CONTAINERS, Inside, container_spec, listen_host
 
@@ -39,7 +40,7 @@ class Surroundings:
     api_key: str = field(default="", repr=False)  # what is in secret_file, for servers that take it by environment
     donor: str = ""  # container whose IPC namespace the unit joins
     pool_group: str = ""  # group id of the pool folder
-    plugin_dir: str = ""  # folder with our Python packages, for containers
+    plugin_dir: str = ""  # folder with our Python packages, for containers and vLLM
 
 
 def launch_spec(unit: UnitConfig, around: Surroundings) -> LaunchSpec:
@@ -106,6 +107,9 @@ def _command(unit: UnitConfig, around: Surroundings) -> tuple[str, ...]:
         return (*_sysinfer(unit, around), *unit.extra_args)
     if unit.kind is UnitKind.VLLM and unit.backend in CONTAINERS:
         return (*_vllm(unit, around), *unit.extra_args)
+    if unit.kind is UnitKind.VLLM:
+        name = served_name(unit, around.model_name)
+        return vllm_recipe.command(unit, name, around.port, bool(pool_file(unit, around)))
     what = f"kind {unit.kind.value} with backend {unit.backend.value}"
     way_out = f"give units.{unit.name}.command, or use backend: external with a url"
     raise BackendError(f"unit {unit.name}: there is no built-in way to start {what}; {way_out}")
@@ -170,6 +174,10 @@ def _environment(unit: UnitConfig, around: Surroundings) -> Mapping[str, str]:
         for name, value in around.environ.items()
         if name in INHERITED or name.startswith(INHERITED_PREFIXES)
     }
+    if unit.kind is UnitKind.VLLM:
+        inherited.pop("PYTHONPATH", None)  # ours has packages for the daemon's Python
+        own = vllm_recipe.environment(unit, around.plugin_dir, around.api_key)
+        return {**inherited, **own, **vllm_environment(around.binding), **_pool(unit, around), **unit.env}
     return {**inherited, **environment(around.binding), **_pool(unit, around), **unit.env}
 
 

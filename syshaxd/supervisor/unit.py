@@ -16,12 +16,12 @@ from syshaxd.backends.container_spec import EngineKind, command_line
 from syshaxd.config.types import RestartConfig, UnitConfig
 from syshaxd.errors import BackendError, DeadlineError, UnitError
 from syshaxd.model.snapshot import InFlight
-from syshaxd.model.unit import BackendKind, UnitState, UnitView
+from syshaxd.model.unit import BackendKind, UnitKind, UnitState, UnitView
 from syshaxd.monitor import PageReader
 from syshaxd.tasks import TaskSet, cancelled, within
 from syshaxd.unitclient import Target, UnitClient
 
-from . import files, recipes
+from . import files, recipes, vllm_recipe
 from .container_spec import CONTAINERS, donor_of
 from .life import Act, Event, Life, What, step
 from .probe import Activity, Deadline, Probe, WrongModel, await_answer
@@ -227,6 +227,10 @@ class Unit:
         )
         if config.backend in CONTAINERS:
             around = await self._for_container(config, around)
+        if config.kind is UnitKind.VLLM:
+            around = replace(around, plugin_dir=files.plugin_dir(self._tools.environ, sys.path))
+            for note in vllm_recipe.notes(config):  # old flags of the user's that were said anew
+                log.warning(note, unit=self.name)
         pool_file = recipes.pool_file(config, around)
         spec = recipes.launch_spec(config, around)
         backend = self._backend()

@@ -152,19 +152,19 @@ def choice_text(choice: Mapping[str, Any]) -> str:
 
 
 @contextlib.contextmanager
-def running(model: Path) -> Iterator[Daemon]:
+def running(model: Path, config: str = CONFIG, start_timeout: float = 60.0) -> Iterator[Daemon]:
     """A daemon on that model, ended at the end, with everything it started."""
     with tempfile.TemporaryDirectory(prefix="syshax-") as name:
         folder = Path(name)
         (folder / "pool").mkdir()
-        (folder / "syshax.yaml").write_text(CONFIG.format(model=MODEL, path=model, folder=folder))
+        (folder / "syshax.yaml").write_text(config.format(model=MODEL, path=model, folder=folder))
         command = [sys.executable, "-m", "syshaxd", "--config", str(folder / "syshax.yaml")]
         env = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'kernels/python'}", "PYTHONUNBUFFERED": "1"}
         with open(folder / "log", "wb") as out:
             process = subprocess.Popen(command, cwd=ROOT, stdout=out, stderr=subprocess.STDOUT, env=env)
         daemon = Daemon(process, folder)
         try:
-            wait_for("start", daemon.ready, 60)
+            wait_for("start", daemon.ready, start_timeout)
             yield daemon
         finally:
             stop(process)

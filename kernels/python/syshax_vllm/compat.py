@@ -24,6 +24,13 @@ def check_version(text: str) -> None:
         raise RuntimeError(f"sysHAX knows vLLM {low} to {high}, this is {text}: install one of those")
 
 
+def abort_arguments() -> list[str]:
+    """Server flags that make requests abortable by id; our own route where vLLM couples its own to token-only use."""
+    if FAILS_BY_REQUEST:
+        return ["--enable-scale-out"]
+    return ["--middleware", "syshax_vllm.abort.AbortRequests"]
+
+
 def vllm_version() -> str:
     return str(vllm.__version__)
 

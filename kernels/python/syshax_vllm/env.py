@@ -35,3 +35,8 @@ def read_pool(values: Mapping[str, str]) -> Pool | None:
 def own_pool() -> Pool | None:
     """read_pool() of this process."""
     return read_pool(os.environ)
+
+
+def own_secret() -> str:
+    """The key that vLLM's server asks its clients for; "" for none."""
+    return os.environ.get("VLLM_API_KEY", "")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import secrets
+import threading
 from dataclasses import dataclass
 from typing import Sequence
 
@@ -14,6 +15,7 @@ from syshax_vllm.meta import Write, blocks_for
 
 log = logging.getLogger("vllm.syshax")
 
+IDLE_BEAT_S = 0.25  # an idle engine makes no steps; somebody must free tickets that are over, and say we are alive
 READY_LEASE_S = 30.0  # how long a published ticket waits for its consumer
 
 
@@ -28,16 +30,21 @@ class Saved:
 
 
 class Saver:
-    """Makes tickets, orders writes, publishes. One thread."""
+    """Makes tickets, orders writes, publishes. Called by the engine's thread; one of its own beats while that idles."""
 
     def __init__(self, outbox: Outbox, block_size: int, counts: Counts) -> None:
         self._outbox, self._block_size, self._counts = outbox, block_size, counts
+        self._lock = threading.Lock()  # of the outbox
+        self._page = UnitStats()
+        self._closed = threading.Event()
+        self._heart = threading.Thread(target=self._beat_on, name="syshax-beat", daemon=True)
+        self._heart.start()
 
     def begin(self, request_id: str, ticket: bytes | None) -> Saved | None:
         """A FILLING ticket; without an id a private one. None (counted) where there is none to be had."""
         try:
-            self._outbox.reap()  # an idle engine makes no steps, and does not reap
-            return Saved(self._outbox.begin(ticket or secrets.token_bytes(16), READY_LEASE_S), ticket is None)
+            with self._lock:
+                return Saved(self._outbox.begin(ticket or secrets.token_bytes(16), READY_LEASE_S), ticket is None)
         except (KernelError, ValueError) as err:
             self._note(request_id, err)
             return None
@@ -50,7 +57,8 @@ class Saver:
         if until <= start or saved.over:
             return None
         try:
-            saved.ticket.append(tokens[start:until])
+            with self._lock:
+                saved.ticket.append(tokens[start:until])
         except KernelError as err:
             saved.over = True
             self._note(request_id, err)
@@ -60,22 +68,43 @@ class Saver:
 
     def publish(self, request_id: str, saved: Saved) -> None:
         """FILLING -> READY, once every write has been done."""
+        if not saved.done or saved.over:
+            return self.drop(saved)
         try:
-            if saved.done and not saved.over:
+            with self._lock:
                 saved.ticket.publish(saved.done)
-                self._counts.saved_tokens += saved.done
-            else:
-                saved.ticket.free()
+            self._counts.saved_tokens += saved.done
         except KernelError as err:
             self._note(request_id, err)
+            self.drop(saved)
+
+    def drop(self, saved: Saved) -> None:
+        """Frees the ticket. Nothing may be writing into it."""
+        with self._lock:
             saved.ticket.free()
 
     def beat(self, page: UnitStats) -> None:
         """Writes the stats page and frees tickets that are over."""
+        with self._lock:
+            self._page = page
+            self._write()
+
+    def _write(self) -> None:
         self._outbox.reap()
-        self._outbox.write_stats(page)
+        self._outbox.write_stats(self._page)
+
+    def _beat_on(self) -> None:
+        while not self._closed.wait(IDLE_BEAT_S):
+            try:
+                with self._lock:
+                    self._write()
+            except KernelError as err:
+                log.error("no stats page and no freed tickets while this unit idles: %s", err)
+                return
 
     def close(self) -> None:
+        self._closed.set()
+        self._heart.join()
         self._outbox.close()
 
     def _note(self, request_id: str, err: Exception) -> None:

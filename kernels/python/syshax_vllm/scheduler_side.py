@@ -217,10 +217,12 @@ class SchedulerSide:
         """Takes up what the workers have done."""
         for key in output.finished_sending or ():
             saved, publish = self._ending.pop(key, (None, False))
-            if saved is not None and self._saver is not None and publish:
+            if saved is None or self._saver is None:
+                continue
+            if publish:
                 self._saver.publish(key, saved)
-            elif saved is not None:
-                saved.ticket.free()
+            else:
+                self._saver.drop(saved)
         for key in output.finished_recving or ():
             self._loaded(key, output)
         self._pages.step_over()
@@ -237,8 +239,8 @@ class SchedulerSide:
         else:
             self._counts.loaded_tokens += load.end - load.start
         self._settle(tracked)
-        if tracked.saved is not None and (over or tracked.saved.private):
-            tracked.saved.ticket.free()
+        if tracked.saved is not None and self._saver is not None and (over or tracked.saved.private):
+            self._saver.drop(tracked.saved)
             tracked.saved = None
 
     def close(self) -> None:

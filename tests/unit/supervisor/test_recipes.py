@@ -58,8 +58,8 @@ def test_own_command_with_places_to_fill_in() -> None:
 
 
 def test_a_kind_without_a_recipe_says_what_to_do() -> None:
-    unit = replace(UNIT, kind=UnitKind.VLLM)
-    with pytest.raises(BackendError, match=r"no built-in way to start kind vllm .*; give units\.cpu\.command"):
+    unit = replace(UNIT, kind=UnitKind.OPENAI)
+    with pytest.raises(BackendError, match=r"no built-in way to start kind openai .*; give units\.cpu\.command"):
         launch_spec(unit, AROUND)
 
 

