@@ -34,9 +34,9 @@ VLLM = (
 )
 SYSINFER = "{{kind: sysinfer, role: ROLE, cpu: {{affinity: none, threads: 1}}}}"
 PAIRS = {
-    "vllm>vllm, blocks 32 and 64": (("llama"), (VLLM, 32), (VLLM, 64)),
-    "sysinfer>vllm": (("qwen2"), (SYSINFER, 0), (VLLM, 32)),
-    "vllm>sysinfer": (("llama"), (VLLM, 128), (SYSINFER, 0)),
+    "vllm>vllm, blocks 32 and 64": ("llama", (VLLM, 32), (VLLM, 64)),
+    "sysinfer>vllm": ("qwen2", (SYSINFER, 0), (VLLM, 32)),
+    "vllm>sysinfer": ("llama", (VLLM, 128), (SYSINFER, 0)),
 }
 
 
@@ -59,7 +59,14 @@ def daemon(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     lines.insert(at, f"  gpu: {unit(first, 'accelerator', model.folder, first_block)}")
     lines.insert(at + 1, f"  cpu: {unit(second, 'cpu', model.folder, second_block)}")
     with house.running(model.gguf, "\n".join(lines) + "\n", 600) as running:
+        wait_for("a split", lambda: splits(running), 300)
         yield running
+
+
+def splits(daemon: Daemon) -> bool:
+    """Whether the daemon has found that the pair may split."""
+    body = {"prompt": [5, 6, 7], "max_tokens": 2}
+    return daemon.ask("/v1/completions", body, {"x-syshax-route": ROUTES[2]}).status == 200
 
 
 def prompt(length: int, salt: int = 0) -> List[int]:
