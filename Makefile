@@ -89,7 +89,7 @@ vllm-env:  ## stock vLLM for CPUs in its own environment, for test-vllm
 	@tests/vllm/environment.sh $(VLLM_VERSION) $(VLLM_VENV)
 
 test-vllm: $(TEST_STAMP) native  ## the plugin in a real vLLM (15 min)
-	@VLLM_VENV=$(VLLM_VENV) $(TIER) vllm -- $(VLLM_VENV)/bin/python -m pytest -q tests/vllm
+	@VLLM_VENV=$(VLLM_VENV) $(TIER) vllm -- $(PYTEST) -q tests/vllm
 
 test-system: $(TEST_STAMP)  ## install, start, reload, upgrade under a real systemd; needs root (12 min)
 	@$(TIER) system -- $(PYTEST) -q tests/system

@@ -34,9 +34,9 @@ VLLM = (
 )
 SYSINFER = "{{kind: sysinfer, role: ROLE, cpu: {{affinity: none, threads: 1}}}}"
 PAIRS = {
-    "vllm>vllm, blocks 32 and 64": ("llama", (VLLM, 32), (VLLM, 64)),
-    "sysinfer>vllm": ("qwen2", (SYSINFER, 0), (VLLM, 32)),
-    "vllm>sysinfer": ("llama", (VLLM, 128), (SYSINFER, 0)),
+    "vllm_to_vllm": ("llama", (VLLM, 32), (VLLM, 64)),
+    "sysinfer_to_vllm": ("qwen2", (SYSINFER, 0), (VLLM, 32)),
+    "vllm_to_sysinfer": ("llama", (VLLM, 128), (SYSINFER, 0)),
 }
 
 
