@@ -50,17 +50,28 @@ async def exact_text(endpoint: Endpoint, draw: random.Random, tokens: int) -> st
 
 
 async def generate(endpoint: Endpoint, shape: Shape, progress: Callable[[int, int], None]) -> list[str]:
-    """All prompts, shuffled by the seed. A prompt has prefix + suffix tokens, and one more where the space between
-    them is a token of its own."""
+    """All prompts, each of exactly prefix + suffix tokens, shuffled by the seed."""
     draw = random.Random(shape.seed)
     prompts: list[str] = []
     for _ in range(shape.groups):
         prefix = await exact_text(endpoint, draw, shape.prefix)
         for _ in range(shape.prompts_per_group):
-            prompts.append((prefix + " " + (await exact_text(endpoint, draw, shape.suffix)).lstrip()).strip())
+            prompts.append(await _prompt(endpoint, draw, prefix, shape))
             progress(len(prompts), shape.groups * shape.prompts_per_group)
     draw.shuffle(prompts)
     return prompts
+
+
+async def _prompt(endpoint: Endpoint, draw: random.Random, prefix: str, shape: Shape) -> str:
+    """Tokens may merge where the two parts meet: then the suffix is made again, longer or shorter by the difference."""
+    total, suffix = shape.prefix + shape.suffix, shape.suffix
+    for _ in range(REPAIRS):
+        text = prefix + await exact_text(endpoint, draw, suffix)
+        missing = total - len(await endpoint.tokenize(text))
+        if not missing:
+            return text
+        suffix = max(1, suffix + missing)
+    raise BenchError(f"no random prompt of exactly {total} tokens was found in {REPAIRS} tries")
 
 
 def save(prompts: Sequence[str], path: Path) -> None:
