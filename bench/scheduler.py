@@ -65,7 +65,8 @@ MORE = (
 LOADS = (0.5, 0.7, 0.85, 1.0, 1.15, 1.3, 1.6)
 
 
-def _one(job: tuple[Pair, float, int, str], clients: Optional[int] = None) -> dict[str, Any]:
+def one(job: tuple[Pair, float, int, str], clients: Optional[int] = None) -> dict[str, Any]:
+    """Plays one policy on one pair at a load, from the segment that begins after `skip` requests."""
     pair, load, skip, policy = job
     contestant = next(c for c in contestants() if c.name == policy)
     demand = Demand(pair.saturation * load, pair.requests, pair.longest, skip=skip)
@@ -150,7 +151,7 @@ def run(pairs: Sequence[Pair], loads: Sequence[float], quick: bool) -> dict[str,
     ]
     rows: list[dict[str, Any]] = []
     with Pool(2) as pool:
-        for row in pool.imap_unordered(_one, jobs, chunksize=2):
+        for row in pool.imap_unordered(one, jobs, chunksize=2):
             rows.append(row)
             if sys.stderr.isatty() and len(rows) % 20 == 0:
                 print(f"{len(rows)} of {len(jobs)}", file=sys.stderr)

@@ -39,7 +39,7 @@ from .gate import PdGuard
 from .pulse import INTERVAL, Patience, Watchdog
 from .reload import Reloader
 from .selfcheck import SelfCheck
-from .status import status_line, unit_json, units_json
+from .status import host_json, status_line, unit_json, units_json
 
 log = logging.Log("engine")
 TICK = 0.05  # seconds between two scheduling cycles
@@ -316,6 +316,7 @@ class Engine:
             "queued": snapshot.queued,
             "pd": {"enabled": snapshot.pd.enabled, "reason": snapshot.pd.reason},
             "reload": dict(self._last_reload),
+            "host": host_json(snapshot.host),
             "units": units_json(snapshot),
         }
 

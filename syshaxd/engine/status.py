@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any, Mapping, Optional
 
-from syshaxd.model.snapshot import Snapshot, UnitSnapshot
+from syshaxd.model.snapshot import HostLoad, Snapshot, UnitSnapshot
 from syshaxd.model.unit import UnitState
 
 
@@ -35,6 +36,11 @@ def unit_json(unit: UnitSnapshot, now: float) -> Mapping[str, Any]:
         "kv_usage": load.kv_usage if load else None,
         "load_source": load.source if load else None,
     }
+
+
+def host_json(host: HostLoad) -> Mapping[str, Any]:
+    """The host; memory in bytes, `accelerators` null where no vendor tool answers."""
+    return asdict(host)
 
 
 def units_json(snapshot: Snapshot) -> list[Mapping[str, Any]]:

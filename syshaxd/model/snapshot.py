@@ -72,12 +72,22 @@ class UnitSnapshot:
 
 
 @dataclass(frozen=True)
+class DeviceLoad:
+    """One accelerator device, as the vendor's tool tells it. None: it does not."""
+
+    percent: Optional[float] = None
+    memory_used: Optional[int] = None  # bytes
+    memory_total: Optional[int] = None  # bytes
+
+
+@dataclass(frozen=True)
 class HostLoad:
-    """The host, from psutil."""
+    """The host, from psutil; `accelerators` None where no vendor tool answers."""
 
     cpu_percent: Optional[float] = None
     memory_available: Optional[int] = None  # bytes
     cpu_percent_per_node: tuple[float, ...] = ()
+    accelerators: Optional[tuple[DeviceLoad, ...]] = None
 
 
 @dataclass(frozen=True)

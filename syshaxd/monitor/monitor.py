@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from dataclasses import replace
 from typing import Callable, Mapping, Optional, Protocol, Sequence
 
 import psutil
@@ -18,10 +19,12 @@ from syshaxd.tasks import TaskSet
 from syshaxd.topology import Topology
 from syshaxd.unitclient import Target, UnitClient
 
+from .devices import Devices, read_devices, vendor_tool
 from .statspage import PageReader
 from .vllm_metrics import MetricsError, parse_load
 
 log = Log("monitor")
+DEVICES_INTERVAL = 10.0  # seconds between two calls of the vendor's tool, which takes a second itself
 PAGELESS_INTERVAL = 1.0  # seconds between two /metrics of a unit that has no page
 
 
@@ -59,6 +62,7 @@ class SystemMonitor:
         self._clock = clock
         self._watches: dict[str, _UnitWatch] = {}
         self._host = HostLoad()
+        self._devices: Optional[Devices] = None
         self._tasks = TaskSet("monitor", _report)
 
     def configure(self, config: MonitorConfig) -> None:
@@ -69,6 +73,9 @@ class SystemMonitor:
         """Begin to look."""
         psutil.cpu_percent(percpu=True)  # the first call only sets the mark
         self._tasks.start("beat", self._run())
+        tool = vendor_tool()
+        if tool is not None:
+            self._tasks.start("devices", self._watch_devices(tool))
 
     async def close(self) -> None:
         """Stop looking."""
@@ -104,7 +111,7 @@ class SystemMonitor:
         for view in views.values():
             if view.ready:
                 self._look_at(view)
-        self._host = host_load(self._topology)
+        self._host = replace(host_load(self._topology), accelerators=self._devices)
 
     def _look_at(self, view: UnitView) -> None:
         watch = self._watches.get(view.name)
@@ -129,6 +136,11 @@ class SystemMonitor:
             watch.poll_failed(str(err), self._clock())
         finally:
             watch.polling = False
+
+    async def _watch_devices(self, tool: Sequence[str]) -> None:
+        while True:
+            self._devices = await read_devices(tool)
+            await asyncio.sleep(DEVICES_INTERVAL)
 
     async def _run(self) -> None:
         while True:
