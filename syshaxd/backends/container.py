@@ -232,10 +232,16 @@ class ContainerUnit:
 
     async def _follow(self, tail: int) -> None:
         """Its output, taken up again after the engine was away."""
-        pause, since = RETRY[0], 0.0
+        pause, heard = RETRY[0], 0.0
+
+        def feed(data: bytes) -> None:
+            nonlocal heard
+            heard = time.time()
+            self._lines.feed(data)
+
         while True:
             try:
-                await self._api.output(self._id, self._lines.feed, tail, since)
+                await self._api.output(self._id, feed, tail, heard)
             except EngineRefused:
                 break
             except BackendError:
@@ -243,7 +249,7 @@ class ContainerUnit:
             else:
                 if not await self._runs():
                     break
-            tail, since = -1, time.time()
+            tail = -1
             await asyncio.sleep(pause)
             pause = min(2 * pause, RETRY[1])
         self._lines.end()

@@ -182,7 +182,7 @@ class EngineApi:
         No deadline: a unit may be silent for days. The caller owns the task that waits here.
         """
         words = f"stdout=true&stderr=true&follow=true&tail={'all' if tail < 0 else tail}"
-        words += f"&since={since:.0f}" if since else ""
+        words += f"&since={int(since)}" if since else ""
         frames = Frames()
         async for data in self._stream("GET", f"containers/{container}/logs?{words}", None):
             on_data(frames.feed(data))

@@ -1,0 +1,1 @@
+"""A container engine that runs containers as plain child processes and misbehaves on demand."""
