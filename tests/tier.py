@@ -44,8 +44,8 @@ TIERS = {
     "vllm": Tier(15, install="make vllm-env"),
     "system": Tier(
         12,
-        ("podman", "runc", "rpmbuild", "rpmlint", "createrepo_c", "mmdebstrap"),
-        "apt-get install -y podman runc rpm rpmlint createrepo-c mmdebstrap",
+        ("podman", "dockerd", "runc", "rpmbuild", "rpmlint", "createrepo_c", "mmdebstrap"),
+        "apt-get install -y podman docker.io runc rpm rpmlint createrepo-c mmdebstrap",
         root=True,
     ),
 }

@@ -120,7 +120,6 @@ def _docker_request(spec: ContainerSpec) -> dict[str, Any]:
         "CpusetCpus": spec.cpuset_cpus,
         "CpusetMems": spec.cpuset_mems,
         "GroupAdd": list(spec.groups),
-        "Init": True,
         "LogConfig": {"Type": "json-file", "Config": {"max-size": str(LOG_SIZE), "max-file": str(LOG_FILES)}},
     }
     return {
@@ -223,7 +222,6 @@ def command_line(spec: ContainerSpec, engine: EngineKind) -> tuple[str, ...]:
     words += _flags("--env", (_env_word(name, value) for name, value in spec.env.items()))
     words += _flags("--label", (f"{name}={value}" for name, value in spec.labels.items()))
     words += [f"--stop-timeout={spec.stop_timeout}", *_log_flags(engine)]
-    words += ["--init"] if engine is EngineKind.DOCKER else []
     words += [f"--entrypoint={spec.argv[0]}"] if spec.argv else []
     return (*words, spec.image, *spec.argv[1:])
 

@@ -31,6 +31,8 @@ VERBS = (
     Verb("units", "units", "list, show, restart, stop or start units; their logs"),
     Verb("interfaces", "interfaces", "list the addresses the daemon and its units listen on"),
     Verb("model", "model", "show the models served"),
+    Verb("image", "image", "list, save or load the images of units"),
+    Verb("doctor", "doctor.command", "test whether this host can run the units"),
     Verb("explain", "explain", "tell what happened to one request and why"),
     Verb("simulate", "simulate.command", "play a trace of requests against schedulers"),
     Verb("estimate", "estimate", "what a host's CPUs can add, by formula"),

@@ -5,7 +5,7 @@ _syshax() {
         --config|--socket) COMPREPLY=($(compgen -f -- "$word")); return ;;
     esac
     if [ "$COMP_CWORD" -eq 1 ]; then
-        words="init config check-config run status reload drain units interfaces model explain simulate estimate bench version"
+        words="init config check-config run status reload drain units interfaces model image doctor explain simulate estimate bench version"
     elif [ "${COMP_WORDS[1]}" = units ] && [ "$COMP_CWORD" -eq 3 ]; then
         words=$(syshax interfaces --json 2>/dev/null | sed -n 's/.*"unit": "\([^"]*\)".*/\1/p')
     else
@@ -20,6 +20,8 @@ _syshax() {
             units) words="list show restart stop start logs --command -n --lines --config --socket --json --help" ;;
             interfaces) words="--config --socket --json --help" ;;
             model) words="--config --socket --json --help" ;;
+            image) words="list save load --engine --socket --config --json --help" ;;
+            doctor) words="--config --json --help" ;;
             explain) words="--chrome-trace --config --socket --json --help" ;;
             simulate) words="--host --rate --requests --longest --flex-share --clients --seed --all --json --help" ;;
             estimate) words="--host --prompt --output --tpot-ms --json --help" ;;

@@ -1,0 +1,148 @@
+"""Checks that only read files of the host, below a root folder."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+from pathlib import Path
+from typing import Iterator
+
+from syshaxd.config.types import Config, UnitConfig
+from syshaxd.model.unit import BackendKind
+from syshaxd.supervisor.container_spec import ASCEND_BOARDS, CONTAINERS, ascend_board
+
+from .findings import Finding, error, good, warning
+
+CDI_FOLDERS = ("etc/cdi", "run/cdi", "var/run/cdi")
+
+
+def host_findings(config: Config, root: Path = Path("/")) -> Iterator[Finding]:
+    """What the files of the host say."""
+    yield from _cgroups(config, root)
+    yield from _selinux(root)
+    yield from _huge_pages(root)
+    yield from _pool(config, root)
+    for unit in config.units:
+        if unit.backend is BackendKind.EXTERNAL:
+            continue
+        yield from _model(unit, root)
+        yield from _port(unit)
+        if unit.accelerator == "nvidia":
+            yield from _nvidia(unit, root)
+        if unit.accelerator == "ascend":
+            yield from _ascend(unit, root)
+
+
+def _cgroups(config: Config, root: Path) -> Iterator[Finding]:
+    if not any(unit.backend in CONTAINERS for unit in config.units):
+        return
+    unified = (root / "sys/fs/cgroup/cgroup.controllers").exists()
+    names = (root / "sys/fs/cgroup/cgroup.controllers").read_text().split() if unified else []
+    if unified and "cpuset" not in names:
+        yield warning("cgroups", "version 2 without cpuset", "containers can't be bound to CPUs; enable the controller")
+    elif not unified and not (root / "sys/fs/cgroup/cpuset").exists():
+        yield warning("cgroups", "version 1 without cpuset", "containers can't be bound; mount the cpuset controller")
+    elif not unified:
+        yield good("cgroups", "version 1 (a container killed for memory may not be told as such)")
+    else:
+        yield good("cgroups", "version 2")
+
+
+def _selinux(root: Path) -> Iterator[Finding]:
+    try:
+        enforcing = (root / "sys/fs/selinux/enforce").read_text().strip() == "1"
+    except OSError:
+        yield good("selinux", "not in use")
+        return
+    yield good("selinux", "enforcing; the pool folder is mounted with label z" if enforcing else "permissive")
+
+
+def _huge_pages(root: Path) -> Iterator[Finding]:
+    try:
+        text = (root / "sys/kernel/mm/transparent_hugepage/enabled").read_text()
+    except OSError:
+        return
+    if "[never]" in text:
+        advice = "echo madvise > /sys/kernel/mm/transparent_hugepage/enabled makes CPU units faster"
+        yield warning("hugepages", "transparent huge pages are off", advice)
+    else:
+        yield good("hugepages", text.strip())
+
+
+def _pool(config: Config, root: Path) -> Iterator[Finding]:
+    folder = root / config.pd.pool_dir.lstrip("/")
+    there = folder if folder.exists() else folder.parent
+    if not there.exists():
+        yield error("pool", f"{config.pd.pool_dir} is not there", "systemd-tmpfiles --create; or set pd.pool_dir")
+        return
+    size = shutil.disk_usage(there).total
+    need = config.pd.pool_size * sum(unit.backend is not BackendKind.EXTERNAL for unit in config.units)
+    said = f"{config.pd.pool_dir}: {size / 2**30:.1f} GiB, {need / 2**30:.1f} GiB needed"
+    if need > size:
+        yield error("pool", said, "make pd.pool_size smaller, or: mount -o remount,size=SIZE /dev/shm")
+    else:
+        yield good("pool", said)
+
+
+def _model(unit: UnitConfig, root: Path) -> Iterator[Finding]:
+    if not unit.model_path.startswith("/"):
+        return
+    path = root / unit.model_path.lstrip("/")
+    subject = f"{unit.name}: model"
+    if not path.exists():
+        yield error(subject, f"{unit.model_path} is not there", "put the model there, or set model_path")
+    elif not os.access(path, os.R_OK):
+        yield error(subject, f"{unit.model_path} can't be read", "make it readable for all: chmod -R a+rX")
+    elif path.is_dir() and not (path / "config.json").exists():
+        advice = "give the folder of a Hugging Face model, or a GGUF file"
+        yield error(subject, f"{unit.model_path} has no config.json", advice)
+    elif path.is_dir() and any(item.is_symlink() for item in path.iterdir()) and unit.backend in CONTAINERS:
+        advice = "mount what they lead to as well (container.mounts), or copy the files"
+        yield warning(subject, f"{unit.model_path} holds symbolic links", advice)
+    else:
+        yield good(subject, unit.model_path)
+
+
+def _port(unit: UnitConfig) -> Iterator[Finding]:
+    if not unit.port:
+        return
+    family = socket.AF_INET6 if ":" in unit.host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((unit.host, unit.port))
+        except OSError as err:
+            advice = "good if that is the unit itself, running; else choose another port, or leave port out"
+            yield warning(f"{unit.name}: port", f"{unit.host}:{unit.port}: {err.strerror}", advice)
+            return
+    yield good(f"{unit.name}: port", f"{unit.host}:{unit.port} is free")
+
+
+def _nvidia(unit: UnitConfig, root: Path) -> Iterator[Finding]:
+    subject = f"{unit.name}: nvidia"
+    missing = [name for name in ("nvidiactl", *(f"nvidia{n}" for n in unit.device_ids if n.isdigit()))
+               if not (root / "dev" / name).exists()]  # fmt: skip
+    if missing:
+        yield error(subject, f"no /dev/{missing[0]}", "install the NVIDIA driver; nvidia-smi must list the device")
+    else:
+        yield good(subject, "driver and devices are there")
+    if unit.backend is BackendKind.PODMAN:
+        files = [path for folder in CDI_FOLDERS for path in (root / folder).glob("*") if "nvidia" in path.name]
+        if files:
+            yield good(f"{unit.name}: CDI", f"{files[0]}")
+        else:
+            advice = "nvidia-ctk cdi generate --output=/etc/cdi/nvidia.yaml (NVIDIA container toolkit)"
+            yield error(f"{unit.name}: CDI", "no CDI file for NVIDIA devices", advice)
+
+
+def _ascend(unit: UnitConfig, root: Path) -> Iterator[Finding]:
+    board = ascend_board(unit)
+    ids = unit.device_ids or tuple(str(number) for number in range(unit.tensor_parallel_size))
+    devices = (*(f"/dev/davinci{number}" for number in ids), *ASCEND_BOARDS[board].devices)
+    for path in (*devices, *ASCEND_BOARDS[board].mounts):
+        if not (root / path.lstrip("/")).exists():
+            advice = "install the Ascend driver and firmware; npu-smi info must list the chip"
+            yield error(f"{unit.name}: ascend ({board})", f"no {path}", advice)
+            return
+    yield good(f"{unit.name}: ascend ({board})", "devices and driver files are there")

@@ -1,0 +1,94 @@
+"""Real Podman and Docker, each with a service, a socket and (Docker) a store of its own, and a small image for both.
+
+The image is empty but for links: what runs in it comes from the host's /usr, mounted read-only.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import shutil
+import signal
+import subprocess
+import tarfile
+from pathlib import Path
+from typing import Optional
+
+from syshaxd.backends.container_spec import EngineKind
+
+from .rig import poll, run
+
+IMAGE = "localhost/syshax-test:1"
+CONTAINERS_CONF = """
+[engine]
+runtime="runc"
+[containers]
+default_ulimits=["nofile=1024:1024", "nproc=1024:1024"]
+"""
+ULIMITS = ("--default-ulimit", "nofile=1024:1024", "--default-ulimit", "nproc=1024:1024")
+
+
+class RealEngine:
+    """One engine's service. `stop` and `start` restart it; containers of Docker end with it, those of Podman do not."""
+
+    def __init__(self, kind: EngineKind, folder: Path) -> None:
+        self.kind = kind
+        self.folder = folder
+        self.socket = str(folder / f"{kind.value}.sock")
+        self.process: Optional[subprocess.Popen[bytes]] = None
+        (folder / "containers.conf").write_text(CONTAINERS_CONF)
+
+    def start(self) -> "RealEngine":
+        """Run the service until it answers."""
+        words: tuple[str, ...] = ("podman", "system", "service", "--time=0", f"unix://{self.socket}")
+        if self.kind is EngineKind.DOCKER:
+            roots = ("--data-root", f"{self.folder}/data", "--exec-root", f"{self.folder}/exec")
+            words = ("dockerd", *roots, "-p", f"{self.folder}/pid", "-H", f"unix://{self.socket}", *ULIMITS)
+        environ = {**os.environ, "CONTAINERS_CONF": str(self.folder / "containers.conf")}
+        log = (self.folder / f"{self.kind.value}.log").open("ab")
+        with log:
+            self.process = subprocess.Popen(words, stdout=log, stderr=log, env=environ, start_new_session=True)
+        curl = ("curl", "-sf", "--max-time", 5, "--unix-socket", self.socket, "http://engine/_ping")
+        poll(f"{self.kind.value} answers", lambda: run(*curl, check=False).returncode == 0, timeout=60)
+        return self
+
+    def stop(self, number: int = signal.SIGTERM) -> None:
+        """End the service."""
+        if self.process is not None:
+            self.process.send_signal(number)
+            self.process.wait(60)
+            self.process = None
+
+    def import_image(self) -> None:
+        """The image, made here."""
+        archive = self.folder / "rootfs.tar"
+        archive.write_bytes(_rootfs())
+        if self.kind is EngineKind.PODMAN:
+            run("podman", "import", archive, IMAGE)
+            return
+        curl = ("curl", "-sf", "--max-time", 60, "--unix-socket", self.socket, "-H", "Content-Type: application/x-tar")
+        name, _, tag = IMAGE.rpartition(":")
+        url = f"http://engine/v1.40/images/create?fromSrc=-&repo={name}&tag={tag}"
+        run(*curl, "-X", "POST", "--data-binary", f"@{archive}", url)
+
+    def close(self) -> None:
+        """End it and give back its space."""
+        self.stop()
+        if self.kind is EngineKind.PODMAN:
+            run("podman", "rmi", "--force", IMAGE, check=False)
+        for name in ("data", "exec"):
+            shutil.rmtree(self.folder / name, ignore_errors=True)
+
+
+def _rootfs() -> bytes:
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w") as archive:
+        for name in ("usr", "etc", "tmp", "dev", "proc", "sys", "run"):
+            folder = tarfile.TarInfo(name)
+            folder.type, folder.mode = tarfile.DIRTYPE, 0o755
+            archive.addfile(folder)
+        for name in ("bin", "lib", "lib64", "sbin"):
+            link = tarfile.TarInfo(name)
+            link.type, link.linkname = tarfile.SYMTYPE, f"usr/{name}"
+            archive.addfile(link)
+    return out.getvalue()
