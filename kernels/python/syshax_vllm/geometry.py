@@ -31,19 +31,19 @@ def digest_of(config: Any, tokens: list[str]) -> bytes:
 
 
 def geometry_of(vllm_config: Any) -> Geometry:
-    """Geometry of the unit. Reads its tokenizer."""
-    from transformers import AutoTokenizer
+    """Geometry of the unit. Reads its tokenizer.json: the tokenizer classes of transformers add tokens of their own."""
+    from tokenizers import Tokenizer
+    from transformers.utils import cached_file
 
     model = vllm_config.model_config
     text = model.hf_text_config
-    tokenizer = AutoTokenizer.from_pretrained(
-        model.tokenizer, revision=model.tokenizer_revision, trust_remote_code=model.trust_remote_code
-    )
+    file = cached_file(model.tokenizer, "tokenizer.json", revision=model.tokenizer_revision)
+    tokenizer = Tokenizer.from_file(str(file))
     head_size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     wire = WIRE[str(model.dtype)]
     return Geometry(
         text.num_hidden_layers, text.num_key_value_heads, head_size, wire,
-        digest_of(text, vocabulary(tokenizer.get_vocab())), vllm_config.cache_config.block_size,
+        digest_of(text, vocabulary(tokenizer.get_vocab(with_added_tokens=True))), vllm_config.cache_config.block_size,
         vllm_config.parallel_config.tensor_parallel_size, wire,
     )  # fmt: skip
 
