@@ -51,9 +51,11 @@ class Outcome:
 class Endpoint:
     """Calls against one base URL. Use as an async context manager."""
 
-    def __init__(self, url: str, model: str, api_key: str = "", timeout: float = 3600.0) -> None:
+    def __init__(
+        self, url: str, model: str, api_key: str = "", timeout: float = 3600.0, headers: Mapping[str, str] = {}
+    ) -> None:
         self._url, self._model, self._timeout = url.rstrip("/"), model, timeout
-        self._headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+        self._headers = {**headers, **({"Authorization": f"Bearer {api_key}"} if api_key else {})}
         self._session: Optional[aiohttp.ClientSession] = None
 
     async def __aenter__(self) -> "Endpoint":
