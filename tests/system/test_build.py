@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from tests.system.rig import run
+
+pytestmark = pytest.mark.timeout(60, func_only=True)  # building the packages is not counted
 
 
 def test_rpmlint_is_silent(repository: Path) -> None:
