@@ -30,6 +30,7 @@ SOCKETS: Mapping[EngineKind, tuple[str, ...]] = {
     EngineKind.PODMAN: ("/run/syshax-podman/podman.sock", "/run/podman/podman.sock"),
     EngineKind.DOCKER: ("/run/docker.sock", "/var/run/docker.sock"),
 }
+ASIDE = "-old-"  # in the name of a dead container that can't be removed yet
 
 log = logging.Log("backends")
 
@@ -55,8 +56,12 @@ class ContainerBackend:
         wanted = self._labelled(spec)
         api = await self._engine(wanted)
         await ensure_image(api, wanted.image, wanted.pull, on_line)
-        for left_over in await api.find(self._identity(spec)):
-            await clear_away(api, left_over)
+        for left_over in await api.find({OWNER_LABEL: self._owner}):
+            if left_over.labels.get(UNIT_LABEL) == spec.unit:
+                await clear_away(api, left_over)
+            elif ASIDE in left_over.name and not left_over.running:
+                with contextlib.suppress(EngineRefused):  # another still lives in its IPC namespace
+                    await api.remove(left_over.id)
         try:
             made = await api.create(wanted)
         except EngineRefused as err:
@@ -143,9 +148,8 @@ async def clear_away(api: EngineApi, left_over: Container) -> None:
     try:
         await api.remove(left_over.id)
     except EngineRefused:
-        aside = f"{left_over.name[:200]}-old-{left_over.id[:8]}"
-        if left_over.name != aside:
-            await api.rename(left_over.id, aside)
+        if ASIDE not in left_over.name:
+            await api.rename(left_over.id, f"{left_over.name[:200]}{ASIDE}{left_over.id[:8]}")
 
 
 def _explained(unit: str, spec: ContainerSpec, err: EngineRefused) -> str:

@@ -9,6 +9,7 @@ import sys
 import time
 from dataclasses import dataclass, replace
 from typing import Any, Awaitable, Callable, Coroutine, Mapping, Optional, Sequence
+from urllib.parse import urlsplit
 
 from syshaxd import log as logging
 from syshaxd.backends.base import Backend, LaunchSpec, Running
@@ -236,7 +237,8 @@ class Unit:
         backend = self._backend()
         adopted = await backend.adopt(spec, self._on_line) if backend.capabilities.survives_daemon else None
         if adopted is not None:
-            running, spec = adopted.running, replace(spec, url=adopted.url)
+            around = replace(around, port=urlsplit(adopted.url).port or port)
+            running, spec = adopted.running, replace(recipes.launch_spec(config, around), url=adopted.url)
         else:
             if pool_file:
                 files.make_outbox(pool_file)
