@@ -84,8 +84,9 @@ class Daemon:
         place = urlsplit(base or self.url)
         connection = http.client.HTTPConnection(place.netloc, timeout=60)
         data = body if isinstance(body, (bytes, type(None))) else json.dumps({"model": MODEL, **body}).encode()
+        typed = {"Content-Type": "application/json", **headers}
         try:
-            connection.request("GET" if data is None else "POST", path, data, dict(headers))
+            connection.request("GET" if data is None else "POST", path, data, typed)
             response = connection.getresponse()
             return Answer(response.status, {k.lower(): v for k, v in response.getheaders()}, response.read())
         finally:
@@ -97,13 +98,13 @@ class Daemon:
         return self.ask(path, body, {"Authorization": f"Bearer {secret}"}, self.units[unit]["url"])
 
     def metrics(self, unit: str = "") -> Dict[str, float]:
-        """Samples by name and labels (without model_name), of the daemon or of a unit."""
+        """Samples by name and labels (without model_name and engine), of the daemon or of a unit."""
         answer = self.ask_unit(unit, "/metrics") if unit else self.ask("/metrics")
         found: Dict[str, float] = {}
         for line in answer.body.decode().splitlines():
             match = SAMPLE.match(line)
             if match:
-                labels = re.sub(r',?model_name="[^"]*",?', "", match[2] or "")
+                labels = re.sub(r',?(model_name|engine)="[^"]*",?', "", match[2] or "")
                 found[match[1] + ("" if labels == "{}" else labels)] = float(match[3])
         return found
 
