@@ -147,9 +147,8 @@ def served(seen: Sequence[Outcome], span: float) -> Mapping[str, Any]:
     }
 
 
-async def measure(load: Sequence[Arrival]) -> dict[str, Any]:
-    """All policies one after the other."""
-    result: dict[str, Any] = {"cores": os.cpu_count(), "load_average_before": os.getloadavg()[0]}
+async def measure(load: Sequence[Arrival], file: Path, result: dict[str, Any]) -> None:
+    """All policies one after the other; saved after each, with the load of the machine (one minute) at its end."""
     for policy in POLICIES:
         with tempfile.TemporaryDirectory(prefix="truth") as folder:
             seen = await real(Path(folder), load, policy)
@@ -157,9 +156,9 @@ async def measure(load: Sequence[Arrival]) -> dict[str, Any]:
         if policy != "threshold":
             decider: Decider = Predictive(HOST, LIMITS) if policy == "predictive" else AcceleratorOnly()
             row.update(compared(simulated(load, decider), seen))
-        result[policy] = row
-        print(policy, json.dumps(row), flush=True)
-    return {**result, "load_average_after": os.getloadavg()[0]}
+        result[policy] = {**row, "machine_load": os.getloadavg()[0]}
+        print(policy, json.dumps(result[policy]), flush=True)
+        keep(file, result)
 
 
 def main(argv: Optional[Sequence[str]] = None) -> int:
@@ -170,9 +169,8 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     parser.add_argument("--out", type=Path, default=RESULT)
     args = parser.parse_args(argv)
     load = arrivals(read_trace(TRACE), Demand(args.rate, args.requests, longest=2000, flex_share=0.0))
-    result = {"time_scale": SLOW, "requests": args.requests, "rate": args.rate, **asyncio.run(measure(load))}
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    about = {"time_scale": SLOW, "requests": args.requests, "rate": args.rate, "cores": os.cpu_count()}
+    asyncio.run(measure(load, args.out, about))
     return 0
 
 
