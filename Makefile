@@ -63,7 +63,7 @@ test-unit: $(TEST_STAMP)  ## pure logic (1 min)
 	@$(TIER) unit -- $(PYTEST) -q tests/unit
 
 test-process: $(TEST_STAMP) native  ## real processes and sockets (5 min)
-	@$(TIER) process -- $(PYTEST) -q tests/process
+	@$(TIER) process -- $(PYTEST) -q -n 2 --dist loadfile tests/process
 
 test-39: native  ## unit and process tiers on Python 3.9 with aiohttp 3.8.4
 	@tests/on39.sh

@@ -20,6 +20,7 @@ if [ ! -e "$venv/.stamp" ] || [ setup.cfg -nt "$venv/.stamp" ]; then
     echo "pytest>=8.0,<9
 pytest-asyncio>=0.24
 pytest-timeout>=2.1
+pytest-xdist>=3.3
 hypothesis>=6.80
 openai>=1.40" >>"$venv/requirements.txt"
     "$venv/bin/python" -m pip install -qq --disable-pip-version-check -r "$venv/requirements.txt"
