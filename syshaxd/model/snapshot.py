@@ -29,6 +29,7 @@ class UnitLoad:
     steps: Optional[int] = None
     pool_free: Optional[float] = None  # 0..1 of the outbox's chunks
     generation: Optional[int] = None  # of the outbox
+    kv_token_bytes: Optional[int] = None  # of one token's KV in the outbox
 
 
 @dataclass(frozen=True)

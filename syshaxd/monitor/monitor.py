@@ -163,8 +163,8 @@ class _UnitWatch:
 
     def read_page(self) -> None:
         page = self._reader.read() if self._reader is not None else None
-        if page is not None:
-            self._page = page.load()
+        if page is not None and self._reader is not None:
+            self._page = replace(page.load(), kv_token_bytes=self._reader.kv_token_bytes())
 
     def poll_due(self, now: float, interval: float) -> bool:
         wait = interval if self._page is not None else min(interval, PAGELESS_INTERVAL)

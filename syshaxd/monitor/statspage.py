@@ -18,6 +18,9 @@ FORMAT = 1
 _LAYOUT = struct.Struct("<IIQQQ6IQ4Q6I")
 _CHECKED = _LAYOUT.size - 4
 _RETRIES = 8
+_GEOMETRY = struct.Struct("<16s4I")  # magic, format, size; layers, kv heads, head size, wire type
+_MAGIC = b"SXPOOL1\0"
+_WIDTHS = {0: 4, 1: 2, 30: 2}  # bytes of f32, f16, bf16
 
 
 class Page(NamedTuple):
@@ -89,6 +92,15 @@ def encode(page: Page) -> bytes:
     return data + struct.pack("<I", zlib.crc32(data))
 
 
+def kv_token_bytes(header: bytes) -> Optional[int]:
+    """Bytes of K and V of one token over all layers and heads, from a pool file's header (syshax/pool_format.h)."""
+    if len(header) < _GEOMETRY.size or not header.startswith(_MAGIC):
+        return None
+    layers, heads, head_size, wire_type = _GEOMETRY.unpack_from(header)[1:]
+    width = _WIDTHS.get(wire_type)
+    return layers * 2 * heads * head_size * width if width else None
+
+
 class PageReader:
     """Maps one outbox, as soon as its owner has sized it, and reads its page. Use one a start of the unit."""
 
@@ -107,6 +119,10 @@ class PageReader:
             if page is not None:
                 return page
         return None
+
+    def kv_token_bytes(self) -> Optional[int]:
+        """See the function; None before the owner has made the file."""
+        return kv_token_bytes(self._map[: _GEOMETRY.size]) if self._map is not None else None
 
     def close(self) -> None:
         """Unmap."""

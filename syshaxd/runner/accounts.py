@@ -34,14 +34,14 @@ class Accounts:
         """Sides in order of visit, such as `accelerator>cpu`."""
         return ">".join(self._sides) or "none"
 
-    def leg(self, step: Step, now: float) -> None:
-        """A stay on a unit begins."""
+    def leg(self, step: Step, now: float, kv_bytes: Optional[int] = None) -> None:
+        """A stay on a unit begins; `kv_bytes`: of the KV that the unit before offers."""
         side = step.unit.role.value
         if not self._sides or self._sides[-1] != side:
             self._sides.append(side)
         kind = "prefill" if step.prefill_only else step.handoff or "whole"
         with_kv = (step.load is not None) if step.handoff else None
-        self._timeline.add(now, "leg", unit=step.unit.name, kind=kind, with_kv=with_kv)
+        self._timeline.add(now, "leg", unit=step.unit.name, kind=kind, with_kv=with_kv, kv_bytes=kv_bytes)
         if step.handoff:
             self._handoff = (step.handoff, self._entry.last_token or now)
             self._entry.last_move = now

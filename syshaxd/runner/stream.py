@@ -7,6 +7,7 @@ failure; what follows is decided here, from tokens and never from text.
 from __future__ import annotations
 
 import asyncio
+import os
 from dataclasses import replace
 from typing import Any, AsyncGenerator, Iterator, Mapping, Optional
 
@@ -199,7 +200,16 @@ class Stream:
         self._record.begin_leg()
         self._entry.output_tokens = self._record.output_tokens
         self._services.ledger.place(self._entry, step.unit.name)
-        self.accounts.leg(step, self._loop.time())
+        self.accounts.leg(step, self._loop.time(), self._kv_bytes(step) if step.load is not None else None)
+
+    def _kv_bytes(self, step: Step) -> Optional[int]:
+        """Size of the KV in the ticket: every token's but the last one's, which no unit has computed yet."""
+        tokens = self._entry.prompt_tokens + max(0, self._record.output_tokens - 1)
+        for unit in self._services.snapshots.snapshot().units:
+            if step.load is not None and os.path.basename(unit.view.pool_file) == step.load.pool:
+                width = unit.load.kv_token_bytes if unit.load is not None else None
+                return tokens * width if width else None
+        return None
 
     async def _owned_leg(self, step: Step) -> AsyncGenerator[Event, None]:
         body = body_of(step, self._request, self._record)

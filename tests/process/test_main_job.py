@@ -8,6 +8,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Dict, Iterator, List
@@ -79,6 +80,19 @@ def test_a_split_moves_the_prompt(daemon: Daemon, length: int) -> None:
     assert grown("cpu", EXTERNAL) >= length - 1
     assert grown("gpu", "vllm:generation_tokens_total") <= 1
     assert grown("cpu", "vllm:generation_tokens_total") >= OUTPUT - 1
+
+
+def test_explain_tells_the_bytes_handed_over(daemon: Daemon) -> None:
+    body = {"prompt": prompt(70, 9), "max_tokens": OUTPUT, **GREEDY}
+    route = {"x-syshax-route": "accelerator>cpu", "x-request-id": "told"}
+    assert daemon.ask("/v1/completions", body, route).status == 200
+    command = ["explain", "told", "--json", "--socket", str(daemon.folder / "control.sock")]
+    said = subprocess.run([sys.executable, "-m", "syshaxd.cli", *command], capture_output=True, check=True).stdout
+    events = json.loads(said)["events"]
+    (leg,) = [event for event in events if event["event"] == "leg" and event["unit"] == "cpu"]
+    assert leg["with_kv"] and leg["kv_bytes"] > 0 and leg["kv_bytes"] % 70 == 0
+    (done,) = [event for event in events if event["event"] == "handed_over"]
+    assert done["gap_ms"] > 0
 
 
 def test_the_openai_client(daemon: Daemon) -> None:

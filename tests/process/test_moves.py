@@ -115,7 +115,7 @@ async def test_reasoning_across_every_cut(tmp_path: Path, stream: bool) -> None:
         await house.faults("gpu", slow=0.003)
         said = "SAY:<think>你 first</think>So: 42|"
         body = body_for(CHAT, said, 200, stream=stream)
-        calls = [moved(house, CHAT, body, [cut], f"think{cut}") for cut in range(0, 32, 2)]
+        calls = [moved(house, CHAT, body, [cut], f"think{cut}") for cut in range(32)]
         for reply in await asyncio.gather(*calls):
             assert parts_of(reply) == ("你 first", "So: 42")
         await house.quiet()

@@ -10,7 +10,7 @@ from pathlib import Path
 from hypothesis import given
 from hypothesis import strategies as st
 
-from syshaxd.monitor.statspage import OFFSET, Page, PageReader, decode, encode
+from syshaxd.monitor.statspage import OFFSET, Page, PageReader, decode, encode, kv_token_bytes
 
 HEADER = Path(__file__).resolve().parents[3] / "kernels/include/syshax/pool.h"
 PAGE = Page(
@@ -104,3 +104,11 @@ def test_never_a_mixture_while_it_is_rewritten(tmp_path: Path) -> None:
 def test_layout_has_no_holes() -> None:
     assert len(encode(PAGE)) == 120
     assert struct.unpack_from("<I", encode(PAGE), 116)[0] != 0
+
+
+def test_bytes_of_one_tokens_kv_come_from_the_pools_geometry() -> None:
+    head = b"SXPOOL1\0" + struct.pack("<II", 1, 256)
+    assert kv_token_bytes(head + struct.pack("<4I", 7, 2, 64, 1)) == 7 * 2 * 2 * 64 * 2
+    assert kv_token_bytes(head + struct.pack("<4I", 7, 2, 64, 0)) == 7 * 2 * 2 * 64 * 4
+    assert kv_token_bytes(head + struct.pack("<4I", 7, 2, 64, 99)) is None
+    assert kv_token_bytes(bytes(64)) is None
