@@ -35,6 +35,18 @@ async def cancelled(task: "asyncio.Future[Any]") -> None:
     await asyncio.wait({task})
 
 
+async def put_down(process: asyncio.subprocess.Process, timeout: float = 2.0) -> None:
+    """Kill a helper program and read its pipes to their end, so that nothing of it is left in the loop."""
+    try:
+        process.kill()
+    except ProcessLookupError:
+        pass
+    try:
+        await within(timeout, "end of a killed program", process.communicate())
+    except DeadlineError:
+        return  # a child of its own holds the pipe; it is not ours to kill
+
+
 class TaskSet:
     """Tasks of one owner. A task that fails is reported once through `on_failure(name, error)`, never lost."""
 

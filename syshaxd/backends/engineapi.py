@@ -306,7 +306,7 @@ class EngineApi:
     def _http(self) -> aiohttp.ClientSession:
         if self._session is None:
             self._session = aiohttp.ClientSession(
-                connector=aiohttp.UnixConnector(path=self.socket, limit=0), auto_decompress=False
+                connector=aiohttp.UnixConnector(path=self.socket, limit=0, force_close=True), auto_decompress=False
             )
         return self._session
 

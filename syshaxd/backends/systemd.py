@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Mapping, Optional
 
 from syshaxd.errors import BackendError, DeadlineError
-from syshaxd.tasks import cancelled, within
+from syshaxd.tasks import cancelled, put_down, within
 
 from .base import Adopted, Capabilities, Exit, LaunchSpec, LineSplitter, OnLine, PipeReader, Running
 from .process import tree_activity
@@ -74,8 +74,8 @@ class Systemctl:
         except DeadlineError as err:
             raise BackendError(str(err)) from err
         finally:
-            with contextlib.suppress(ProcessLookupError):
-                process.kill()
+            if process.returncode is None:
+                await put_down(process)
         if process.returncode != 0:
             text = errors.decode("utf-8", "replace").strip()
             raise BackendError(f"{' '.join(command)}: {text or f'status {process.returncode}'}")
@@ -242,6 +242,7 @@ class SystemdUnit:
     async def release(self) -> None:
         """See Running. The service goes on."""
         await cancelled(self._ended)
+        await self._follower.close(0.0)  # a task cancelled before its first step runs no `finally`
 
     async def _watch(self) -> Exit:
         code: Optional[int] = None

@@ -9,7 +9,7 @@ from typing import Callable, Mapping, Optional, Sequence, Tuple
 
 from syshaxd.errors import DeadlineError
 from syshaxd.model.snapshot import DeviceLoad
-from syshaxd.tasks import within
+from syshaxd.tasks import put_down, within
 
 TIMEOUT = 5.0  # seconds; with a lost device the tools can hang
 MIB = 1024 * 1024
@@ -65,6 +65,5 @@ async def read_devices(command: Sequence[str], timeout: float = TIMEOUT) -> Opti
         return None
     finally:
         if process.returncode is None:
-            process.kill()
-            await process.wait()
+            await put_down(process)
     return PARSERS[command](output.decode(errors="replace")) or None if process.returncode == 0 else None

@@ -13,9 +13,13 @@ import os
 import signal
 from typing import Any, Dict, List, Set
 
+import aiohttp
 from aiohttp import web
 
 FAULTS = ("no-gpu", "pull-error", "deaf-wait", "oom", "name-in-use", "port-in-use", "cut-logs", "garbage", "old-api")
+# aiohttp before 3.9 does not wait for handlers at the end, and does not know the option.
+WAITS = tuple(int(part) for part in aiohttp.__version__.split(".")[:2]) >= (3, 9)
+SHUTDOWN: Dict[str, Any] = {"shutdown_timeout": 0.1} if WAITS else {}
 
 
 class FakeContainer:
@@ -246,7 +250,7 @@ async def main() -> None:
     for number, event in ((signal.SIGTERM, stop), (signal.SIGUSR1, away), (signal.SIGUSR2, back)):
         loop.add_signal_handler(number, event.set)
     while not stop.is_set():
-        runner = web.AppRunner(engine.app(), access_log=None, handle_signals=False, shutdown_timeout=0.1)
+        runner = web.AppRunner(engine.app(), access_log=None, handle_signals=False, **SHUTDOWN)
         await runner.setup()
         with contextlib.suppress(FileNotFoundError):
             os.unlink(args.socket)
