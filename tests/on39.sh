@@ -28,6 +28,6 @@ openai>=1.40" >>"$venv/requirements.txt"
 fi
 "$venv/bin/python" -c 'import sys, aiohttp; print("Python", sys.version.split()[0], "aiohttp", aiohttp.__version__)'
 if [ $# -eq 0 ]; then
-    set -- -q tests/unit tests/process
+    set -- -q -n 2 --dist loadfile tests/unit tests/process
 fi
 PYTHONPATH=.:kernels/python exec "$venv/bin/python" -m pytest -p no:cacheprovider "$@"

@@ -169,7 +169,7 @@ def test_kill_9_of_a_unit(daemon: Daemon, victim: str) -> None:
     pid = int(daemon.units[victim]["pid"])
     with ThreadPoolExecutor(4) as pool:
         running = [pool.submit(stream_through_death, daemon, length, route) for length in (40, 41, 42, 43)]
-        wait_for("streams run", lambda: daemon.status()["in_flight"] == 4, 10)
+        wait_for("streams run", lambda: daemon.status()["in_flight"] >= 1, 10)
         os.kill(pid, signal.SIGKILL)
         for future in running:
             future.result(60)

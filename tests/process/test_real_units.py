@@ -15,7 +15,7 @@ import pytest_asyncio
 
 from tests.fakes.demo_daemon import LIBRARY, Daemon, demo_config
 
-TOKENS = 300
+TOKENS = 600
 pytestmark = [
     pytest.mark.asyncio(loop_scope="module"),
     pytest.mark.timeout(120),

@@ -17,9 +17,9 @@ import aiohttp
 from aiohttp import web
 
 FAULTS = ("no-gpu", "pull-error", "deaf-wait", "oom", "name-in-use", "port-in-use", "cut-logs", "garbage", "old-api")
-# aiohttp before 3.9 does not wait for handlers at the end, and does not know the option.
-WAITS = tuple(int(part) for part in aiohttp.__version__.split(".")[:2]) >= (3, 9)
-SHUTDOWN: Dict[str, Any] = {"shutdown_timeout": 0.1} if WAITS else {}
+# How long the end waits for handlers: an option of the runner, before aiohttp 3.9 of the site.
+OF_RUNNER = tuple(int(part) for part in aiohttp.__version__.split(".")[:2]) >= (3, 9)
+SHUTDOWN: Dict[str, Any] = {"shutdown_timeout": 0.1}
 
 
 class FakeContainer:
@@ -250,11 +250,11 @@ async def main() -> None:
     for number, event in ((signal.SIGTERM, stop), (signal.SIGUSR1, away), (signal.SIGUSR2, back)):
         loop.add_signal_handler(number, event.set)
     while not stop.is_set():
-        runner = web.AppRunner(engine.app(), access_log=None, handle_signals=False, **SHUTDOWN)
+        runner = web.AppRunner(engine.app(), access_log=None, handle_signals=False, **(SHUTDOWN if OF_RUNNER else {}))
         await runner.setup()
         with contextlib.suppress(FileNotFoundError):
             os.unlink(args.socket)
-        await web.UnixSite(runner, args.socket).start()
+        await web.UnixSite(runner, args.socket, **({} if OF_RUNNER else SHUTDOWN)).start()
         print("READY", flush=True)
         waiters = [asyncio.ensure_future(event.wait()) for event in (stop, away)]
         await asyncio.wait(waiters, return_when=asyncio.FIRST_COMPLETED)
