@@ -99,7 +99,7 @@ _GREETING = """\
 sysHAX serves {model} at {url}/v1; split between the units: {pd}. Try:
 
   curl {url}/v1/chat/completions -H 'Content-Type: application/json' \\
-    -d '{{"model": "{model}", "messages": [{{"role": "user", "content": "What is a glacier?"}}]}}'
+    -d '{{"model": "{model}", "messages": [{{"role": "user", "content": "What is a glacier?"}}], "temperature": 0}}'
 
 Ctrl-C stops everything.
 """
