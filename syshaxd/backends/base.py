@@ -23,6 +23,7 @@ class LaunchSpec:
     url: str
     cpus: frozenset[int] = field(default_factory=frozenset)  # empty: not bound
     digest: str = ""
+    contract: str = ""  # version of docs/kv-handoff.md that our packages in it speak; "" for other people's servers
     container: Optional[ContainerSpec] = None  # for the container backends, which use nothing else but unit and digest
 
 
@@ -104,10 +105,12 @@ class Running(Protocol):
 
 @dataclass(frozen=True)
 class Adopted:
-    """A unit that ran already, and where it answers: its port was chosen at its own start."""
+    """A unit that ran already, and where it answers: its port was chosen at its own start. `contract`: as LaunchSpec's,
+    of that start."""
 
     running: Running
     url: str
+    contract: str = ""
 
 
 class Backend(Protocol):

@@ -18,7 +18,7 @@ from syshaxd.errors import BackendError
 from syshaxd.tasks import cancelled
 
 from .base import Adopted, Capabilities, Exit, LaunchSpec, LineSplitter, OnLine, Running
-from .container_spec import DIGEST_LABEL, OWNER_LABEL, UNIT_LABEL, URL_LABEL, ContainerSpec, EngineKind
+from .container_spec import CONTRACT_LABEL, DIGEST_LABEL, OWNER_LABEL, UNIT_LABEL, URL_LABEL, ContainerSpec, EngineKind
 from .engineapi import Container, EngineApi, EngineGone, EngineRefused
 from .process import tree_activity
 
@@ -30,6 +30,7 @@ SOCKETS: Mapping[EngineKind, tuple[str, ...]] = {
     EngineKind.PODMAN: ("/run/syshax-podman/podman.sock", "/run/podman/podman.sock"),
     EngineKind.DOCKER: ("/run/docker.sock", "/var/run/docker.sock"),
 }
+OF_THE_START = (URL_LABEL, CONTRACT_LABEL)  # labels that tell of one start, not of what the configuration wants
 ASIDE = "-old-"  # in the name of a dead container that can't be removed yet
 
 log = logging.Log("backends")
@@ -77,10 +78,12 @@ class ContainerBackend:
         wanted = self._labelled(spec)
         api = await self._engine(wanted)
         for found in await api.find(self._identity(spec)):
-            same = all(found.labels.get(name) == text for name, text in wanted.labels.items() if name != URL_LABEL)
+            labels = found.labels
+            same = all(labels.get(name) == text for name, text in wanted.labels.items() if name not in OF_THE_START)
             if found.running and same:
                 log.info("adopted a running container", unit=spec.unit, container=found.id[:12])
-                return Adopted(ContainerUnit(api, found, on_line, TAIL), found.labels.get(URL_LABEL, spec.url))
+                unit = ContainerUnit(api, found, on_line, TAIL)
+                return Adopted(unit, labels.get(URL_LABEL, spec.url), labels.get(CONTRACT_LABEL, ""))
         return None
 
     async def close(self) -> None:
@@ -119,6 +122,8 @@ class ContainerBackend:
         if spec.container is None:
             raise BackendError(f"unit {spec.unit}: expected a container to start, found a command")
         labels = {**spec.container.labels, **self._identity(spec), DIGEST_LABEL: spec.digest, URL_LABEL: spec.url}
+        if spec.contract:
+            labels[CONTRACT_LABEL] = spec.contract
         return replace(spec.container, labels=labels)
 
 

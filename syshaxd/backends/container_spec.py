@@ -14,6 +14,7 @@ UNIT_LABEL = "io.syshax.unit"
 DIGEST_LABEL = "io.syshax.digest"
 OWNER_LABEL = "io.syshax.owner"  # the daemon's state folder: two daemons on one host leave each other's units alone
 URL_LABEL = "io.syshax.url"
+CONTRACT_LABEL = "io.syshax.contract"
 LOG_SIZE = 16 * 1024 * 1024  # bytes of a container's log that the engine keeps; the daemon logs every line itself
 LOG_FILES = 2
 SECRETS = ("KEY", "TOKEN", "SECRET", "PASSWORD")  # how names of environment variables end that hold one

@@ -187,7 +187,8 @@ class SystemdBackend:
         state = await self._systemctl.state(service)
         if launched.get("digest") != spec.digest or state.active != "active" or not state.pid:
             return None
-        return Adopted(await self._watch(service, on_line), str(launched.get("url", spec.url)))
+        url, contract = str(launched.get("url", spec.url)), str(launched.get("contract", ""))
+        return Adopted(await self._watch(service, on_line), url, contract)
 
     async def close(self) -> None:
         """Holds nothing."""

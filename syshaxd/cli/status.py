@@ -82,7 +82,9 @@ def _row(unit: Mapping[str, Any]) -> tuple[Any, ...]:
 
 
 def _reasons(status: Mapping[str, Any]) -> List[str]:
-    told = [f"{unit.get('name')}: {unit['reason']}" for unit in status.get("units", ()) if unit.get("reason")]
+    units = status.get("units", ())
+    told = [f"{unit.get('name')}: {unit['reason']}" for unit in units if unit.get("reason")]
+    told += [f"{unit.get('name')}: pending {unit['pending']}" for unit in units if unit.get("pending")]
     return ["", *told] if told else []
 
 

@@ -30,6 +30,7 @@ def unit_json(unit: UnitSnapshot, now: float) -> Mapping[str, Any]:
         "last_log": list(view.last_log),
         "pool_file": view.pool_file,
         "digest": view.digest,
+        "pending": view.pending,
         "in_flight": unit.in_flight,
         "running": load.running if load else None,
         "waiting": load.waiting if load else None,

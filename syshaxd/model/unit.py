@@ -64,6 +64,7 @@ class UnitView:
     reason: str = ""  # last error, one sentence; kept until the next READY
     last_log: tuple[str, ...] = ()
     digest: str = ""
+    pending: str = ""  # what is still to be done to it, and why
 
     @property
     def ready(self) -> bool:

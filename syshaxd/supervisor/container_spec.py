@@ -21,6 +21,7 @@ from .binding.plan import Binding
 
 CONTAINERS = (BackendKind.PODMAN, BackendKind.DOCKER)
 PLUGIN_TARGET = "/opt/syshax/python"
+PLUGIN_START = f"{PLUGIN_TARGET}/syshax_vllm"  # puts its folder before the PYTHONPATH of the image
 SHM_SIZE = 1 << 30  # bytes; vLLM dies with the engines' own 64 MiB
 
 
@@ -67,15 +68,18 @@ def ascend_board(unit: UnitConfig) -> str:
     return "a3" if "-a3" in tag else "300i" if "-310p" in tag or "-300i" in tag else "a2"
 
 
-def container_spec(unit: UnitConfig, argv: tuple[str, ...], env: Mapping[str, str], around: "Inside") -> ContainerSpec:
-    """The container of a unit that is started with this command."""
+def container_spec(
+    unit: UnitConfig, argv: tuple[str, ...], server: Mapping[str, str], env: Mapping[str, str], around: "Inside"
+) -> ContainerSpec:
+    """The container of a unit that is started with this command. `server`: what its server needs in general; the
+    binding says more than that, and `env` has the last word."""
     section, on_host = unit.container, unit.container.network == "host"
     spans = _cpus(around.binding)
     return ContainerSpec(
         name=container_name(unit),
         image=section.image,
         argv=argv,
-        env={**_environment(unit, around), **env},
+        env={**server, **_environment(unit, around), **env},
         publish=() if on_host else (Publish(unit.host, around.port, around.port),),
         network=section.network,
         mounts=_mounts(unit, around),
@@ -118,7 +122,7 @@ def _cpus(binding: Binding) -> frozenset[int]:
 
 def _environment(unit: UnitConfig, around: Inside) -> Mapping[str, str]:
     env: dict[str, str] = {}
-    if around.plugin_dir:
+    if around.plugin_dir and unit.kind is not UnitKind.VLLM:
         env["PYTHONPATH"] = PLUGIN_TARGET
     if unit.accelerator == "ascend":
         env["ASCEND_RT_VISIBLE_DEVICES"] = ",".join(_device_ids(unit))

@@ -17,13 +17,14 @@ from syshaxd.topology import format_cpu_list
 from . import vllm_recipe
 from .binding.apply import environment, vllm_environment
 from .binding.plan import Binding
-from .container_spec import CONTAINERS, Inside, container_spec, listen_host
+from .container_spec import CONTAINERS, PLUGIN_START, Inside, container_spec, listen_host
 
 # What a unit may inherit. Everything else, above all the service manager's variables and other people's secrets, stays.
 INHERITED = (
     "PATH", "HOME", "USER", "LOGNAME", "LANG", "TZ", "TMPDIR", "PYTHONPATH", "LD_LIBRARY_PATH", "XDG_CACHE_HOME",
 )  # fmt: skip
 INHERITED_PREFIXES = ("LC_",)
+CONTRACT = "1"  # version of docs/kv-handoff.md; a running unit of another one is adopted, and then replaced
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,7 @@ def launch_spec(unit: UnitConfig, around: Surroundings) -> LaunchSpec:
         env=_environment(unit, around),
         url=f"http://{_bracketed(unit.host)}:{port}",
         cpus=around.binding.cpus,
+        contract=contract(unit),
     )
     return replace(spec, digest=digest(unit, around))
 
@@ -72,11 +74,23 @@ def _in_container(unit: UnitConfig, around: Surroundings) -> LaunchSpec:
         secret_file=around.secret_file if around.secret_file and around.secret_file in argv else "",
         donor=around.donor,
     )
-    key = {"VLLM_API_KEY": around.api_key} if unit.kind is UnitKind.VLLM and around.api_key else {}
-    env = {**pool, **key, **unit.env}
+    server = vllm_recipe.environment(unit, "", around.api_key) if unit.kind is UnitKind.VLLM else {}
     url = f"http://{_bracketed(unit.host)}:{around.port}"
-    container = container_spec(unit, argv, env, inside)
-    return LaunchSpec(unit.name, argv, env, url, digest=digest(unit, around), container=container)
+    container = container_spec(unit, argv, server, {**pool, **unit.env}, inside)
+    return LaunchSpec(
+        unit=unit.name,
+        argv=argv,
+        env=container.env,
+        url=url,
+        digest=digest(unit, around),
+        contract=contract(unit),
+        container=container,
+    )
+
+
+def contract(unit: UnitConfig) -> str:
+    """Version of the contract that our packages in the unit speak; "" where there are none of ours in it."""
+    return "" if unit.kind is UnitKind.OPENAI or unit.backend is BackendKind.EXTERNAL else CONTRACT
 
 
 def digest(unit: UnitConfig, around: Surroundings) -> str:
@@ -105,11 +119,10 @@ def _command(unit: UnitConfig, around: Surroundings) -> tuple[str, ...]:
         return (*(_filled(word, unit, around) for word in unit.command), *unit.extra_args)
     if unit.kind is UnitKind.SYSINFER:
         return (*_sysinfer(unit, around), *unit.extra_args)
-    if unit.kind is UnitKind.VLLM and unit.backend in CONTAINERS:
-        return (*_vllm(unit, around), *unit.extra_args)
     if unit.kind is UnitKind.VLLM:
-        name = served_name(unit, around.model_name)
-        return vllm_recipe.command(unit, name, around.port, bool(pool_file(unit, around)))
+        name, handoff = served_name(unit, around.model_name), bool(pool_file(unit, around))
+        start = (PLUGIN_START,) if unit.backend in CONTAINERS else vllm_recipe.MODULE
+        return vllm_recipe.command(unit, name, around.port, handoff, start)
     what = f"kind {unit.kind.value} with backend {unit.backend.value}"
     way_out = f"give units.{unit.name}.command, or use backend: external with a url"
     raise BackendError(f"unit {unit.name}: there is no built-in way to start {what}; {way_out}")
@@ -145,19 +158,6 @@ def _sysinfer(unit: UnitConfig, around: Surroundings) -> tuple[str, ...]:
         "--quantize": unit.quantize or None,
     }
     return (*words, *_options(options))
-
-
-def _vllm(unit: UnitConfig, around: Surroundings) -> tuple[str, ...]:
-    options = {
-        "--served-model-name": served_name(unit, around.model_name),
-        "--host": unit.host,
-        "--port": around.port,
-        "--tensor-parallel-size": unit.tensor_parallel_size,
-        "--max-model-len": unit.max_model_len,
-        "--block-size": unit.block_size,
-        "--reasoning-parser": unit.reasoning_parser or None,
-    }
-    return ("vllm", "serve", unit.model_path, *_options(options))
 
 
 def _options(options: Mapping[str, Optional[object]]) -> tuple[str, ...]:

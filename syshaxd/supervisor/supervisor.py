@@ -16,7 +16,7 @@ from syshaxd.unitclient import UnitClient
 
 from .binding.host import HostTree
 from .binding.plan import Ask, Binding, BindingPlan, plan
-from .container_spec import donor_of
+from .container_spec import container_name, donor_of
 from .life import What
 from .recipes import Surroundings
 from .unit import Desired, Tools, Unit
@@ -65,7 +65,8 @@ def _ask(unit: UnitConfig) -> Ask:
 
 
 def _desired(config: Config, unit: UnitConfig, binding: Binding) -> Desired:
-    around = Surroundings(config.model_name, config.pd.pool_dir, config.pd.pool_size, binding)
+    donor = next((container_name(other) for other in config.units if other.name == donor_of(unit)), "")
+    around = Surroundings(config.model_name, config.pd.pool_dir, config.pd.pool_size, binding, donor=donor)
     return Desired(unit, around, config.state_dir, config.lifecycle.drain_timeout, config.limits.stall_timeout)
 
 
@@ -200,7 +201,7 @@ class Supervisor:
         elif name in self._leaving:
             self._leaving.discard(name)
             unit.post(What.START)
-        unit.desired = wish
+        unit.wish(wish)
 
     async def _reconcile(self) -> None:
         while True:
@@ -227,6 +228,8 @@ class Supervisor:
         for unit in outdated:
             if not unit.view.ready:
                 self._tell(unit)
+        if all(unit.view.settled for unit in self._units.values()):  # or the only one that serves would go first
+            outdated += [unit for unit in self._units.values() if unit.of_other_release and not self._is_told(unit)]
         under_way = [name for name, (_, served) in self._told.items() if served and self._is_told(self._units[name])]
         for unit in outdated:
             if unit.view.ready and not under_way:
@@ -285,7 +288,7 @@ class Supervisor:
         if keep and backend is not None and backend.capabilities.survives_daemon:
             await unit.release()
         elif not run.done():
-            unit.desired = replace(unit.desired, drain_timeout=0.0)
+            unit.wish(replace(unit.desired, drain_timeout=0.0))
             unit.post(What.STOP)
             polite = await self._stopped(unit)
         await cancelled(run)

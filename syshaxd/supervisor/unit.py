@@ -35,6 +35,10 @@ SHOWN_LINES = 50
 DRAIN_POLL = 0.05
 MAX_EVENTS = 256
 KILL_TIMEOUT = 10.0
+_NO_PACKAGES = (
+    "its container gets our Python packages from the folder that has syshax_kernels, and no folder of PYTHONPATH or "
+    "sys.path has it; reinstall sysHAX"
+)
 
 
 @dataclass(frozen=True)
@@ -77,6 +81,7 @@ class Start:
     pool_file: str
     page: Optional[PageReader]
     began: float
+    contract: str = ""  # that its packages speak
     max_model_len: Optional[int] = None
 
 
@@ -111,6 +116,11 @@ class Unit:
         self._posted += 1
         return self._posted
 
+    def wish(self, desired: Desired) -> None:
+        """What is wanted from now on. What runs is not touched: a RESTART brings it there."""
+        self.desired = desired
+        self.view = self._make_view()
+
     def suspect(self, epoch: int, reason: str) -> None:
         """Look at it now."""
         if epoch == self._life.epoch and self._life.state is UnitState.READY:
@@ -128,16 +138,22 @@ class Unit:
         return self._life.wanted and self._launched.digest != self.desired.digest
 
     @property
+    def of_other_release(self) -> bool:
+        """Whether it was adopted and speaks another contract: it serves until it is its turn to be replaced."""
+        return self._life.wanted and self._start is not None and self._start.contract != self._start.spec.contract
+
+    @property
     def current(self) -> bool:
         """Whether it serves, or rests, as the configuration wants."""
-        return not self.outdated and (self.view.ready or not self._life.wanted)
+        return not (self.outdated or self.of_other_release) and (self.view.ready or not self._life.wanted)
 
     @property
     def command(self) -> Sequence[str]:
         """The command line of its start: the last one, or the one to come."""
-        spec = self._start.spec if self._start else recipes.launch_spec(self.desired.config, self.desired.around)
+        config = self.desired.config
+        spec = self._start.spec if self._start else recipes.launch_spec(config, self._surroundings(self.desired))
         if spec.container is not None:
-            return command_line(spec.container, EngineKind(self.desired.config.backend.value))
+            return command_line(spec.container, EngineKind(config.backend.value))
         return spec.argv
 
     @property
@@ -217,19 +233,16 @@ class Unit:
         self._report(What.BROKEN if late else What.ANSWERS, epoch, late or "")
 
     async def _begin(self) -> Start:
-        config, around = self._launched.config, self._launched.around
+        config, around = self._launched.config, self._surroundings(self._launched)
         secret = config.api_key_file
         if not secret and not _is_external(config):
             secret = str(files.ensure_secret(self.desired.state_dir, self.name))
         self.api_key = files.read_secret(secret)
         port = config.port or (0 if _is_external(config) else files.free_port(config.host))
-        around = replace(
-            around, port=port, secret_file=secret, environ=self._tools.environ, api_key=self.api_key
-        )
+        around = replace(around, port=port, secret_file=secret, environ=self._tools.environ, api_key=self.api_key)
         if config.backend in CONTAINERS:
             around = await self._for_container(config, around)
         if config.kind is UnitKind.VLLM:
-            around = replace(around, plugin_dir=files.plugin_dir(self._tools.environ, sys.path))
             for note in vllm_recipe.notes(config):  # old flags of the user's that were said anew
                 log.warning(note, unit=self.name)
         pool_file = recipes.pool_file(config, around)
@@ -239,25 +252,35 @@ class Unit:
         if adopted is not None:
             around = replace(around, port=urlsplit(adopted.url).port or port)
             running, spec = adopted.running, replace(recipes.launch_spec(config, around), url=adopted.url)
+            contract = adopted.contract
         else:
             if pool_file:
                 files.make_outbox(pool_file)
-            running = await backend.start(spec, self._on_line)
+            running, contract = await backend.start(spec, self._on_line), spec.contract
         model = recipes.served_name(config, around.model_name)
         probe = Probe(self._tools.client, Target(self.name, spec.url, self.api_key), model)
         page = PageReader(pool_file) if pool_file else None
-        return Start(spec, running, probe, pool_file, page, self._tools.clock())
+        return Start(spec, running, probe, pool_file, page, self._tools.clock(), contract)
 
-    async def _for_container(self, config: UnitConfig, around: recipes.Surroundings) -> recipes.Surroundings:
-        """What only a container needs: the pool folder's group, our packages, the container it joins."""
-        if recipes.pool_file(config, around):
-            files.make_pool_folder(around.pool_dir)
+    def _surroundings(self, desired: Desired) -> recipes.Surroundings:
+        """With what can be said before a start."""
+        config, around = desired.config, desired.around
+        if config.backend not in CONTAINERS and config.kind is not UnitKind.VLLM:
+            return around
         return replace(
             around,
-            pool_group=files.group_of(around.pool_dir),
             plugin_dir=files.plugin_dir(self._tools.environ, sys.path),
-            donor=await self._tools.donor(donor_of(config)) if donor_of(config) else "",
+            pool_group=files.group_of(around.pool_dir) if config.backend in CONTAINERS else "",
         )
+
+    async def _for_container(self, config: UnitConfig, around: recipes.Surroundings) -> recipes.Surroundings:
+        """What only a container needs: the pool folder and its group, our packages, the container it joins."""
+        if not around.plugin_dir and not config.command:
+            raise BackendError(f"unit {self.name}: {_NO_PACKAGES}")
+        if recipes.pool_file(config, around):
+            files.make_pool_folder(around.pool_dir)
+        donor = await self._tools.donor(donor_of(config)) if donor_of(config) else ""
+        return replace(around, pool_group=files.group_of(around.pool_dir), donor=donor)
 
     def _backend(self) -> Backend:
         kind = self._launched.config.backend
@@ -384,6 +407,11 @@ class Unit:
         self.view = self._make_view()
         self._tools.changed()
 
+    def _pending(self) -> str:
+        if self.of_other_release and self._start is not None:
+            return f"replace: version {self._start.contract or '0'} of the handoff contract, wanted {recipes.CONTRACT}"
+        return "replace: the configuration changed" if self.outdated else ""
+
     def _make_view(self) -> UnitView:
         config, life, start = self._launched.config, self._life, self._start
         return UnitView(
@@ -404,6 +432,7 @@ class Unit:
             reason=life.reason,
             last_log=tuple(self.lines)[-SHOWN_LINES:] if life.state is UnitState.FAILED else (),
             digest=self._launched.digest,
+            pending=self._pending(),
         )
 
 

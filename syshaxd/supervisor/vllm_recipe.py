@@ -19,6 +19,7 @@ OURS: Mapping[str, Any] = {
 }
 CPU_BLOCK = 32  # tokens; vLLM's CPU attention takes multiples of it
 CPU_KV_SPACE = 4  # GiB, where nothing is said: vLLM's own choice is a share of all memory
+MODULE = ("-m", "syshax_vllm.serve")
 _TRANSFER = "--kv-transfer-config"
 _GONE: Mapping[str, Tuple[bool, str]] = {  # flag: whether a value follows, and what stands in its place
     "--swap-space": (True, "preempted requests keep their KV in the pool: pd.pool_size is its size"),
@@ -102,8 +103,10 @@ def _text(value: object) -> Optional[str]:
     return None if value is None else str(value)
 
 
-def command(unit: UnitConfig, served: str, port: int, handoff: bool) -> Tuple[str, ...]:
-    """The whole start command. The secret goes by the environment, never here."""
+def command(
+    unit: UnitConfig, served: str, port: int, handoff: bool, start: Tuple[str, ...] = MODULE
+) -> Tuple[str, ...]:
+    """The whole start command. The secret goes by the environment, never here. `start`: how Python finds the plugin."""
     on_cpu = unit.accelerator == "none"
     extra = translate(unit.extra_args, on_cpu)
     size = unit.block_size
@@ -120,7 +123,7 @@ def command(unit: UnitConfig, served: str, port: int, handoff: bool) -> Tuple[st
         _TRANSFER: transfer_config(extra.transfer) if handoff else extra.transfer or None,
     }
     words = [word for name, value in options.items() if value is not None for word in (name, str(value))]
-    return (unit.python or "python3", "-m", "syshax_vllm.serve", *words, *extra.arguments)
+    return (unit.python or "python3", *start, *words, *extra.arguments)
 
 
 def transfer_config(users: str) -> str:
@@ -136,9 +139,9 @@ def transfer_config(users: str) -> str:
 
 
 def environment(unit: UnitConfig, plugin: str, secret: str) -> Mapping[str, str]:
-    """What vLLM needs besides the binding and the pool."""
+    """What vLLM needs besides the binding and the pool. `plugin` "": the start command names its folder."""
     found = {
-        "PYTHONPATH": plugin,
+        **({"PYTHONPATH": plugin} if plugin else {}),
         "VLLM_NO_USAGE_STATS": "1",
         "DO_NOT_TRACK": "1",
         "HF_HUB_OFFLINE": "1",

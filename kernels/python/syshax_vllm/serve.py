@@ -9,12 +9,15 @@ import runpy
 import sys
 
 from syshax_vllm import compat
+from syshax_vllm.env import own_secret
 
 
 def main() -> None:
     """Becomes the server."""
     compat.check_version(compat.vllm_version())
-    sys.argv = ["api_server", *sys.argv[1:], *compat.abort_arguments()]
+    # Whoever reaches these endpoints ends other people's requests, so there are none without a secret to ask for.
+    scale_out = compat.abort_arguments() if own_secret() else []
+    sys.argv = ["api_server", *sys.argv[1:], *scale_out]
     runpy.run_module("vllm.entrypoints.openai.api_server", run_name="__main__", alter_sys=True)
 
 

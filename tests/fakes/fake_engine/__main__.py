@@ -38,7 +38,10 @@ class FakeContainer:
         """Start it, and read it to its end."""
         argv = [*self.request["Entrypoint"], *self.request["Cmd"]]
         pipe = asyncio.subprocess.PIPE
-        self.process = await asyncio.create_subprocess_exec(*argv, stdout=pipe, stderr=asyncio.subprocess.STDOUT)
+        env = {**os.environ, **dict(item.split("=", 1) for item in self.request.get("Env", ()))}
+        self.process = await asyncio.create_subprocess_exec(
+            *argv, stdout=pipe, stderr=asyncio.subprocess.STDOUT, env=env
+        )
         self.task = asyncio.ensure_future(self._read())
 
     async def _read(self) -> None:

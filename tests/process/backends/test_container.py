@@ -100,13 +100,15 @@ async def test_stop_is_polite_and_then_not(up: Up) -> None:
 
 async def test_adoption_by_digest_keeps_the_container(up: Up) -> None:
     rig = await up()
-    first = await rig.start(SLEEPER)
+    older = replace(rig.spec(SLEEPER), contract="0")
+    first = await asyncio.wait_for(rig.backend.start(older, rig.lines.append), 20)
     await first.release()
-    spec = rig.spec(SLEEPER)
+    spec = replace(rig.spec(SLEEPER), contract="1")
     assert await rig.backend.adopt(replace(spec, digest="d2"), rig.lines.append) is None
     adopted = await rig.backend.adopt(replace(spec, url="http://127.0.0.1:9"), rig.lines.append)
     assert adopted is not None and adopted.running.container == first.container
     assert adopted.url == "http://127.0.0.1:1", "the port of its own start"
+    assert adopted.contract == "0", "it is adopted all the same: whether it is replaced, the supervisor decides"
     second = await rig.start(SLEEPER)
     assert second.container != first.container
     assert (await asyncio.wait_for(adopted.running.wait(), 20)).code == 137, "a new start clears the old one away"

@@ -8,6 +8,7 @@ import os
 import stat
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Dict, List
 
@@ -106,11 +107,12 @@ async def test_adoption(tmp_path: Path, state: str, digest: str, adopted: bool) 
     with subprocess.Popen(["sleep", "60"]) as process:
         lines: List[str] = []
         backend = SystemdBackend(str(tmp_path), fake(tmp_path, state, process.pid))
-        write_launch_file(launch_file(tmp_path / "units", "cpu"), spec("d"))
+        write_launch_file(launch_file(tmp_path / "units", "cpu"), replace(spec("d"), contract="0"))
         found = await backend.adopt(LaunchSpec("cpu", (), {}, "http://127.0.0.1:1", digest=digest), lines.append)
         assert (found is not None) is adopted
         if found is not None:
             assert found.url == "http://127.0.0.1:9" and found.running.pid == process.pid
+            assert found.contract == "0", "that of its own start"
             for _ in range(500):
                 if lines:
                     break

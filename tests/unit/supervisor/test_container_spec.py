@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
+import shlex
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Dict
+from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
 
 import pytest
 
 from syshaxd.backends.container_spec import EngineKind, command_line, create_request
 from syshaxd.config.types import ContainerConfig, UnitConfig
 from syshaxd.model.unit import BackendKind, Role, UnitKind
+from syshaxd.supervisor import vllm_recipe
 from syshaxd.supervisor.binding.plan import Binding
-from syshaxd.supervisor.container_spec import ascend_board
+from syshaxd.supervisor.container_spec import PLUGIN_START, ascend_board
 from syshaxd.supervisor.recipes import Surroundings, digest, launch_spec
 
 GOLDEN = Path(__file__).with_name("containers.golden.json")
@@ -21,7 +23,11 @@ MODEL = "/models/DeepSeek-R1-Distill-Qwen-32B"
 GPU = UnitConfig(
     name="gpu", role=Role.ACCELERATOR, kind=UnitKind.VLLM, backend=BackendKind.DOCKER, accelerator="nvidia",
     model_path=MODEL, served_name="ds-32b", port=8001, device_ids=("0", "1"), tensor_parallel_size=2,
-    max_model_len=8192, block_size=16, extra_args=("--dtype=half", "--gpu-memory-utilization=0.8"),
+    max_model_len=8192, block_size=16,
+    extra_args=(
+        "--dtype=half", "--swap_space=16", "--preemption_mode=swap", "--gpu_memory_utilization=0.8",
+        "--enable-auto-pd-offload",
+    ),
     container=ContainerConfig(
         image="hub.oepkgs.net/neocopilot/syshax/syshax-vllm-gpu:0.2.1", name="vllm_gpu", ipc="shareable",
         shm_size=64 << 30,
@@ -30,6 +36,7 @@ GPU = UnitConfig(
 CPU = UnitConfig(
     name="cpu", role=Role.CPU, kind=UnitKind.VLLM, backend=BackendKind.DOCKER, model_path=MODEL, served_name="ds-32b",
     port=8002, max_model_len=8192, block_size=16, quantize="q4_0", env={"NRC": "4"},
+    extra_args=("--dtype=half", "--preemption_mode=swap", "--enable-auto-pd-offload"),
     container=ContainerConfig(
         image="hub.oepkgs.net/neocopilot/syshax/syshax-vllm-cpu:0.2.1", name="vllm_cpu", ipc="unit:gpu"
     ),
@@ -38,8 +45,7 @@ NPU = replace(
     GPU, name="npu", accelerator="ascend", backend=BackendKind.PODMAN,
     container=ContainerConfig(image="quay.io/ascend/vllm-ascend:v0.23.0", shm_size=16 << 30),
 )  # fmt: skip
-NODES = tuple(frozenset(range(first, first + 40)) for first in (0, 40, 80, 120))
-BOUND = Binding("cpu", frozenset(range(160)), (0, 1, 2, 3), rank_cpus=NODES)
+BOUND = Binding("cpu", frozenset(range(160)), (0, 1, 2, 3), rank_cpus=(frozenset(range(160)),))
 AROUND = Surroundings(
     model_name="ds-32b", pool_dir="/dev/shm/syshax", pool_bytes=1 << 30, binding=Binding("x"),
     secret_file="/var/lib/syshax/units/x", api_key="not to be shown", pool_group="987",
@@ -62,9 +68,7 @@ CASES: Dict[str, Any] = {
 
 def requests() -> Dict[str, Any]:
     """All create requests; `python3 -m tests.unit.supervisor.test_container_spec` writes them anew."""
-    return {
-        f"{name}, {engine.value}": create_request(_spec(name), engine) for name in CASES for engine in EngineKind
-    }
+    return {f"{name}, {engine.value}": create_request(_spec(name), engine) for name in CASES for engine in EngineKind}
 
 
 def _spec(name: str) -> Any:
@@ -76,39 +80,118 @@ def test_create_requests_are_the_recorded_ones() -> None:
     assert requests() == json.loads(GOLDEN.read_text(encoding="utf-8"))
 
 
+def _guide(line: str) -> Tuple[str, ...]:
+    """The flags of a guide's line, one spelling for all: `--name vllm_gpu` and `--name=vllm_gpu` are the same."""
+    words = shlex.split(line)
+    found: List[str] = []
+    for word, value in zip(words, [*words[1:], "-"]):
+        if word.startswith("-"):
+            found.append(word if "=" in word or value.startswith("-") else f"{word}={value}")
+    return tuple(found)
+
+
+# Of the guides' `docker run` (their model folder is /models here): what we start instead. None: nothing.
+ELSEWISE: Mapping[str, Optional[str]] = {
+    "-p=8001:8001": "--publish=127.0.0.1:8001:8001",  # loopback: clients come through the daemon's own port
+    "-p=8002:8002": "--publish=127.0.0.1:8002:8002",
+    "-v=/models:/models": f"--volume={MODEL}:{MODEL}:ro",
+    "-w=/models": None,
+    "-itd": "--detach",
+    "-d": "--detach",
+    "-it": None,
+    "-itu=root": None,
+    "--ipc=container:vllm_gpu": "--ipc=container:4f5e",  # by id: a new container of that name has another /dev/shm
+    "--name=docker_name": "--name=syshax-npu",
+    "--net=host": "--publish=127.0.0.1:8001:8001",
+    "-v=/cache:/cache": None,  # of downloads; the model is mounted from its own path
+}
+GUIDE_GPU = """--name vllm_gpu --ipc="shareable" --shm-size=64g --gpus=all -p 8001:8001 -v /models:/models
+    -w /models -itd"""
+GUIDE_CPU = """--name vllm_cpu --ipc container:vllm_gpu --shm-size=64g --privileged -p 8002:8002
+    -v /models:/models -w /models -itd"""
+GUIDE_NPU = """--name "docker_name" --privileged -itu root -d --net=host --device=/dev/davinci0:/dev/davinci0
+    --device=/dev/davinci1:/dev/davinci1 --device=/dev/davinci_manager:/dev/davinci_manager
+    --device=/dev/devmm_svm:/dev/devmm_svm --device=/dev/hisi_hdc:/dev/hisi_hdc -v /usr/local/dcmi:/usr/local/dcmi
+    -v /usr/local/bin/npu-smi:/usr/local/bin/npu-smi
+    -v /usr/local/Ascend/driver/lib64/:/usr/local/Ascend/driver/lib64/
+    -v /usr/local/Ascend/driver/version.info:/usr/local/Ascend/driver/version.info
+    -v /usr/bin/hccn_tool:/usr/bin/hccn_tool
+    -v /etc/ascend_install.info:/etc/ascend_install.info -v /cache:/cache -it"""
+SERVE = f"""--served-model-name=ds-32b --host 0.0.0.0 --dtype=half --max_model_len=8192 --model {MODEL}"""
+SERVE_GPU = f"{SERVE} --port 8001 --block_size=16 --tensor-parallel-size 2 --gpu_memory_utilization=0.8"
+
+
+def _ours(flag: str) -> Optional[str]:
+    """What a flag of a guide is here; None: it is not needed."""
+    if flag in ELSEWISE:
+        return ELSEWISE[flag]
+    name, _, value = flag.partition("=")
+    source = value.partition(":")[0].rstrip("/")
+    if name == "--shm-size":
+        return f"--shm-size={int(value[:-1]) << 30}b"
+    return {"-v": f"--volume={source}:{source}:ro", "--device": f"--device={source}"}.get(name, flag)
+
+
+def _missing(guide: str, line: Sequence[str], but: Sequence[str] = ()) -> List[str]:
+    """Flags of the guide's line that are neither in ours nor on a list of differences."""
+    wanted = [_ours(flag) for flag in _guide(guide) if flag not in but]
+    return [flag for flag in wanted if flag is not None and flag not in line]
+
+
+def _served(line: Sequence[str]) -> List[str]:
+    """vLLM's flags in a command line."""
+    flags = _guide(" ".join(shlex.quote(word) for word in line[line.index(PLUGIN_START) + 1 :]))
+    return [f"{name.replace('_', '-')}={value}" for name, _, value in (flag.partition("=") for flag in flags)]
+
+
+def _expected(serve: str) -> List[str]:
+    """The flags of a guide's `vllm serve`."""
+    return _served((PLUGIN_START, *shlex.split(serve)))
+
+
 def test_the_guides_gpu_line() -> None:
-    line = command_line(_spec("NVIDIA A100 x2"), EngineKind.DOCKER)
-    assert {"--name=vllm_gpu", "--ipc=shareable", f"--shm-size={64 << 30}b", '--gpus="device=0,1"'} <= set(line)
-    assert "--publish=127.0.0.1:8001:8001" in line, "on loopback, where the guide publishes on all addresses"
-    assert f"--volume={MODEL}:{MODEL}:ro" in line
-    words = " ".join(line)
-    assert f"serve {MODEL} --served-model-name ds-32b --host 0.0.0.0 --port 8001 --tensor-parallel-size 2" in words
-    assert "--dtype=half --gpu-memory-utilization=0.8" in words
-
-
-def test_all_gpus_as_in_the_guide() -> None:
-    line = command_line(launch_spec(replace(GPU, device_ids=()), AROUND).container or _spec("CPU"), EngineKind.DOCKER)
-    assert "--gpus=all" in line
+    unit = replace(GPU, device_ids=())
+    line = command_line(launch_spec(unit, AROUND).container or _spec("CPU"), EngineKind.DOCKER)
+    assert _missing(GUIDE_GPU, line) == []
+    assert set(_expected(SERVE_GPU)) <= set(_served(line))
+    gone = ("swap", "preemption", "offload")
+    assert not [word for word in line if any(text in word for text in gone)], "today's vLLM refuses these"
+    assert [note.split(":")[0] for note in vllm_recipe.notes(unit)] == [
+        "--swap_space=16", "--preemption_mode=swap", "--enable-auto-pd-offload",
+    ]  # fmt: skip
+    two = command_line(_spec("NVIDIA A100 x2"), EngineKind.DOCKER)
+    assert '--gpus="device=0,1"' in two and _missing(GUIDE_GPU, two, ("--gpus=all",)) == []
 
 
 def test_the_guides_cpu_line() -> None:
     line = command_line(_spec("CPU"), EngineKind.DOCKER)
-    guide = (
-        *("--name=vllm_cpu", "--ipc=container:4f5e", "--publish=127.0.0.1:8002:8002", "--env=INFERENCE_OP_MODE=fused"),
-        *("--env=CUSTOM_CPU_AFFINITY=0-159", "--env=SYSHAX_QUANTIZE=q4_0", "--env=NRC=4"),
-    )
-    assert set(guide) <= set(line)
+    but = ("--privileged", "--shm-size=64g")  # the capability is enough; the /dev/shm is the donor's
+    assert _missing(GUIDE_CPU, line, but) == []
     assert "--privileged" not in line and "--cap-add=SYS_NICE" in line
-    assert not [word for word in line if word.startswith("--shm-size")], "the /dev/shm is the donor's"
+    assert not [word for word in line if word.startswith("--shm-size")]
+    assert {
+        *("--env=INFERENCE_OP_MODE=fused", "--env=CUSTOM_CPU_AFFINITY=0-159", "--env=SYSHAX_QUANTIZE=q4_0"),
+        *("--env=NRC=4", "--env=OMP_NUM_THREADS=160"),
+    } <= set(line)
+    assert set(_expected(f"{SERVE} --port 8002 --block_size=32")) <= set(_served(line)), "blocks of CPUs: 32"
 
 
 def test_the_guides_ascend_line() -> None:
     line = command_line(_spec("Ascend A2"), EngineKind.PODMAN)
-    devices = ("davinci0", "davinci1", "davinci_manager", "devmm_svm", "hisi_hdc")
-    assert {f"--device=/dev/{name}" for name in devices} <= set(line)
-    mounts = ("/usr/local/dcmi", "/usr/local/Ascend/driver/lib64", "/usr/bin/hccn_tool", "/etc/ascend_install.info")
-    assert {f"--volume={path}:{path}:ro" for path in mounts} <= set(line)
+    assert _missing(GUIDE_NPU, line, ("--privileged",)) == []
     assert "--env=ASCEND_RT_VISIBLE_DEVICES=0,1" in line
+    assert not [word for word in line if "PYTHONPATH" in word], "CANN's own stays"
+
+
+@pytest.mark.parametrize("name", list(CASES))
+def test_the_plugin_goes_with_every_vllm(name: str) -> None:
+    spec = _spec(name)
+    assert spec.argv[:2] == ("python3", PLUGIN_START)
+    assert "/usr/lib/syshax/python:/opt/syshax/python:ro" in [str(mount) for mount in spec.mounts]
+    assert "/dev/shm/syshax:/dev/shm/syshax:z" in [str(mount) for mount in spec.mounts]
+    assert spec.env["SYSHAX_POOL_DIR"] == "/dev/shm/syshax" and spec.env["VLLM_API_KEY"] == AROUND.api_key
+    assert spec.argv[spec.argv.index("--kv-transfer-config") + 1] == json.dumps(vllm_recipe.OURS)
+    assert [item.host for item in spec.publish] == ["127.0.0.1"], "nobody else reaches the scale-out endpoints"
 
 
 @pytest.mark.parametrize("engine", list(EngineKind))

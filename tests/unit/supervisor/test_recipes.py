@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import stat
 import sys
 from dataclasses import replace
@@ -12,10 +13,11 @@ import pytest
 from syshaxd.config.types import HealthConfig, UnitConfig
 from syshaxd.errors import BackendError
 from syshaxd.model.unit import BackendKind, Role, UnitKind
-from syshaxd.supervisor import files
+from syshaxd.supervisor import files, recipes
 from syshaxd.supervisor.binding.plan import Binding
 from syshaxd.supervisor.recipes import Surroundings, digest, launch_spec, pool_file
 
+ROOT = Path(__file__).resolve().parents[3]
 UNIT = UnitConfig(name="cpu", role=Role.CPU, model_path="/models/tiny.gguf", env={"OMP_NUM_THREADS": "4"})
 AROUND = Surroundings(
     model_name="tiny",
@@ -112,3 +114,9 @@ def test_outbox_is_new_at_every_start(tmp_path: Path) -> None:
     files.remove_outbox(str(path))
     files.remove_outbox(str(path))
     assert not path.exists()
+
+
+def test_our_packages_say_which_contract_they_speak() -> None:
+    (found,) = importlib.metadata.distributions(name="syshax-units", path=[str(ROOT / "kernels/python")])
+    assert found.version == recipes.CONTRACT
+    assert "version 1" in (ROOT / "docs/kv-handoff.md").read_text(encoding="utf-8").splitlines()[0]
