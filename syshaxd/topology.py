@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Iterable
 
 SYSFS = Path("/sys/devices/system")
-_RANGE = re.compile(r"(\d+)(?:-(\d+))?")
+MOST_CPUS = 100_000  # the configuration takes five digits; bounds what a mistyped list can cost
+_RANGE = re.compile(r"(\d{1,9})(?:-(\d{1,9}))?", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -35,14 +36,24 @@ class Topology:
 
 
 def parse_cpu_list(text: str) -> frozenset[int]:
-    """ "0-3,8" -> {0, 1, 2, 3, 8}; "" -> {}. ValueError on anything else."""
+    """ "0-3,8" -> {0, 1, 2, 3, 8}; "" -> {}. ValueError on anything else, and where a number comes twice."""
     cpus: set[int] = set()
     for part in filter(None, (piece.strip() for piece in text.split(","))):
         match = _RANGE.fullmatch(part)
         if match is None or int(match[2] or match[1]) < int(match[1]):
             raise ValueError(f"{part!r} is not a CPU or a range of CPUs; expected a list such as 0-3,8")
-        cpus.update(range(int(match[1]), int(match[2] or match[1]) + 1))
+        add_range(cpus, part, range(int(match[1]), int(match[2] or match[1]) + 1))
     return frozenset(cpus)
+
+
+def add_range(cpus: set[int], part: str, numbers: range) -> None:
+    """Add one part of a list. ValueError where it goes beyond any machine, or repeats a number."""
+    if numbers[-1] >= MOST_CPUS:
+        raise ValueError(f"{part!r} goes beyond {MOST_CPUS - 1}; expected a list such as 0-3,8")
+    twice = cpus.intersection(numbers)
+    if twice:
+        raise ValueError(f"{part!r} names {format_cpu_list(twice)} a second time; expected a list such as 0-3,8")
+    cpus.update(numbers)
 
 
 def format_cpu_list(cpus: Iterable[int]) -> str:

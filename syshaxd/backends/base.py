@@ -25,6 +25,7 @@ class LaunchSpec:
     digest: str = ""
     contract: str = ""  # version of docs/kv-handoff.md that our packages in it speak; "" for other people's servers
     container: Optional[ContainerSpec] = None  # for the container backends, which use nothing else but unit and digest
+    memory_nodes: tuple[int, ...] = ()  # where its memory must come from; empty: anywhere
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Becomes a unit that systemd runs: reads what to run from a file the daemon wrote, binds itself, runs it in its place.
+"""Becomes a unit that systemd runs: reads what to run from a file the daemon wrote, and has launch.py do it.
 
 ExecStart of syshax-unit@NAME.service, run as a file by a bare interpreter (`python3 -I -S launch_file.py FILE`).
 Imports nothing of the daemon.
@@ -21,17 +21,13 @@ def main(arguments: list[str]) -> int:
     try:
         with open(arguments[0], encoding="utf-8") as file:
             spec = json.load(file)
-        argv, env, cpus = spec["argv"], spec["env"], spec["cpus"]
-    except (OSError, ValueError, KeyError) as err:
+        argv, env = spec["argv"], spec["env"]
+        cpus, nodes = (",".join(map(str, spec[name])) for name in ("cpus", "memory_nodes"))
+    except (OSError, ValueError, KeyError, TypeError) as err:
         print(f"{arguments[0]}: {err!r}; syshaxd writes this file before it starts the unit", file=sys.stderr)
         return CANNOT_RUN
-    if cpus:
-        os.sched_setaffinity(0, cpus)
-    try:
-        os.execvpe(argv[0], argv, env)
-    except OSError as err:
-        print(f"cannot run {argv[0]}: {err.strerror}", file=sys.stderr)
-        return CANNOT_RUN
+    launcher = os.path.join(os.path.dirname(os.path.abspath(__file__)), "launch.py")
+    os.execve(sys.executable, [sys.executable, "-I", "-S", launcher, "0", cpus, nodes, *argv], env)
 
 
 if __name__ == "__main__":

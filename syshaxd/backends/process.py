@@ -62,8 +62,8 @@ async def _open_reader(read_end: int, on_line: OnLine) -> tuple[asyncio.ReadTran
 
 
 async def _spawn(spec: LaunchSpec, output: int) -> asyncio.subprocess.Process:
-    cpus = ",".join(str(cpu) for cpu in sorted(spec.cpus))
-    argv = (sys.executable, "-I", "-S", str(LAUNCHER), str(os.getpid()), cpus, *spec.argv)
+    cpus, nodes = (",".join(str(number) for number in sorted(numbers)) for numbers in (spec.cpus, spec.memory_nodes))
+    argv = (sys.executable, "-I", "-S", str(LAUNCHER), str(os.getpid()), cpus, nodes, *spec.argv)
     try:
         return await asyncio.create_subprocess_exec(
             *argv,

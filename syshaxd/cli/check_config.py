@@ -1,5 +1,8 @@
 """Test the configuration: every fault at once on stderr, with file, line, column and key; exit code 78.
 
+What is good is planned for this host: which CPUs, memory nodes and memory each unit gets. A plan that the host can't
+carry is a fault. --host plans for another host, from a copy of its /sys/devices/system.
+
 --print shows the merged configuration with the file and line of each value; it is YAML that reads as the same again.
 """
 
@@ -8,12 +11,16 @@ from __future__ import annotations
 import argparse
 import sys
 from dataclasses import asdict
+from pathlib import Path
 from typing import Sequence
 
 from syshaxd.config.emit import emit, with_defaults
 from syshaxd.config.host import host_warnings
 from syshaxd.config.load import Loaded
 from syshaxd.errors import ConfigError, Problem
+from syshaxd.supervisor.binding.apply import lines, plan_json
+from syshaxd.supervisor.binding.asks import plan_problems, plan_units
+from syshaxd.supervisor.binding.host import read_host
 
 from .exits import CONFIG, OK
 from .options import add_config, add_json, print_json, source
@@ -23,37 +30,42 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the verb."""
     parser.add_argument("--print", action="store_true", help="print the merged configuration with origins")
     parser.add_argument("--all", action="store_true", help="with --print: values that nobody set, too")
+    parser.add_argument("--host", metavar="PATH", help="copy of another host's /sys/devices/system to plan for")
     parser.add_argument("-q", "--quiet", action="store_true", help="print nothing but faults")
     add_config(parser)
     add_json(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Load, judge, tell."""
-    where = source(args)
+    """Load, judge, plan, tell."""
     try:
-        loaded = where.read()
+        loaded = source(args).read()
+        host = read_host(Path(args.host)) if args.host else read_host()
     except ConfigError as err:
         return _bad(args, err.problems)
-    warnings = [*loaded.warnings, *host_warnings(loaded)]
+    planned, warnings = plan_units(loaded.config, host), [*loaded.warnings, *host_warnings(loaded)]
+    if planned.problems:
+        return _bad(args, plan_problems(planned), warnings)
     if args.json:
         units = [unit.name for unit in loaded.config.units]
-        files = list(loaded.files)
-        print_json({"ok": True, "files": files, "units": units, "problems": [], "warnings": _json(warnings)})
+        said = {"ok": True, "files": list(loaded.files), "units": units, "problems": [], "warnings": _json(warnings)}
+        print_json({**said, "binding": plan_json(planned, host)})
         return OK
     if not args.quiet:
         sys.stderr.writelines(f"warning: {warning}\n" for warning in warnings)
     if args.print:
         sys.stdout.write(emit(with_defaults(loaded.root) if args.all else loaded.root, origins=True))
     elif not args.quiet:
-        print(_summary(loaded, len(warnings)))
+        print(_summary(loaded, len(warnings)), *lines(planned, host), sep="\n")
     return OK
 
 
-def _bad(args: argparse.Namespace, problems: Sequence[Problem]) -> int:
+def _bad(args: argparse.Namespace, problems: Sequence[Problem], warnings: Sequence[Problem] = ()) -> int:
     if args.json:
-        print_json({"ok": False, "files": [], "units": [], "problems": _json(problems), "warnings": []})
+        told = {"problems": _json(problems), "warnings": _json(warnings), "binding": None}
+        print_json({"ok": False, "files": [], "units": [], **told})
         return CONFIG
+    sys.stderr.writelines(f"warning: {warning}\n" for warning in warnings if not args.quiet)
     sys.stderr.writelines(f"{problem}\n" for problem in problems)
     if not args.quiet:
         sys.stderr.write(f"syshax: {len(problems)} fault{'s' if len(problems) > 1 else ''} in the configuration\n")

@@ -49,7 +49,8 @@ def _show(status: Mapping[str, Any], as_json: bool) -> int:
 
 def lines(status: Mapping[str, Any]) -> List[str]:
     """The page of `syshax status`."""
-    return [*_head(status), "", unit_table(status.get("units", ())), *_reasons(status), *_pending(status)]
+    units = unit_table(status.get("units", ()))
+    return [*_head(status), "", units, *_reasons(status), *_binding(status), *_pending(status)]
 
 
 def _head(status: Mapping[str, Any]) -> List[str]:
@@ -86,6 +87,33 @@ def _reasons(status: Mapping[str, Any]) -> List[str]:
     told = [f"{unit.get('name')}: {unit['reason']}" for unit in units if unit.get("reason")]
     told += [f"{unit.get('name')}: pending {unit['pending']}" for unit in units if unit.get("pending")]
     return ["", *told] if told else []
+
+
+def _binding(status: Mapping[str, Any]) -> List[str]:
+    """CPUs and memory of each unit as planned, then where it got less."""
+    shown: List[str] = []
+    for unit in status.get("units", ()):
+        bound = unit.get("binding")
+        if bound:
+            shown.append(f"{unit.get('name')}: {_bound(bound)}")
+            shown.extend(f"  not as planned: {words}" for words in bound.get("shortfalls", ()))
+    plan = status.get("binding") or {}
+    if plan.get("daemon"):
+        shown.append(f"daemon and helpers: CPUs {plan['daemon']}")
+    shown.extend(f"note: {note}" for note in plan.get("notes", ()))
+    return ["", *shown] if shown else []
+
+
+def _bound(bound: Mapping[str, Any]) -> str:
+    total = (bound.get("memory") or {}).get("total", 0)
+    memory = f"memory nodes {bound.get('memory_nodes')}" + (f", {total / 2**30:.1f} GiB planned" if total else "")
+    if not bound.get("cpus"):
+        return f"not bound; {memory}"
+    per_node = ", ".join(f"node {node}: {cpus}" for node, cpus in bound.get("per_node", {}).items())
+    helpers = f"; other threads also on {bound['reserved']}" if bound.get("reserved") else ""
+    granted = bound.get("granted") or {}
+    pinned = f"; {granted['pinned']} of {granted['threads']} pinned" if granted else ""
+    return f"{bound.get('threads')} threads on CPUs {bound['cpus']} ({per_node}){helpers}{pinned}; {memory}"
 
 
 def _pending(status: Mapping[str, Any]) -> List[str]:

@@ -8,17 +8,15 @@ from typing import Iterator, List
 
 from syshaxd.errors import Problem
 from syshaxd.model.unit import BackendKind
-from syshaxd.topology import format_cpu_list
 
 from .load import Loaded
 from .nodes import Path
-from .rules import bound_cpus
 from .shape import problem
 from .types import Config, UnitConfig
 
 
 def host_warnings(loaded: Loaded) -> List[Problem]:
-    """Files that are missing or open to everybody, and CPUs this host does not have."""
+    """Files that are missing or open to everybody. What CPUs and memory allow, the binding plan says."""
     found = list(_keys_file(loaded))
     for unit in loaded.config.units:
         found.extend(_unit(loaded, loaded.config, unit))
@@ -48,7 +46,3 @@ def _unit(loaded: Loaded, config: Config, unit: UnitConfig) -> Iterator[Problem]
         yield problem(loaded.root, path, f"{unit.model_path} does not exist on this host")
     if unit.api_key_file:
         yield from _secret(loaded, (*here, "api_key_file"), unit.api_key_file)
-    missing = bound_cpus(unit) - set(range(os.cpu_count() or 1))
-    if missing:
-        message = f"CPUs {format_cpu_list(missing)} are not on this host, which has {os.cpu_count()}"
-        yield problem(loaded.root, (*here, "cpu", "affinity"), message)

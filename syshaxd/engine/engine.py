@@ -21,13 +21,16 @@ from syshaxd.config import Source, diff, effective
 from syshaxd.config.types import Config
 from syshaxd.errors import BackendError, ControlError, SysHaxError
 from syshaxd.metrics import MetricsService
-from syshaxd.model.snapshot import PdStatus
+from syshaxd.model.snapshot import PdStatus, UnitSnapshot
 from syshaxd.model.unit import BackendKind
 from syshaxd.monitor import SystemMonitor
 from syshaxd.runner import InFlightLedger, Runner
 from syshaxd.scheduler import Scheduler
 from syshaxd.sdnotify import Notifier
 from syshaxd.supervisor import Supervisor, desired_units
+from syshaxd.supervisor.binding.apply import plan_json
+from syshaxd.supervisor.binding.asks import binding_plan
+from syshaxd.supervisor.binding.granted import binding_json
 from syshaxd.supervisor.binding.host import HostTree
 from syshaxd.tasks import TaskSet
 from syshaxd.topology import read_topology
@@ -39,7 +42,7 @@ from .gate import PdGuard
 from .pulse import INTERVAL, Patience, Watchdog
 from .reload import Reloader
 from .selfcheck import SelfCheck
-from .status import host_json, status_line, unit_json, units_json
+from .status import host_json, status_line, unit_json
 
 log = logging.Log("engine")
 TICK = 0.05  # seconds between two scheduling cycles
@@ -68,7 +71,8 @@ class Engine:
     def __init__(self, config: Config, around: Surroundings) -> None:
         self._config = config
         self._around = around
-        self._desired = desired_units(config, around.host)
+        self._plan = binding_plan(config, around.host)
+        self._desired = desired_units(config, self._plan)
         self._began = time.monotonic()
         self._state = "starting"
         self._last_reload: Mapping[str, Any] = {}
@@ -272,9 +276,10 @@ class Engine:
         loop = asyncio.get_running_loop()
         wanted = await loop.run_in_executor(None, self._around.source.load)
         plan, config = diff(self._config, wanted), effective(self._config, wanted)
-        desired = desired_units(config, self._around.host)
+        binding = await loop.run_in_executor(None, binding_plan, config, self._around.host)
+        desired = desired_units(config, binding)
         await self.conductor.reconfigure(config)  # opens new listeners; the last step that can fail
-        self._config, self._desired = config, desired
+        self._config, self._desired, self._plan = config, desired, binding
         self._client.reconfigure(config.limits.connect_timeout)
         self._scheduler.reconfigure(config)
         self._runner.reconfigure(config)
@@ -317,8 +322,14 @@ class Engine:
             "pd": {"enabled": snapshot.pd.enabled, "reason": snapshot.pd.reason},
             "reload": dict(self._last_reload),
             "host": host_json(snapshot.host),
-            "units": units_json(snapshot),
+            "units": [self._unit_json(unit, snapshot.at) for unit in snapshot.units],
+            "binding": plan_json(self._plan, self._around.host),
         }
+
+    def _unit_json(self, unit: UnitSnapshot, now: float) -> Mapping[str, Any]:
+        binding = self._plan.unit(unit.view.name)
+        bound = binding_json(unit.view, binding, self._around.host) if binding is not None else None
+        return {**unit_json(unit, now), "binding": bound}
 
     async def reload(self) -> Mapping[str, Any]:
         """See Control."""
@@ -338,7 +349,7 @@ class Engine:
         unit = snapshot.unit(name)
         if unit is None:
             raise ControlError(404, f"unit {name} is not in the configuration any more")
-        return unit_json(unit, snapshot.at)
+        return self._unit_json(unit, snapshot.at)
 
     def unit_logs(self, name: str, lines: int) -> Sequence[str]:
         """See Control."""

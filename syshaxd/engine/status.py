@@ -44,11 +44,6 @@ def host_json(host: HostLoad) -> Mapping[str, Any]:
     return asdict(host)
 
 
-def units_json(snapshot: Snapshot) -> list[Mapping[str, Any]]:
-    """All units, in configuration order."""
-    return [unit_json(unit, snapshot.at) for unit in snapshot.units]
-
-
 def status_line(snapshot: Snapshot, max_queue: int, note: str = "") -> str:
     """`gpu: ready kv 63% run 41 wait 0 | cpu: ready run 12 | queue 0/256 | pd on`."""
     parts = [_unit_words(unit) for unit in snapshot.units]

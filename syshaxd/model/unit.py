@@ -44,6 +44,17 @@ class UnitState(enum.Enum):
 
 
 @dataclass(frozen=True)
+class Granted:
+    """What a unit says it got of its binding, in its model card. `unbound`: ranges of weights or KV off their node."""
+
+    threads: int
+    pinned: int
+    nodes: int
+    unbound: int
+    isa: str = ""
+
+
+@dataclass(frozen=True)
 class UnitView:
     """What the rest of the daemon may know of a unit. Written by the unit's own task only, replaced whole."""
 
@@ -65,6 +76,7 @@ class UnitView:
     last_log: tuple[str, ...] = ()
     digest: str = ""
     pending: str = ""  # what is still to be done to it, and why
+    granted: Optional[Granted] = None  # None where the unit does not say
 
     @property
     def ready(self) -> bool:

@@ -74,7 +74,7 @@ def container_spec(
     """The container of a unit that is started with this command. `server`: what its server needs in general; the
     binding says more than that, and `env` has the last word."""
     section, on_host = unit.container, unit.container.network == "host"
-    spans = _cpus(around.binding)
+    spans = around.binding.all_cpus
     return ContainerSpec(
         name=container_name(unit),
         image=section.image,
@@ -114,10 +114,6 @@ class Inside:
 def listen_host(unit: UnitConfig) -> str:
     """Where the server inside listens: all of the container's own network, since only loopback is published."""
     return unit.host if unit.container.network == "host" else "0.0.0.0"
-
-
-def _cpus(binding: Binding) -> frozenset[int]:
-    return binding.cpus | binding.housekeeping if binding.cpus else frozenset()
 
 
 def _environment(unit: UnitConfig, around: Inside) -> Mapping[str, str]:

@@ -16,6 +16,7 @@ from syshaxd.topology import format_cpu_list
 
 from . import vllm_recipe
 from .binding.apply import environment, vllm_environment
+from .binding.inputs import without_decided
 from .binding.plan import Binding
 from .container_spec import CONTAINERS, PLUGIN_START, Inside, container_spec, listen_host
 
@@ -56,7 +57,8 @@ def launch_spec(unit: UnitConfig, around: Surroundings) -> LaunchSpec:
         argv=_command(unit, replace(around, port=port)),
         env=_environment(unit, around),
         url=f"http://{_bracketed(unit.host)}:{port}",
-        cpus=around.binding.cpus,
+        cpus=around.binding.all_cpus,
+        memory_nodes=around.binding.memory_nodes if around.binding.bind_memory else (),
         contract=contract(unit),
     )
     return replace(spec, digest=digest(unit, around))
@@ -76,7 +78,7 @@ def _in_container(unit: UnitConfig, around: Surroundings) -> LaunchSpec:
     )
     server = vllm_recipe.environment(unit, "", around.api_key) if unit.kind is UnitKind.VLLM else {}
     url = f"http://{_bracketed(unit.host)}:{around.port}"
-    container = container_spec(unit, argv, server, {**pool, **unit.env}, inside)
+    container = container_spec(unit, argv, server, {**pool, **_own_env(unit, around)}, inside)
     return LaunchSpec(
         unit=unit.name,
         argv=argv,
@@ -98,8 +100,8 @@ def digest(unit: UnitConfig, around: Surroundings) -> str:
 
     Not the port, the secret and what the daemon's own environment holds.
     """
-    cpus = format_cpu_list(around.binding.cpus)
-    parts = (unit_digest(unit, around.pool_bytes), served_name(unit, around.model_name), cpus)
+    cpus, nodes = format_cpu_list(around.binding.cpus), format_cpu_list(around.binding.memory_nodes)
+    parts = (unit_digest(unit, around.pool_bytes), served_name(unit, around.model_name), cpus, nodes)
     return hashlib.sha256("|".join(parts).encode()).hexdigest()[:16]
 
 
@@ -177,8 +179,13 @@ def _environment(unit: UnitConfig, around: Surroundings) -> Mapping[str, str]:
     if unit.kind is UnitKind.VLLM:
         inherited.pop("PYTHONPATH", None)  # ours has packages for the daemon's Python
         own = vllm_recipe.environment(unit, around.plugin_dir, around.api_key)
-        return {**inherited, **own, **vllm_environment(around.binding), **_pool(unit, around), **unit.env}
-    return {**inherited, **environment(around.binding), **_pool(unit, around), **unit.env}
+        return {**inherited, **own, **vllm_environment(around.binding), **_pool(unit, around), **_own_env(unit, around)}
+    return {**inherited, **environment(around.binding), **_pool(unit, around), **_own_env(unit, around)}
+
+
+def _own_env(unit: UnitConfig, around: Surroundings) -> Mapping[str, str]:
+    """The user's variables, but for those that are in the binding already (and `auto`, which no library knows)."""
+    return without_decided(unit, unit.env) if around.binding.cpus else unit.env
 
 
 def _pool(unit: UnitConfig, around: Surroundings) -> Mapping[str, str]:

@@ -8,14 +8,13 @@ from typing import Callable, Mapping, Optional, Sequence
 
 from syshaxd.backends.base import Backend
 from syshaxd.config.types import Config, UnitConfig
-from syshaxd.errors import BackendError, ConfigError, ControlError, DeadlineError, Problem
+from syshaxd.errors import BackendError, ControlError, DeadlineError
 from syshaxd.model.snapshot import InFlight
-from syshaxd.model.unit import BackendKind, UnitKind, UnitState, UnitView
+from syshaxd.model.unit import BackendKind, UnitState, UnitView
 from syshaxd.tasks import TaskSet, cancelled, within
 from syshaxd.unitclient import UnitClient
 
-from .binding.host import HostTree
-from .binding.plan import Ask, Binding, BindingPlan, plan
+from .binding.plan import Binding, BindingPlan
 from .container_spec import container_name, donor_of
 from .life import What
 from .recipes import Surroundings
@@ -34,34 +33,9 @@ class Applied:
     replaced: tuple[str, ...]
 
 
-def binding_plan(units: Sequence[UnitConfig], host: HostTree) -> BindingPlan:
-    """CPUs and memory of the units that run here. Raises ConfigError where the host can't give what is asked for."""
-    planned = plan(host, [_ask(unit) for unit in units if unit.backend is not BackendKind.EXTERNAL])
-    if planned.problems:
-        raise ConfigError([Problem(text, key="units") for text in planned.problems])
-    return planned
-
-
-def desired_units(config: Config, host: HostTree) -> tuple[Desired, ...]:
-    """What to run. Pure; raises ConfigError as binding_plan does."""
-    planned = binding_plan(config.units, host)
+def desired_units(config: Config, planned: BindingPlan) -> tuple[Desired, ...]:
+    """What to run. Pure."""
     return tuple(_desired(config, unit, planned.unit(unit.name) or Binding(unit.name)) for unit in config.units)
-
-
-def _ask(unit: UnitConfig) -> Ask:
-    on_accelerator = unit.accelerator != "none"
-    on_cpu_vllm = unit.kind is UnitKind.VLLM and not on_accelerator
-    return Ask(
-        name=unit.name,
-        affinity=unit.cpu.affinity,
-        threads=unit.cpu.threads,
-        reserved=unit.cpu.reserved,
-        memory_nodes=unit.cpu.memory_nodes,
-        on_accelerator=on_accelerator,
-        n_devices=len(unit.device_ids) or unit.tensor_parallel_size,
-        ranks=unit.tensor_parallel_size if on_cpu_vllm else 1,
-        one_rank_a_node=on_cpu_vllm,
-    )
 
 
 def _desired(config: Config, unit: UnitConfig, binding: Binding) -> Desired:

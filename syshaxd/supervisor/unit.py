@@ -17,12 +17,13 @@ from syshaxd.backends.container_spec import EngineKind, command_line
 from syshaxd.config.types import RestartConfig, UnitConfig
 from syshaxd.errors import BackendError, DeadlineError, UnitError
 from syshaxd.model.snapshot import InFlight
-from syshaxd.model.unit import BackendKind, UnitKind, UnitState, UnitView
+from syshaxd.model.unit import BackendKind, Granted, UnitKind, UnitState, UnitView
 from syshaxd.monitor import PageReader
 from syshaxd.tasks import TaskSet, cancelled, within
 from syshaxd.unitclient import Target, UnitClient
 
 from . import files, recipes, vllm_recipe
+from .binding.granted import shortfalls
 from .container_spec import CONTAINERS, donor_of
 from .life import Act, Event, Life, What, step
 from .probe import Activity, Deadline, Probe, WrongModel, await_answer
@@ -83,6 +84,7 @@ class Start:
     began: float
     contract: str = ""  # that its packages speak
     max_model_len: Optional[int] = None
+    granted: Optional[Granted] = None
 
 
 class Unit:
@@ -301,7 +303,9 @@ class Unit:
             error = await start.probe.generation_error(max(left, config.health.canary_timeout))
         except (WrongModel, UnitError) as err:
             return self._report(What.BROKEN, epoch, str(err))
-        start.max_model_len = card.max_model_len
+        start.max_model_len, start.granted = card.max_model_len, card.granted
+        for words in shortfalls(self._launched.around.binding, card.granted):
+            log.warning("the unit is not bound as planned", unit=self.name, reason=words)
         self._report(What.BROKEN if error else What.WARM, epoch, error or "")
 
     async def _watch(self, epoch: int) -> None:
@@ -424,6 +428,7 @@ class Unit:
             epoch=life.epoch,
             model=start.probe.model if start else recipes.served_name(config, self._launched.around.model_name),
             max_model_len=start.max_model_len if start else None,
+            granted=start.granted if start else None,
             pool_file=start.pool_file if start else "",
             pid=start.running.pid if start else None,
             container=start.running.container if start else "",

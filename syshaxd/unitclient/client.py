@@ -11,6 +11,7 @@ import aiohttp
 
 from syshaxd.errors import UnitError, UnitErrorKind
 from syshaxd.model.request import Endpoint
+from syshaxd.model.unit import Granted
 from syshaxd.tasks import within
 
 from .errors import FAILURES, from_exception
@@ -35,6 +36,7 @@ class ModelCard(NamedTuple):
 
     id: str
     max_model_len: Optional[int]
+    granted: Optional[Granted] = None
 
 
 class Tokenized(NamedTuple):
@@ -102,7 +104,7 @@ class UnitClient:
         """The models that the unit serves."""
         message = await self._json(target, "GET", "/v1/models", None, timeout)
         with _Reading(target, "/v1/models"):
-            return tuple(ModelCard(str(card["id"]), card.get("max_model_len")) for card in message["data"])
+            return tuple(_card(card) for card in message["data"])
 
     async def metrics(self, target: Target, timeout: float) -> str:
         """Prometheus text."""
@@ -184,9 +186,7 @@ class UnitClient:
         except FAILURES as err:
             raise from_exception(err, target.name, path) from err
 
-    async def _call(
-        self, target: Target, method: str, path: str, body: Optional[bytes], request_id: str
-    ) -> Answer:
+    async def _call(self, target: Target, method: str, path: str, body: Optional[bytes], request_id: str) -> Answer:
         headers = self._headers(target, request_id)
         async with self._opened().request(
             method,
@@ -279,6 +279,18 @@ async def _expect_event_stream(target: Target, response: aiohttp.ClientResponse)
     if response.content_type != "text/event-stream":
         text = f"expected text/event-stream, got {response.content_type}"
         raise UnitError(target.name, UnitErrorKind.GARBAGE, text)
+
+
+def _card(card: Mapping[str, Any]) -> ModelCard:
+    return ModelCard(str(card["id"]), card.get("max_model_len"), _granted(card.get("binding")))
+
+
+def _granted(said: Any) -> Optional[Granted]:
+    """What our own engine adds to its card; None for other servers."""
+    values = said if isinstance(said, dict) else {}
+    numbers = {name: values.get(name) for name in ("threads", "pinned", "nodes", "unbound")}
+    whole = {name: number for name, number in numbers.items() if isinstance(number, int)}
+    return Granted(**whole, isa=str(values.get("isa", ""))[:32]) if len(whole) == 4 else None
 
 
 def _status_error(target: Target, answer: Answer) -> UnitError:

@@ -18,6 +18,7 @@ from sysinfer.config import read_config
 from sysinfer.core import EngineCore, Handoffs
 from sysinfer.gguf import GgufFile
 from sysinfer.native import NativeRunner, RunnerSizes
+from sysinfer.output import Output
 from sysinfer.sampling import SamplingParams
 from sysinfer.scheduler import Scheduler, SchedulerConfig
 from sysinfer.sequence import Sequence
@@ -48,14 +49,18 @@ class Model:
 
     def generate(self, prompts: list[list[int]], params: SamplingParams = GREEDY) -> list[list[int]]:
         """All at once; the tokens of each."""
-        made: dict[int, list[int]] = {}
+        return [[token for output in each for token in output.tokens] for each in self.outputs(prompts, params)]
+
+    def outputs(self, prompts: list[list[int]], params: SamplingParams) -> list[list[Output]]:
+        """All at once; what the engine says of each, step by step."""
+        made: dict[int, list[Output]] = {}
         for prompt in prompts:
             self.core.add(Sequence(self.key, str(self.key), 0, list(prompt), len(prompt), params))
             made[self.key] = []
             self.key += 1
         while not self.core.idle:
             for output in self.core.step():
-                made[output.key].extend(output.tokens)
+                made[output.key].append(output)
         return list(made.values())
 
 
@@ -136,6 +141,16 @@ def test_half_precision_kv_stays_close(tiny: Tiny) -> None:
     for kind, limit in (("f16", 0.01), ("bf16", 0.08)):
         near = Model(tiny.path, kv=kind).runner.forward([prompt])
         assert float(np.abs(near - exact).max()) < limit
+
+
+def test_any_number_of_threads_says_the_same_bit_for_bit(tiny: Tiny) -> None:
+    """Text, tokens and log-probabilities, which every logit goes into. 16 threads are more than small machines have."""
+    params = replace(GREEDY, max_tokens=12, logprobs=5, prompt_logprobs=1)
+    some = prompts((1, 33, 100))
+    alone = Model(tiny.path, threads=1).outputs(some, params)
+    assert all(output.logprobs for each in alone for output in each)
+    for threads in (2, 3, 8, 16):
+        assert Model(tiny.path, threads=threads).outputs(some, params) == alone, threads
 
 
 def test_sampling_does_not_depend_on_the_batch(tiny: Tiny) -> None:

@@ -152,6 +152,8 @@ def test_models_health_and_metrics(unit: Unit) -> None:
     assert unit.ask("GET", "/health")[0] == 200
     (entry,) = json.loads(unit.ask("GET", "/v1/models")[1])["data"]
     assert (entry["id"], entry["max_model_len"]) == ("demo", models.CONTEXT)
+    bound = entry["binding"]
+    assert (bound["pinned"], bound["nodes"], bound["unbound"]) == (bound["threads"], 1, 0) and bound["isa"]
     before = unit.metrics()
     unit.post(COMPLETION, {**GREEDY, "prompt": [99] * 70})
     unit.post(COMPLETION, {**GREEDY, "prompt": [99] * 70})

@@ -5,9 +5,9 @@ from __future__ import annotations
 import logging
 import time
 from dataclasses import dataclass
-from typing import Optional
+from typing import Mapping, Optional, Union
 
-from syshax_kernels.context import Context
+from syshax_kernels.context import Context, ContextInfo
 from syshax_kernels.errors import KernelError
 from syshax_kernels.pool import CHUNK_TOKENS, Geometry, chunks_that_fit, model_id
 
@@ -45,13 +45,14 @@ class Opened:
 
 @dataclass(frozen=True)
 class Loaded:
-    """An engine that is ready. `summary`: what runs, in words."""
+    """An engine that is ready. `summary`: what runs, in words; `binding`: what the system granted of it."""
 
     opened: Opened
     core: EngineCore
     saver: Optional[Saver]
     sizes: RunnerSizes
     summary: str
+    binding: Mapping[str, Union[int, str]]
 
 
 def open_model(options: Options) -> Opened:
@@ -119,7 +120,15 @@ def load(opened: Opened, options: Options, stats: EngineStats) -> Loaded:
         f"{sizes.kv_blocks} KV blocks of {sizes.block_size} tokens, context {sizes.max_model_len}, "
         f"handoff {'on' if handoffs.saver else 'off'}, loaded in {time.monotonic() - begin:.2f} s"
     )
-    return Loaded(opened, core, handoffs.saver, sizes, summary)
+    if info.unbound:
+        log.warning("%d ranges of weights or KV could not be bound to their NUMA node", info.unbound)
+    return Loaded(opened, core, handoffs.saver, sizes, summary, _granted(info, bool(options.cpus)))
+
+
+def _granted(info: ContextInfo, bound: bool) -> Mapping[str, Union[int, str]]:
+    """For the model card; without a list of CPUs nothing was to be pinned."""
+    pinned = info.pinned if bound else info.threads
+    return {"threads": info.threads, "pinned": pinned, "nodes": info.nodes, "unbound": info.unbound, "isa": info.isa}
 
 
 def _geometry(opened: Opened, sizes: RunnerSizes) -> Geometry:

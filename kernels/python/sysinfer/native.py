@@ -34,10 +34,10 @@ class NativeRunner:
 
     def __init__(self, context: Context, file: GgufFile, config: ModelConfig, sizes: RunnerSizes, weights: str) -> None:
         """Packs the weights; KernelError when memory is short, ModelFileError for a tensor that does not fit."""
-        self.info: ContextInfo = context.describe()
         self._model = Model(context, _shape(config, sizes))
         load_weights(file, config, self._model, weights)
         self._model.finish()
+        self.info: ContextInfo = context.describe()  # after all memory has been bound
         self._logits = np.empty((0, config.vocab), np.float32)
 
     def forward(self, rows: Sequence[Row]) -> NDArray[np.float32]:

@@ -12,7 +12,7 @@ _syshax() {
         case ${COMP_WORDS[1]} in
             init) words="--model --name --force --print --config --help" ;;
             config) words="--unset --config --json --help" ;;
-            check-config) words="--print --all -q --quiet --config --json --help" ;;
+            check-config) words="--print --all --host -q --quiet --config --json --help" ;;
             run) words="--config --help" ;;
             status) words="--watch --interval --config --socket --json --help" ;;
             reload) words="--wait --timeout --config --socket --json --help" ;;

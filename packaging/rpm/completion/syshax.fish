@@ -13,6 +13,7 @@ complete -c syshax -n '__fish_seen_subcommand_from config' -l json -d 'print JSO
 complete -c syshax -n __fish_use_subcommand -a check-config -d 'test the configuration'
 complete -c syshax -n '__fish_seen_subcommand_from check-config' -l print -d 'print the merged configuration with origins'
 complete -c syshax -n '__fish_seen_subcommand_from check-config' -l all -d 'with --print: values that nobody set, too'
+complete -c syshax -n '__fish_seen_subcommand_from check-config' -l host -r -F -d 'copy of another host'\''s /sys/devices/system to plan for'
 complete -c syshax -n '__fish_seen_subcommand_from check-config' -s q -l quiet -d 'print nothing but faults'
 complete -c syshax -n '__fish_seen_subcommand_from check-config' -l config -r -F -d 'configuration folder or file (default: $SYSHAX_CONFIG, then /etc/syshax)'
 complete -c syshax -n '__fish_seen_subcommand_from check-config' -l json -d 'print JSON, for programs'

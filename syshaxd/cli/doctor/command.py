@@ -6,14 +6,17 @@ One line a finding (ok, warning, error) with what to do. Exit code 1 where there
 from __future__ import annotations
 
 import argparse
-from typing import List
+from typing import Iterator, List
 
 from syshaxd.cli.exits import FAILURE, OK
 from syshaxd.cli.options import add_config, add_json, print_json, source
 from syshaxd.config.types import Config
-from syshaxd.errors import ConfigError
+from syshaxd.supervisor.binding.apply import unit_line
+from syshaxd.supervisor.binding.asks import plan_units
+from syshaxd.supervisor.binding.host import HostTree, describe, read_host
+from syshaxd.topology import format_cpu_list
 
-from .findings import Finding, Level, error, good
+from .findings import Finding, Level, error, good, warning
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -28,7 +31,7 @@ def run(args: argparse.Namespace) -> int:
     from .host import host_findings
 
     config = source(args).load()
-    findings = [*host_findings(config), *engine_findings(config), _binding(config)]
+    findings = [*host_findings(config), *engine_findings(config), *binding_findings(config, read_host())]
     if args.json:
         print_json([{**vars(finding), "level": finding.level.name.lower()} for finding in findings])
     else:
@@ -47,13 +50,15 @@ def lines(findings: List[Finding]) -> List[str]:
     return [*shown, f"{bad[0]} errors, {bad[1]} warnings"]
 
 
-def _binding(config: Config) -> Finding:
-    from syshaxd.supervisor.binding.host import read_host
-    from syshaxd.supervisor.supervisor import binding_plan
-
-    try:
-        plan = binding_plan(config.units, read_host())
-    except ConfigError as err:
-        return error("binding", str(err), "change units.NAME.cpu; syshax check-config shows the plan")
-    words = ", ".join(f"{unit.name}: {unit.threads} CPUs" for unit in plan.units if unit.cpus)
-    return good("binding", words or "no unit is bound")
+def binding_findings(config: Config, host: HostTree) -> Iterator[Finding]:
+    """The plan, one finding a unit; or what keeps it from being one."""
+    planned = plan_units(config, host)
+    for problem in planned.problems:
+        yield error("binding", problem, "change units.NAME.cpu, the unit's env, or its model; see docs/numa.md")
+    for note in planned.notes:
+        yield warning("binding", note, "syshax check-config shows the whole plan")
+    if not planned.problems:
+        for binding in planned.units:
+            name, _, words = unit_line(binding, host).partition(": ")
+            yield good(f"{name}: binding", words)
+        yield good("binding", f"{describe(host)}; daemon and helpers: CPUs {format_cpu_list(planned.housekeeping)}")

@@ -6,12 +6,13 @@ CPUs on every NUMA node. A plan with problems is never applied.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Mapping, Optional, Sequence
 
 from syshaxd.topology import format_cpu_list, parse_cpu_list
 
-from .host import HostTree
+from .host import HostDevice, HostTree
+from .memory import Memory
 
 HOST_THREADS_PER_DEVICE = 2  # of an accelerator unit: engine and API server
 ROOMY_NODE = 8  # cores from which on one core a node is kept for the daemon and the API servers
@@ -19,35 +20,28 @@ MEMORY_SHARE = 0.95  # of a node's memory that units may plan with
 
 
 @dataclass(frozen=True)
-class Memory:
-    """Bytes a unit will hold."""
-
-    weights: int = 0
-    kv: int = 0
-    pool: int = 0
-    activations: int = 0
-
-    @property
-    def total(self) -> int:
-        """All of it."""
-        return self.weights + self.kv + self.pool + self.activations
-
-
-@dataclass(frozen=True)
 class Ask:
-    """What one unit asks for. `affinity`: "auto", "none" or a CPU list; `devices`: its accelerators' PCI addresses."""
+    """What one unit asks for. `affinity`: "auto", "none" or a CPU list."""
 
     name: str
     affinity: str = "auto"
     threads: Optional[int] = None
-    reserved: str = ""
+    reserved: str = ""  # CPUs that nothing is placed on automatically
     memory_nodes: str = ""
-    on_accelerator: bool = False
+    accelerator: str = "none"  # nvidia | ascend | none
+    device_ids: tuple[str, ...] = ()
     n_devices: int = 1
-    devices: tuple[str, ...] = ()
     ranks: int = 1
+    rank_cpus: tuple[frozenset[int], ...] = ()  # where the unit's own variables cut them
     one_rank_a_node: bool = False  # stock vLLM: the threads of one rank stay inside one node
     memory: Memory = Memory()
+    memory_unknown: str = ""  # why `memory` lacks the model
+    problems: tuple[str, ...] = ()  # in what was asked for
+
+    @property
+    def on_accelerator(self) -> bool:
+        """Whether its CPUs only feed a device."""
+        return self.accelerator != "none"
 
 
 @dataclass(frozen=True)
@@ -57,14 +51,21 @@ class Binding:
     name: str
     cpus: frozenset[int] = frozenset()
     memory_nodes: tuple[int, ...] = ()
-    housekeeping: frozenset[int] = frozenset()  # unpinned helper threads: API server, tokenizer
+    bind_memory: bool = False  # whether those are fewer than the host has
+    housekeeping: frozenset[int] = frozenset()  # of threads that are not pinned: API server, tokenizer, scheduler
     rank_cpus: tuple[frozenset[int], ...] = ()
+    memory: Memory = Memory()
     memory_per_node: Mapping[int, int] = field(default_factory=dict)
 
     @property
     def threads(self) -> int:
         """One a CPU."""
         return len(self.cpus)
+
+    @property
+    def all_cpus(self) -> frozenset[int]:
+        """Where its processes may run at all; empty: not bound."""
+        return self.cpus | self.housekeeping if self.cpus else frozenset()
 
 
 @dataclass(frozen=True)
@@ -83,23 +84,49 @@ class BindingPlan:
 
 def plan(host: HostTree, asks: Sequence[Ask]) -> BindingPlan:
     """Explicit lists first, then accelerators' host threads near their node, then the rest evenly to the auto units."""
-    problems: list[str] = []
-    notes: list[str] = []
+    problems = [problem for ask in asks for problem in ask.problems]
+    notes = [f"unit {ask.name}: {ask.memory_unknown}" for ask in asks if ask.memory_unknown]
     chosen: dict[str, frozenset[int]] = {}
     for ask in asks:
         if ask.affinity not in ("auto", "none"):
             chosen[ask.name] = _explicit(host, ask, problems)
     _check_overlaps(chosen, problems)
-    free = (
-        host.first_threads() - _siblings(host, frozenset().union(*chosen.values())) if chosen else host.first_threads()
-    )
-    free = _place_accelerators(host, asks, free, chosen)
+    reserved = {ask.name: _reserved(host, ask, problems) for ask in asks}
+    taken = frozenset().union(*chosen.values(), *reserved.values())
+    free = _place_accelerators(host, asks, host.first_threads() - _siblings(host, taken), chosen)
     kept = _housekeeping(host, free)
     _share_out(host, asks, free - kept, chosen, problems, notes)
-    bindings = tuple(_binding(host, ask, chosen.get(ask.name, frozenset()), problems, notes) for ask in asks)
+    helpers = {
+        ask.name: _helpers(host, ask, chosen.get(ask.name, frozenset()), reserved[ask.name] or kept) for ask in asks
+    }
+    bindings = tuple(
+        _binding(host, ask, chosen.get(ask.name, frozenset()), helpers[ask.name], problems, notes) for ask in asks
+    )
     _check_memory(host, bindings, problems)
     pinned = frozenset().union(*(binding.cpus for binding in bindings)) if bindings else frozenset()
     return BindingPlan(bindings, (host.usable - pinned) or host.usable, tuple(problems), tuple(notes))
+
+
+def _reserved(host: HostTree, ask: Ask, problems: list[str]) -> frozenset[int]:
+    try:
+        wanted = parse_cpu_list(ask.reserved)
+    except ValueError as error:
+        problems.append(f"unit {ask.name}: reserved: {error}")
+        return frozenset()
+    if wanted - host.usable:
+        absent, usable = format_cpu_list(wanted - host.usable), format_cpu_list(host.usable)
+        problems.append(f"unit {ask.name}: reserved CPUs {absent} can't be had; usable are {usable}")
+    return wanted & host.usable
+
+
+def _helpers(host: HostTree, ask: Ask, cpus: frozenset[int], kept: frozenset[int]) -> frozenset[int]:
+    """Cores kept free on the nodes of an automatically placed unit: its unpinned threads run there too."""
+    if ask.affinity != "auto" or not cpus:
+        return frozenset()
+    if ask.reserved:
+        return kept
+    nodes = host.per_node(cpus)
+    return frozenset(cpu for cpu in kept if host.node_of(cpu) in nodes)
 
 
 def _siblings(host: HostTree, cpus: frozenset[int]) -> frozenset[int]:
@@ -114,6 +141,8 @@ def _explicit(host: HostTree, ask: Ask, problems: list[str]) -> frozenset[int]:
     except ValueError as error:
         problems.append(f"unit {ask.name}: affinity {error}, or auto, or none")
         return frozenset()
+    if not wanted:
+        problems.append(f"unit {ask.name}: affinity {ask.affinity!r} names no CPU; expected 0-3,8, or auto, or none")
     existing = frozenset().union(*(node.cpus for node in host.nodes)) | host.offline
     for cpus, what in (
         (wanted - existing, "do not exist on this host"),
@@ -142,16 +171,29 @@ def _place_accelerators(
     """Host threads of real accelerators, on the node of their device where it has room."""
     for ask in asks:
         if ask.on_accelerator and ask.affinity == "auto":
-            near = next((host.device_nodes[d] for d in ask.devices if d in host.device_nodes), None)
-            if near is None:
-                near = min(host.device_nodes.values(), default=host.nodes[0].id)
-            wanted = HOST_THREADS_PER_DEVICE * max(1, ask.n_devices)
-            order = sorted(free, key=lambda cpu: (host.node_of(cpu) != near, cpu))
             # An accelerator unit never takes more than a quarter of a small host.
-            taken = frozenset(order[: max(1, min(wanted, len(free) // 4))])
-            chosen[ask.name] = taken
-            free -= taken
+            left = max(1, min(HOST_THREADS_PER_DEVICE * max(1, ask.n_devices), len(free) // 4))
+            taken: list[int] = []
+            for near in _device_nodes(host, ask):
+                order = sorted(free.difference(taken), key=lambda cpu: (host.node_of(cpu) != near, cpu))
+                taken += order[: min(HOST_THREADS_PER_DEVICE, left - len(taken))]
+            chosen[ask.name] = frozenset(taken)
+            free -= chosen[ask.name]
     return free
+
+
+def _device_nodes(host: HostTree, ask: Ask) -> tuple[int, ...]:
+    """Node of each device; that of the first of its kind where it is not known."""
+    known = [device for device in host.devices if device.accelerator == ask.accelerator]
+    nodes = [_device(known, name) for name in ask.device_ids or map(str, range(max(1, ask.n_devices)))]
+    first = known[0].node if known else host.nodes[0].id
+    return tuple(first if node is None else node for node in nodes)
+
+
+def _device(known: Sequence[HostDevice], name: str) -> Optional[int]:
+    if name.isdecimal() and int(name) < len(known):
+        return known[int(name)].node
+    return None
 
 
 def _housekeeping(host: HostTree, free: frozenset[int]) -> frozenset[int]:
@@ -216,16 +258,20 @@ def _share_one_core(host: HostTree, ask: Ask, chosen: dict[str, frozenset[int]],
         notes.append(f"unit {ask.name}: fewer free cores than units; it shares CPU {format_cpu_list(chosen[ask.name])}")
 
 
-def _binding(host: HostTree, ask: Ask, cpus: frozenset[int], problems: list[str], notes: list[str]) -> Binding:
+def _binding(
+    host: HostTree, ask: Ask, cpus: frozenset[int], helpers: frozenset[int], problems: list[str], notes: list[str]
+) -> Binding:
+    nodes = _memory_nodes(host, ask, cpus, problems, notes)
+    each = -(-ask.memory.total // len(nodes)) if nodes else 0
+    bound = (bool(cpus) or bool(ask.memory_nodes)) and set(nodes) != set(host.memory_nodes)
+    binding = Binding(
+        ask.name, cpus, nodes, bound, helpers - cpus, (), ask.memory, {node: each for node in nodes} if each else {}
+    )
     if ask.affinity == "none":
-        return Binding(ask.name, memory_nodes=_memory_nodes(host, ask, frozenset(), problems))
+        return binding
     if not ask.on_accelerator:
         _check_rules(host, ask, cpus, problems)
-    ranks = _ranks(host, ask, cpus, problems, notes)
-    nodes = _memory_nodes(host, ask, cpus, problems)
-    each = -(-ask.memory.total // len(nodes)) if nodes else 0
-    helpers = parse_cpu_list(ask.reserved) & host.usable if ask.reserved else frozenset()
-    return Binding(ask.name, cpus, nodes, helpers, ranks, {node: each for node in nodes})
+    return replace(binding, rank_cpus=_ranks(host, ask, cpus, problems, notes))
 
 
 def _check_rules(host: HostTree, ask: Ask, cpus: frozenset[int], problems: list[str]) -> None:
@@ -251,6 +297,8 @@ def _ranks(
     """Equal parts of the CPUs, in node order."""
     per_node = host.per_node(cpus)
     ordered = [cpu for node in per_node for cpu in sorted(per_node[node])]
+    if ask.rank_cpus and cpus:
+        return _own_ranks(host, ask, problems)
     if ask.ranks <= 1 or not cpus:
         if ask.one_rank_a_node and len(per_node) > 1:
             notes.append(
@@ -268,30 +316,70 @@ def _ranks(
     return parts
 
 
-def _memory_nodes(host: HostTree, ask: Ask, cpus: frozenset[int], problems: list[str]) -> tuple[int, ...]:
-    known = {node.id for node in host.nodes}
-    if not ask.memory_nodes:
-        return tuple(host.per_node(cpus)) if cpus else tuple(sorted(known))
+def _own_ranks(host: HostTree, ask: Ask, problems: list[str]) -> tuple[frozenset[int], ...]:
+    """As the unit's variables cut them: equally many CPUs a rank, each within one node."""
+    sizes = {len(part) for part in ask.rank_cpus}
+    if len(sizes) > 1:
+        counts = ", ".join(f"{len(part)} ({format_cpu_list(part)})" for part in ask.rank_cpus)
+        problems.append(f"unit {ask.name}: every rank needs the same number of CPUs, found {counts}")
+    for part in ask.rank_cpus:
+        if len(host.per_node(part)) > 1:
+            nodes = format_cpu_list(host.per_node(part))
+            problems.append(f"unit {ask.name}: the rank of CPUs {format_cpu_list(part)} spans nodes {nodes}")
+    return ask.rank_cpus
+
+
+def _memory_nodes(
+    host: HostTree, ask: Ask, cpus: frozenset[int], problems: list[str], notes: list[str]
+) -> tuple[int, ...]:
+    if ask.memory_nodes:
+        return _asked_nodes(host, ask, problems)
+    near = host.per_node(cpus)
+    found = tuple(node for node in host.memory_nodes if node in near)
+    bare = [node for node in near if node not in host.memory_nodes]
+    if bare:
+        where = format_cpu_list(found or host.memory_nodes)
+        notes.append(
+            f"unit {ask.name}: nodes {format_cpu_list(bare)} of its CPUs give no memory; it comes from {where}"
+        )
+    return found or host.memory_nodes
+
+
+def _asked_nodes(host: HostTree, ask: Ask, problems: list[str]) -> tuple[int, ...]:
     try:
         wanted = parse_cpu_list(ask.memory_nodes)
     except ValueError as error:
         problems.append(f"unit {ask.name}: memory_nodes {error}")
         return ()
-    if wanted - known:
-        have = format_cpu_list(known)
-        problems.append(
-            f"unit {ask.name}: memory nodes {format_cpu_list(wanted - known)} do not exist; the host has {have}"
-        )
-    return tuple(sorted(wanted & known))
+    known, able = {node.id for node in host.nodes}, set(host.memory_nodes)
+    have = format_cpu_list(able)
+    for nodes, what in (
+        (wanted - known, "do not exist"),
+        ((wanted & known) - able, "have none, or none for the daemon"),
+    ):
+        if nodes:
+            problems.append(f"unit {ask.name}: memory nodes {format_cpu_list(nodes)} {what}; usable are {have}")
+    return tuple(sorted(wanted & able))
 
 
 def _check_memory(host: HostTree, bindings: Sequence[Binding], problems: list[str]) -> None:
     for node in host.nodes:
         asked = {b.name: b.memory_per_node.get(node.id, 0) for b in bindings if b.memory_per_node.get(node.id, 0)}
-        limit = int(node.memory * MEMORY_SHARE)
-        if node.memory and sum(asked.values()) > limit:
-            who = ", ".join(f"{name} {size / 2**30:.1f} GiB" for name, size in asked.items())
-            problems.append(
-                f"node {node.id} has {node.memory / 2**30:.1f} GiB ({limit / 2**30:.1f} GiB for units), asked for are "
-                f"{sum(asked.values()) / 2**30:.1f} GiB: {who}"
-            )
+        if not node.memory or sum(asked.values()) <= node.memory * MEMORY_SHARE:
+            continue
+        who = ", ".join(f"{name} {_gib(size)}" for name, size in asked.items())
+        parts = "; ".join(f"{b.name}: {memory_words(b.memory)}" for b in bindings if b.name in asked)
+        problems.append(
+            f"node {node.id} has {_gib(node.memory)} ({_gib(node.memory * MEMORY_SHARE)} for units), asked for are "
+            f"{_gib(sum(asked.values()))}: {who} ({parts})"
+        )
+
+
+def memory_words(memory: Memory) -> str:
+    """The parts of a unit's memory, in all its nodes together."""
+    parts = (("weights", memory.weights), ("KV", memory.kv), ("pool", memory.pool), ("activations", memory.activations))
+    return " + ".join(f"{name} {_gib(size)}" for name, size in parts)
+
+
+def _gib(size: float) -> str:
+    return f"{size / 2**30:.1f} GiB"

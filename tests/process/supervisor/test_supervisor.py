@@ -24,6 +24,7 @@ from syshaxd.model.request import Endpoint, RequestInfo
 from syshaxd.model.snapshot import InFlight
 from syshaxd.model.unit import BackendKind, Role, UnitState, UnitView
 from syshaxd.supervisor import Applied, Supervisor, desired_units
+from syshaxd.supervisor.binding.asks import binding_plan
 from syshaxd.supervisor.binding.host import read_host
 from syshaxd.unitclient import UnitClient
 
@@ -68,7 +69,7 @@ class World:
             limits=LimitsConfig(stall_timeout=limits.get("stall_timeout", 30.0)),
             lifecycle=LifecycleConfig(drain_timeout=limits.get("drain_timeout", 5.0)),
         )
-        return self.supervisor.apply(desired_units(config, read_host()))
+        return self.supervisor.apply(desired_units(config, binding_plan(config, read_host())))
 
     def view(self, name: str) -> UnitView:
         return next(view for view in self.supervisor.views() if view.name == name)
@@ -322,9 +323,9 @@ async def test_kill_needs_no_patience(world: World) -> None:
 
 
 def test_a_plan_that_the_host_cannot_serve_changes_nothing(tmp_path: Path) -> None:
-    unit = UnitConfig(name="cpu", role=Role.CPU, cpu=CpuConfig(affinity="100000"))
-    with pytest.raises(ConfigError, match="CPUs 100000 do not exist on this host"):
-        desired_units(Config(units=(unit,)), read_host())
+    unit = UnitConfig(name="cpu", role=Role.CPU, cpu=CpuConfig(affinity="90000"))
+    with pytest.raises(ConfigError, match="CPUs 90000 do not exist on this host"):
+        binding_plan(Config(units=(unit,)), read_host())
 
 
 def _free_port() -> int:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Callable, List, Sequence
 
@@ -51,6 +52,26 @@ async def test_bound_before_the_first_instruction() -> None:
     child = await ProcessBackend().start(_spec("import os; print(os.sched_getaffinity(0))", [cpu]), lines.append)
     await asyncio.wait_for(child.wait(), 10)
     assert lines == [str({cpu})]
+
+
+async def test_memory_comes_from_the_nodes_asked_for_from_the_first_instruction() -> None:
+    lines: List[str] = []
+    code = "print(open('/proc/self/numa_maps').readline().split()[1])"
+    spec = replace(_spec(code), memory_nodes=(0,))
+    await asyncio.wait_for((await ProcessBackend().start(spec, lines.append)).wait(), 10)
+    assert lines in (["bind:0"], _REFUSED), "a container without CAP_SYS_NICE may refuse it; the unit runs and says so"
+    absent: List[str] = []
+    await asyncio.wait_for((await ProcessBackend().start(replace(spec, memory_nodes=(999,)), absent.append)).wait(), 10)
+    assert absent[0].startswith("memory is not bound to nodes [999]: set_mempolicy: ") and absent[1] == "default"
+
+
+_REFUSED = ["memory is not bound to nodes [0]: set_mempolicy: Operation not permitted", "default"]
+
+
+async def test_cpus_that_cannot_be_had_are_named() -> None:
+    lines: List[str] = []
+    ended = await asyncio.wait_for((await ProcessBackend().start(_spec("", [9999]), lines.append)).wait(), 10)
+    assert ended.code == 127 and lines[0].startswith("cannot bind to CPUs 9999: Invalid argument")
 
 
 async def test_polite_stop() -> None:
@@ -131,8 +152,7 @@ async def test_a_start_cut_off_at_any_step_leaves_nothing() -> None:
 def test_units_die_with_a_killed_daemon(tmp_path: Path) -> None:
     daemon = tmp_path / "daemon.py"
     daemon.write_text(
-        textwrap.dedent(
-            f"""
+        textwrap.dedent(f"""
             import asyncio, sys
             from syshaxd.backends.base import LaunchSpec
             from syshaxd.backends.process import ProcessBackend
@@ -146,8 +166,7 @@ def test_units_die_with_a_killed_daemon(tmp_path: Path) -> None:
                 await child.wait()
 
             asyncio.run(main())
-            """
-        ),
+            """),
         encoding="utf-8",
     )
     root = str(Path(__file__).resolve().parents[3])

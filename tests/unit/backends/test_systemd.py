@@ -76,11 +76,14 @@ def test_the_launcher_binds_and_becomes_the_unit(tmp_path: Path) -> None:
     cpu = min(os.sched_getaffinity(0))
     code = "import os, json; print(json.dumps([sorted(os.sched_getaffinity(0)), dict(os.environ).get('A')]))"
     path = tmp_path / "cpu.launch"
-    path.write_text(json.dumps({"argv": [sys.executable, "-c", code], "env": {"A": "1"}, "cpus": [cpu]}))
+    what = {"argv": [sys.executable, "-c", code], "env": {"A": "1"}, "cpus": [cpu], "memory_nodes": []}
+    path.write_text(json.dumps(what))
     assert json.loads(run_launcher(path).stdout) == [[cpu], "1"]
 
 
-@pytest.mark.parametrize("text", ["{", "{}", '{"argv": ["/no/such/program"], "env": {}, "cpus": []}'])
+@pytest.mark.parametrize(
+    "text", ["{", "{}", '{"argv": ["/no/such/program"], "env": {}, "cpus": [], "memory_nodes": []}']
+)
 def test_the_launcher_says_what_is_wrong(tmp_path: Path, text: str) -> None:
     path = tmp_path / "cpu.launch"
     path.write_text(text)

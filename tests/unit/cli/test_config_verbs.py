@@ -177,9 +177,9 @@ def test_check_config_warns_of_what_this_host_lacks(folder: Path, capsys: pytest
         f"models: {{path: /no/such}}\nservices: {{conductor: {{api_keys_file: {keys}}}}}\n"
         "units: {gpu: {cpu: {affinity: '99998'}}, far: {role: cpu, backend: external, port: 1, api_key_file: /no}}\n"
     )
-    assert main(["check-config"]) == 0
+    assert main(["check-config"]) == 78, "the daemon would not start like this"
     told = capsys.readouterr().err
-    for expected in ("/no/such does not exist", "open to everybody", "CPUs 99998", "/no: No such file"):
+    for expected in ("/no/such does not exist", "open to everybody", "CPUs 99998 do not exist", "/no: No such file"):
         assert expected in told
 
 
@@ -248,9 +248,7 @@ def test_every_verb_has_help(verb: str, capsys: pytest.CaptureFixture[str]) -> N
     assert f"usage: syshax {verb}" in capsys.readouterr().out
 
 
-def test_interfaces_without_a_daemon_tells_the_configuration(
-    folder: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_interfaces_without_a_daemon_tells_the_configuration(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (folder / "a.yaml").write_text(f"control_socket: {folder}/none.sock\nunits: {{cpu: {{port: 8002}}}}\n")
     page = said(capsys, "interfaces")
     assert "the daemon does not run" in page

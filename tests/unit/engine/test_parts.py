@@ -19,7 +19,7 @@ from syshaxd.engine.listeners import inherited_sockets
 from syshaxd.engine.pulse import Patience, Watchdog
 from syshaxd.engine.reload import Reloader
 from syshaxd.engine.selfcheck import SelfCheck, Verdict, compare, judge
-from syshaxd.engine.status import status_line, units_json
+from syshaxd.engine.status import status_line, unit_json
 from syshaxd.errors import SysHaxError, UnitError, UnitErrorKind
 from syshaxd.model.snapshot import PdStatus, Snapshot, UnitLoad, UnitSnapshot
 from syshaxd.model.unit import BackendKind, Role, UnitKind, UnitState, UnitView
@@ -174,7 +174,7 @@ def test_status_line_says_what_matters() -> None:
 
 
 def test_unit_json_keeps_missing_signals_missing() -> None:
-    (unit,) = units_json(_snapshot(UnitSnapshot(replace(_view("cpu"), since=4.0))))
+    unit = unit_json(UnitSnapshot(replace(_view("cpu"), since=4.0)), 10.0)
     assert (unit["age"], unit["kv_usage"], unit["running"], unit["state"]) == (6.0, None, None, "ready")
 
 

@@ -95,7 +95,8 @@ class Server:
     async def _models(self, request: web.Request) -> web.Response:
         front = self._ready()
         entry = {"id": front.model, "object": "model", "created": front.started, "owned_by": "sysinfer",
-                 "root": front.model, "parent": None, "max_model_len": front.limits.max_model_len}  # fmt: skip
+                 "root": front.model, "parent": None, "max_model_len": front.limits.max_model_len,
+                 "binding": front.binding}  # fmt: skip
         return _reply({"object": "list", "data": [entry]})
 
     async def _chat(self, request: web.Request) -> web.StreamResponse:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass, replace
-from typing import Callable, List, Optional, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Callable, List, Mapping, Optional, Sequence, Union
 
 from sysinfer.errors import RequestError
 from sysinfer.sampling import SamplingParams
@@ -26,6 +26,7 @@ class Frontend:
     limits: Limits
     calls: Calls
     started: int  # Unix seconds
+    binding: Mapping[str, Union[int, str]] = field(default_factory=dict)  # threads, and what the system granted them
 
     def check_model(self, name: Optional[str]) -> None:
         """404 for a model that is not served here; no name means the one there is."""

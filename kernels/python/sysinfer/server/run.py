@@ -148,7 +148,13 @@ class Process:
             options.max_tokens,
         )
         self._server.frontend = Frontend(
-            options.served_name, opened.tokenizer, opened.template, limits, self._calls, int(time.time())
+            options.served_name,
+            opened.tokenizer,
+            opened.template,
+            limits,
+            self._calls,
+            int(time.time()),
+            loaded.binding,
         )
         self._server.scrape = scraper(self._stats, options.served_name)
         print(f"sysinfer ready: {self._url} serves {options.served_name}: {loaded.summary}", flush=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Iterable, Optional, Sequence
 
@@ -10,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from syshaxd.supervisor.binding.apply import lines, vllm_environment
-from syshaxd.supervisor.binding.host import HostNode, HostTree, read_host
-from syshaxd.supervisor.binding.plan import Ask, BindingPlan, Memory, plan
+from syshaxd.supervisor.binding.host import HostDevice, HostNode, HostTree, read_host
+from syshaxd.supervisor.binding.memory import Memory
+from syshaxd.supervisor.binding.plan import Ask, BindingPlan, plan
 from syshaxd.topology import format_cpu_list, parse_cpu_list
 
 GIB = 2**30
@@ -48,7 +50,7 @@ def golden(found: BindingPlan) -> dict[str, str]:
 
 
 def test_kunpeng_4x40_without_smt(tmp_path: Path) -> None:
-    asks = [Ask("gpu", on_accelerator=True, n_devices=2), Ask("cpu")]
+    asks = [Ask("gpu", accelerator="nvidia", n_devices=2), Ask("cpu")]
     found = plan(kunpeng(tmp_path), asks)
     assert found.problems == ()
     assert golden(found) == {"gpu": "0-3", "cpu": "4-38,40-74,80-114,120-154"}
@@ -83,7 +85,7 @@ def test_2x64_with_smt_and_4_nodes(tmp_path: Path) -> None:
 def test_two_sockets_x86_with_smt(tmp_path: Path) -> None:
     siblings = [[core, core + 32] for core in range(32)]
     host = read_host(sysfs(tmp_path, ["0-15,32-47", "16-31,48-63"], siblings), range(64))
-    found = plan(host, [Ask("gpu", on_accelerator=True), Ask("cpu")])
+    found = plan(host, [Ask("gpu", accelerator="nvidia"), Ask("cpu")])
     assert found.problems == ()
     assert golden(found) == {"gpu": "0-1", "cpu": "2-14,16-28"}
 
@@ -146,8 +148,12 @@ def test_a_thread_count_that_does_not_fit_is_refused(tmp_path: Path) -> None:
 
 def test_a_device_keeps_its_host_threads_near(tmp_path: Path) -> None:
     tree = kunpeng(tmp_path)
-    host = HostTree(tree.nodes, tree.cores, tree.offline, tree.allowed, {"0000:81:00.0": 2})
-    assert golden(plan(host, [Ask("gpu", on_accelerator=True, devices=("0000:81:00.0",))])) == {"gpu": "80-81"}
+    devices = [HostDevice(f"0000:{n}1:00.0", "nvidia", n) for n in range(4)]
+    host = replace(tree, devices=(HostDevice("0000:01:00.0", "ascend", 1), *devices))
+    assert golden(plan(host, [Ask("gpu", accelerator="nvidia", device_ids=("2",))])) == {"gpu": "80-81"}
+    both = Ask("gpu", accelerator="nvidia", device_ids=("1", "3"), n_devices=2)
+    assert golden(plan(host, [both])) == {"gpu": "40-41,120-121"}
+    assert golden(plan(host, [Ask("npu", accelerator="ascend")])) == {"npu": "40-41"}
 
 
 def test_the_lines_name_units_nodes_and_counts(tmp_path: Path) -> None:

@@ -1,0 +1,69 @@
+"""From the configuration to the plan: what each unit asks for, its model's files read for their size."""
+
+from __future__ import annotations
+
+from typing import Callable, Optional, Tuple
+
+from syshaxd.config.types import Config, UnitConfig
+from syshaxd.errors import ConfigError, Problem
+from syshaxd.model.unit import BackendKind, UnitKind
+
+from .host import HostTree
+from .inputs import read_inputs
+from .memory import unit_memory
+from .model_file import ModelFacts, NoFacts, read_model
+from .plan import Ask, BindingPlan, plan
+
+ReadModel = Callable[[str], ModelFacts]
+
+
+def plan_units(config: Config, host: HostTree, read: ReadModel = read_model) -> BindingPlan:
+    """CPUs and memory of the units that run here, problems included."""
+    here = [unit for unit in config.units if unit.backend is not BackendKind.EXTERNAL]
+    return plan(host, [_ask(config, unit, host, read) for unit in here])
+
+
+def binding_plan(config: Config, host: HostTree) -> BindingPlan:
+    """The same as a plan to apply. Raises ConfigError where the host can't give what is asked for."""
+    planned = plan_units(config, host)
+    if planned.problems:
+        raise ConfigError(plan_problems(planned))
+    return planned
+
+
+def plan_problems(planned: BindingPlan) -> Tuple[Problem, ...]:
+    """Problems of a plan as faults of the configuration."""
+    return tuple(Problem(text, key="units") for text in planned.problems)
+
+
+def _ask(config: Config, unit: UnitConfig, host: HostTree, read: ReadModel) -> Ask:
+    on_cpu_vllm = unit.kind is UnitKind.VLLM and unit.accelerator == "none"
+    said = read_inputs(unit)
+    facts, unknown = _facts(unit, read)
+    pool = config.pd.pool_size if unit.kind is not UnitKind.OPENAI else 0
+    return Ask(
+        name=unit.name,
+        affinity=said.affinity,
+        threads=said.threads,
+        reserved=unit.cpu.reserved,
+        memory_nodes=unit.cpu.memory_nodes,
+        accelerator=unit.accelerator,
+        device_ids=unit.device_ids,
+        n_devices=len(unit.device_ids) or unit.tensor_parallel_size,
+        ranks=unit.tensor_parallel_size if on_cpu_vllm else 1,
+        rank_cpus=said.rank_cpus,
+        one_rank_a_node=on_cpu_vllm,
+        memory=unit_memory(unit, facts, pool, sum(node.memory or 0 for node in host.nodes)),
+        memory_unknown=unknown,
+        problems=said.problems,
+    )
+
+
+def _facts(unit: UnitConfig, read: ReadModel) -> Tuple[Optional[ModelFacts], str]:
+    """None where the model is on a device, or where a command of the user's decides; the text is why it is unknown."""
+    if unit.accelerator != "none" or unit.command or unit.kind is UnitKind.OPENAI:
+        return None, ""
+    try:
+        return read(unit.model_path), ""
+    except NoFacts as err:
+        return None, f"its memory is planned without weights and KV cache: {err}"

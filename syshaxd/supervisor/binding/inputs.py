@@ -1,0 +1,154 @@
+"""What a unit asks of the binding: its `cpu` section and the variables of the user's guides in its `env`. Pure.
+
+Both ways may say the same; where they differ, both are named and nothing is guessed.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Iterator, List, Mapping, Optional, Tuple
+
+from syshaxd.config.types import UnitConfig
+from syshaxd.model.unit import UnitKind
+from syshaxd.topology import add_range, format_cpu_list, parse_cpu_list
+
+LISTS = ("CUSTOM_CPU_AFFINITY", "GOMP_CPU_AFFINITY")
+THREADS = "OMP_NUM_THREADS"
+RANKS = "VLLM_CPU_OMP_THREADS_BIND"
+_PART = re.compile(r"(\d{1,9})(?:-(\d{1,9})(?::(\d{1,9}))?)?", re.ASCII)
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What was said. `affinity`: auto, none or a list in the kernel's notation; `rank_cpus`: vLLM's own cut."""
+
+    affinity: str = "auto"
+    threads: Optional[int] = None
+    rank_cpus: Tuple[frozenset[int], ...] = ()
+    problems: Tuple[str, ...] = ()
+
+
+def decided(unit: UnitConfig) -> frozenset[str]:
+    """Variables of `env` that the binding takes over: what they say is in the plan, and comes back from there."""
+    if unit.accelerator != "none" or affinity_none(unit):
+        return frozenset()
+    return frozenset((*LISTS, THREADS, RANKS) if unit.kind is UnitKind.VLLM else (*LISTS, THREADS))
+
+
+def affinity_none(unit: UnitConfig) -> bool:
+    """Whether the unit is not to be bound."""
+    return unit.cpu.affinity == "none" or (unit.kind is UnitKind.VLLM and unit.env.get(RANKS) == "nobind")
+
+
+def read_inputs(unit: UnitConfig) -> Inputs:
+    """The unit's wishes. Variables count on CPU units only: an accelerator unit's threads are its own affair."""
+    if unit.accelerator != "none":
+        return Inputs(unit.cpu.affinity, unit.cpu.threads)
+    problems: List[str] = []
+    ranks = _ranks(unit, problems)
+    affinity = _affinity(unit, ranks, problems)
+    threads = _threads(unit, problems)
+    return Inputs(affinity, threads, ranks, tuple(problems))
+
+
+def parse_affinity(text: str) -> frozenset[int]:
+    """CPU numbers as libgomp takes them: `0-3,8`, `0 2 4`, `0-14:2`. ValueError on anything else."""
+    cpus: set[int] = set()
+    for part in filter(None, re.split(r"[\s,]+", text.strip())):
+        match = _PART.fullmatch(part)
+        first, last, step = (int(group) if group else None for group in match.groups()) if match else (None, None, None)
+        if first is None or step == 0 or (last is not None and last < first):
+            raise ValueError(f"{part!r} is not a CPU or a range of CPUs; expected a list such as 0-3,8 or 0-14:2")
+        add_range(cpus, part, range(first, (first if last is None else last) + 1, step or 1))
+    if not cpus:
+        raise ValueError("expected a list such as 0-3,8 or 0-14:2, found no CPU")
+    return frozenset(cpus)
+
+
+def _affinity(unit: UnitConfig, ranks: Tuple[frozenset[int], ...], problems: List[str]) -> str:
+    """cpu.affinity, or what the variables say where it is auto."""
+    said = list(_said(unit, ranks, problems))
+    if unit.cpu.affinity != "auto":
+        said.insert(0, ("cpu.affinity", _named(unit.cpu.affinity)))
+    if not said:
+        return "none" if affinity_none(unit) else "auto"
+    first, cpus = said[0]
+    for name, other in said[1:]:
+        if other != cpus:
+            words = f"{first} says {_words(cpus)}, env.{name} says {_words(other)}"
+            problems.append(f"unit {unit.name}: {words}; say it once, or the same")
+    return unit.cpu.affinity if cpus is None else format_cpu_list(cpus)
+
+
+def _said(
+    unit: UnitConfig, ranks: Tuple[frozenset[int], ...], problems: List[str]
+) -> Iterator[Tuple[str, Optional[frozenset[int]]]]:
+    """Variables that name CPUs; `auto` says nothing."""
+    for name in LISTS:
+        text = unit.env.get(name, "").strip()
+        if not text or text == "auto":
+            continue
+        try:
+            yield name, parse_affinity(text)
+        except ValueError as err:
+            problems.append(f"unit {unit.name}: env.{name} is {text!r}: {err}{', or auto' * (name == LISTS[0])}")
+    if ranks:
+        yield RANKS, frozenset().union(*ranks)
+
+
+def _named(affinity: str) -> Optional[frozenset[int]]:
+    """None for `none`, and for a list that is faulty in itself, which the plan tells."""
+    try:
+        return None if affinity == "none" else parse_cpu_list(affinity)
+    except ValueError:
+        return None
+
+
+def _words(cpus: Optional[frozenset[int]]) -> str:
+    return "not to bind" if cpus is None else f"CPUs {format_cpu_list(cpus)}"
+
+
+def _ranks(unit: UnitConfig, problems: List[str]) -> Tuple[frozenset[int], ...]:
+    """vLLM's list of a rank each, joined by |."""
+    text = unit.env.get(RANKS, "").strip()
+    if unit.kind is not UnitKind.VLLM or text in ("", "auto", "nobind"):
+        return ()
+    try:
+        parts = tuple(parse_affinity(part) for part in text.split("|"))
+        both: set[int] = set()
+        for part in parts:
+            if both & part:
+                raise ValueError(f"two ranks share CPUs {format_cpu_list(both & part)}")
+            both |= part
+    except ValueError as err:
+        problems.append(f"unit {unit.name}: env.{RANKS} is {text!r}: {err}")
+        return ()
+    if len(parts) != unit.tensor_parallel_size:
+        count = f"{len(parts)} lists for tensor_parallel_size {unit.tensor_parallel_size}"
+        problems.append(f"unit {unit.name}: env.{RANKS} has {count}; give each rank one")
+        return ()
+    return parts
+
+
+def _threads(unit: UnitConfig, problems: List[str]) -> Optional[int]:
+    """cpu.threads, or OMP_NUM_THREADS, which counts the threads of one rank."""
+    text, each = unit.env.get(THREADS, "").strip(), 1
+    if not text:
+        return unit.cpu.threads
+    if not (text.isascii() and text.isdecimal() and 0 < int(text) < 1 << 16):
+        problems.append(f"unit {unit.name}: env.{THREADS} is {text!r}, expected a whole number from 1")
+        return unit.cpu.threads
+    if unit.kind is UnitKind.VLLM:
+        each = unit.tensor_parallel_size
+    threads = int(text) * each
+    if unit.cpu.threads not in (None, threads):
+        ranks = f" for each of {each} ranks" if each > 1 else ""
+        words = f"cpu.threads is {unit.cpu.threads}, env.{THREADS} is {text}{ranks}"
+        problems.append(f"unit {unit.name}: {words}; say it once, or the same")
+    return threads
+
+
+def without_decided(unit: UnitConfig, env: Mapping[str, str]) -> Mapping[str, str]:
+    """`env` less what the binding decides."""
+    return {name: value for name, value in env.items() if name not in decided(unit)}
