@@ -140,6 +140,13 @@ def test_sanitizers_find_nothing() -> None:
     assert run([str(folder / "tests" / "abi")]) == "ok\n"
 
 
+def test_thread_sanitizer_finds_no_race_in_the_team() -> None:
+    """Its waiting, barriers and turns, with 1 to 16 threads; the kernels themselves share nothing else."""
+    run(["make", "-s", "-C", str(KERNELS), "tests", "PART=team", "VARIANT=tsan"])
+    folder = ROOT / "build" / "kernels" / f"{os.uname().machine}-tsan-team"
+    assert run([str(folder / "tests" / "team_stress")]) == "ok\n"
+
+
 @pytest.mark.parametrize("name,expected", [("scalar", "scalar\n"), ("vax", "UnsupportedError")])
 def test_syshax_isa_forces_the_instruction_set(name: str, expected: str) -> None:
     code = (
