@@ -17,6 +17,7 @@ from syshaxd.backends.container_spec import EngineKind
 from syshaxd.config.types import Config, ContainerConfig, CpuConfig, HealthConfig, PdConfig, UnitConfig
 from syshaxd.model.unit import BackendKind, Role, UnitView
 from syshaxd.supervisor import Supervisor, desired_units
+from syshaxd.supervisor.binding.asks import binding_plan
 from syshaxd.supervisor.binding.host import read_host
 from syshaxd.supervisor.recipes import CONTRACT
 from syshaxd.unitclient import UnitClient
@@ -59,7 +60,8 @@ class Release:
             on_change=lambda: self.seen.append(self.supervisor.views()),
         )
         self.supervisor.start()
-        self.supervisor.apply(desired_units(_config(folder), read_host()))
+        config = _config(folder)
+        self.supervisor.apply(desired_units(config, binding_plan(config, read_host())))
 
     async def settled(self) -> Dict[str, str]:
         """Container ids, once all units are ready and nothing is pending."""
