@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import random
+import tempfile
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
+from typing import Optional
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
 
+from syshax_kernels.pool import Outbox
+
 from sysinfer.blocks import ROOT, BlockPool, chain
 from sysinfer.pace import LEAST, TARGET_S, Pace
 from sysinfer.sampling import SamplingParams
-from tests.sysinfer.toy import VOCAB, Bench, reference
+from tests.sysinfer.toy import VOCAB, Bench, reference, toy_outbox
 
 GREEDY = SamplingParams(temperature=0.0)
 
@@ -116,6 +122,83 @@ def test_few_blocks_preempt_the_newest_and_count_it() -> None:
     bench.drain()
     assert bench.stats.preemptions > 0
     assert [bench.made[k] for k in range(4)] == [reference([k] * 5, 20) for k in range(4)]
+
+
+@pytest.mark.parametrize("saves", [False, True])
+def test_a_preempted_sequence_takes_its_kv_back(tmp_path: Path, saves: bool) -> None:
+    """From its own ticket, or from one made for that: the same text, fewer computed tokens, nothing left in the pool."""
+    plain = few_blocks(None, saves)
+    with toy_outbox(tmp_path) as outbox:
+        bench = few_blocks(outbox, saves)
+        assert bench.stats.restored_tokens > 100 and not bench.stats.load_failures
+        assert sum(bench.runner.steps) == 4 * 119 < sum(plain.runner.steps)  # no token twice
+        for key in range(4):
+            outbox_ticket = outbox.find(ticket_of(key))
+            assert (outbox_ticket is not None) == saves
+            bench.core.discard([ticket_of(key)])
+        assert outbox.info().chunks_free == 64
+
+
+def few_blocks(outbox: Optional[Outbox], saves: bool) -> Bench:
+    """Four sequences that do not fit, to their ends."""
+    bench = Bench(blocks=24, size=8, seqs=4, budget=32, caching=False, outbox=outbox)
+    for key in range(4):
+        bench.add(key, [key] * 30, greedy(90), ticket_of(key) if saves else None)
+    bench.drain()
+    assert bench.stats.preemptions > 0
+    assert [bench.made[k] for k in range(4)] == [reference([k] * 30, 90) for k in range(4)]
+    return bench
+
+
+def ticket_of(key: int) -> bytes:
+    return bytes([key + 1] * 16)
+
+
+@pytest.mark.parametrize("room, damage", [(64, True), (1, False), (3, False)])
+def test_kv_that_was_not_kept_whole_is_computed(tmp_path: Path, room: int, damage: bool) -> None:
+    """A damaged ticket, or no room for one: counted, and the same text."""
+    with toy_outbox(tmp_path, room) as outbox:
+        bench = Bench(blocks=24, size=8, seqs=4, budget=32, caching=False, outbox=outbox)
+        for key in range(4):
+            bench.add(key, [key] * 30, greedy(90))
+        while not bench.core.idle:
+            bench.step()
+            if damage and any(seq.kept for seq in bench.scheduler.waiting):
+                scribble(tmp_path / "toy.pool", outbox)
+        assert [bench.made[k] for k in range(4)] == [reference([k] * 30, 90) for k in range(4)]
+        assert bench.stats.load_failures["corrupt"] > 0 if damage else bench.stats.save_failures["full"] > 0
+        assert not (damage and bench.stats.restored_tokens)
+        assert outbox.info().chunks_free == room
+
+
+def scribble(path: Path, outbox: Outbox) -> None:
+    """Other bytes in every chunk."""
+    info = outbox.info()
+    with open(path, "r+b") as file:
+        file.seek(-info.chunks_size, 2)
+        file.write(b"\x5a" * info.chunks_size)
+
+
+@settings(max_examples=40, deadline=None)
+@given(seed=st.integers(0, 1 << 32), caching=st.booleans(), room=st.integers(1, 24))
+def test_preemptions_aborts_and_a_small_pool_change_no_text(seed: int, caching: bool, room: int) -> None:
+    rng = random.Random(seed)
+    with tempfile.TemporaryDirectory() as folder, toy_outbox(Path(folder), room) as outbox:
+        bench = Bench(blocks=rng.randint(20, 40), size=8, budget=24, caching=caching, outbox=outbox)
+        jobs = {key: ([rng.randrange(3)] * rng.randint(1, 60), rng.randint(1, 90)) for key in range(8)}
+        for key, (context, count) in jobs.items():
+            bench.add(key, context, greedy(count), ticket_of(key) if rng.random() < 0.5 else None)
+            for _ in range(rng.randrange(20)):
+                bench.step()
+            if rng.random() < 0.3:
+                bench.abort(rng.randrange(key + 1), publish=rng.random() < 0.5)
+        bench.drain()
+        for key, (context, count) in jobs.items():
+            expected = reference(context, count)
+            assert bench.made[key] == (expected if bench.finish[key] == ["length"] else expected[: len(bench.made[key])])
+            assert len(bench.finish[key]) == 1
+        bench.core.discard([ticket_of(key) for key in jobs])
+        assert outbox.info().chunks_free == room and bench.pool.n_used == 0
 
 
 def test_a_long_prompt_does_not_stop_decoding() -> None:

@@ -153,6 +153,69 @@ def stream_and_abort(unit: Unit, prompt: list[int], name: str, before: int) -> l
     return said
 
 
+def test_a_preempted_request_is_resumed_elsewhere_with_its_kv(tiny_llama: Tiny, pair: Pair) -> None:
+    """Its blocks are gone, its ticket is not: aborted by id while it waits, it goes on at the taker."""
+    if pair.hf is not tiny_llama.hf:
+        return
+    options = ("--threads", "1", "--kv-dtype", "f32", "--no-prefix-cache", "--kv-blocks", "24", "--max-num-seqs", "2")
+    first, second, name = prompt_of(200), prompt_of(200), ticket()
+    with Unit.start(tiny_llama.path, pair.folder, *options, pool="short.pool") as short:
+        with open_raw(short, {**stream_of(first, 500), "max_tokens": 500}):
+            said = stream_until_preempted(short, second, name)
+            took = pair.taker.metrics()
+            more = ask(pair.taker, second + said, 20, load=load_from(name, pool="short.pool"))
+        assert short.metrics()["vllm:num_preemptions_total"] == 1
+    taken = growth(pair.taker, took)
+    assert taken[SOURCES["external_kv_transfer"]] == 200 + len(said) - 1 and taken[SOURCES["local_compute"]] == 1
+    assert models.is_greedy(pair.hf, second, said + more)
+
+
+def stream_of(prompt: list[int], count: int, **syshax: Any) -> dict[str, Any]:
+    return {"model": "demo", "prompt": "", "max_tokens": count, "temperature": 0, "ignore_eos": True, "stream": True,
+            "return_token_ids": True,
+            "kv_transfer_params": {"prompt_token_ids": prompt, "syshax": syshax}}  # fmt: skip
+
+
+def stream_until_preempted(unit: Unit, prompt: list[int], name: str) -> list[int]:
+    """Token ids of an answer that is aborted by id once it has been preempted."""
+    connection = unit.connect()
+    body = stream_of(prompt, 500, save=name, save_on="abort")
+    connection.request("POST", COMPLETION, json.dumps(body).encode(), {"X-Request-Id": name})
+    reply = connection.getresponse()
+    reply.readline()
+    wait_for("a preemption", lambda: unit.metrics()["vllm:num_preemptions_total"])
+    unit.post("/inference/v1/abort_requests", {"request_ids": [f"cmpl-{name}-0"]})
+    events = [json.loads(line[6:])["choices"][0] for line in reply.read().split(b"\n") if line.startswith(b"data: {")]
+    connection.close()
+    assert events[-1]["finish_reason"] == "abort"
+    return [token for event in events for token in event["token_ids"]]
+
+
+def test_a_ticket_is_discarded_at_once(pair: Pair) -> None:
+    """Published or still filled: its chunks come back long before its lease is over."""
+    before, ready, filling, prompt = free_chunks(pair), ticket(), ticket(), prompt_of(200)
+    ask(pair.giver, prompt, 1, save=ready)
+    with open_raw(pair.giver, stream_of(prompt, 1500, save=filling)):
+        assert free_chunks(pair) < before
+        pair.giver.post("/inference/v1/abort_requests", {"request_ids": [], "discard": [ready, filling, ticket()]})
+        wait_for("all chunks are free", lambda: free_chunks(pair) >= before, 10)
+    assert "32 hex digits" in str(pair.giver.post("/inference/v1/abort_requests", {"discard": "xyz"}, 400))
+
+
+def test_save_on_length_leaves_no_ticket_after_a_stop(pair: Pair) -> None:
+    prompt, name = prompt_of(100), ticket()
+    expected = models.greedy(pair.hf, prompt, 2)
+    handoff = {"prompt_token_ids": prompt, "syshax": {"save": name, "save_on": "length"}}
+    body = {"prompt": "", "max_tokens": 1, "temperature": 0, "kv_transfer_params": handoff}
+    pair.giver.post(COMPLETION, {**body, "stop_token_ids": expected[:1]})
+    took = pair.taker.metrics()
+    assert ask(pair.taker, prompt, 2, load=load_from(name)) == expected
+    assert growth(pair.taker, took)[failures("missing")] == 1
+    assert ask(pair.giver, prompt, 1, save=name, save_on="length") == expected[:1]
+    assert ask(pair.taker, prompt, 2, load=load_from(name)) == expected
+    assert growth(pair.taker, took)[SOURCES["external_kv_transfer"]] == 99
+
+
 def test_save_on_abort_is_dropped_when_the_request_ends_by_itself(pair: Pair) -> None:
     prompt, name = prompt_of(100), ticket()
     ask(pair.giver, prompt, 3, save=name, save_on="abort")

@@ -7,21 +7,26 @@ from __future__ import annotations
 
 import zlib
 from array import array
-from typing import Sequence
+from pathlib import Path
+from typing import Optional, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
+from syshax_kernels.pool import F16, Geometry, Outbox
 
 from sysinfer.blocks import BlockPool
 from sysinfer.core import EngineCore, Handoffs
+from sysinfer.handoff import Saver
 from sysinfer.output import Output
 from sysinfer.runner import ALL_LOGITS, NO_LOGITS, Chunk, Row
 from sysinfer.sampling import SamplingParams
 from sysinfer.scheduler import Scheduler, SchedulerConfig
+from sysinfer.sequence import HandoffParams
 from sysinfer.sequence import Sequence as Seq
 from sysinfer.stats import EngineStats
 
 VOCAB = 64
+GEOMETRY = Geometry(1, 1, 1, F16, b"toy".ljust(32, b"-"), 8, 1, F16)  # 4 bytes a token: its id
 
 
 def next_token(tokens: Sequence[int]) -> int:
@@ -69,6 +74,11 @@ class ToyRunner:
             self.kv[blocks[(first + i) // size], (first + i) % size] = chunk.view(np.int32)[at + i]
 
 
+def toy_outbox(folder: Path, chunks: int = 64) -> Outbox:
+    """A real pool file for the toy's KV."""
+    return Outbox.create(str(folder / "toy.pool"), GEOMETRY, chunks=chunks, tickets=16, max_tokens=512)
+
+
 class Letters:
     """Tokens that spell one character each."""
 
@@ -80,19 +90,22 @@ class Bench:
     """An engine around the toy model."""
 
     def __init__(
-        self, blocks: int = 32, size: int = 8, seqs: int = 4, budget: int = 32, longest: int = 200, caching: bool = True
-    ) -> None:
+        self, blocks: int = 32, size: int = 8, seqs: int = 4, budget: int = 32, longest: int = 200, caching: bool = True,
+        outbox: Optional[Outbox] = None,
+    ) -> None:  # fmt: skip
         self.pool = BlockPool(blocks, size, caching)
         self.scheduler = Scheduler(SchedulerConfig(seqs, budget, min(longest, blocks * size)), self.pool)
         self.runner = ToyRunner(blocks, size)
         self.stats = EngineStats()
-        self.core = EngineCore(self.scheduler, self.runner, Letters(), self.stats, Handoffs())
+        self.saver = Saver(outbox, self.runner, self.stats) if outbox is not None else None
+        handoffs = Handoffs(self.saver, None, load_budget=48)
+        self.core = EngineCore(self.scheduler, self.runner, Letters(), self.stats, handoffs)
         self.made: dict[int, list[int]] = {}
         self.finish: dict[int, list[str]] = {}
 
-    def add(self, key: int, context: Sequence[int], params: SamplingParams) -> None:
+    def add(self, key: int, context: Sequence[int], params: SamplingParams, save: Optional[bytes] = None) -> None:
         self.made[key], self.finish[key] = [], []
-        self.core.add(Seq(key, f"r{key}", 0, list(context), len(context), params))
+        self.core.add(Seq(key, f"r{key}", 0, list(context), len(context), params, HandoffParams(save)))
 
     def step(self) -> None:
         self.take(self.core.step())

@@ -55,6 +55,9 @@ SX_API sx_status sx_pool_chunk(sx_pool *pool, uint32_t slot, uint32_t index, voi
 /* Computes crc32c of the slice that tensor-parallel `rank` wrote into chunk `index`, over its first `n_tokens` tokens
  * (0: all that were appended to it so far). Call it after the slice is in memory, again after it grew. */
 SX_API sx_status sx_pool_seal(sx_pool *pool, uint32_t slot, uint32_t index, uint32_t rank, uint32_t n_tokens);
+/* For who reads its own chunk of a FILLING ticket again: SX_ECORRUPT unless the seal of `rank` covers `n_tokens` tokens and
+ * the slice is still what was sealed. */
+SX_API sx_status sx_pool_verify(sx_pool *pool, uint32_t slot, uint32_t index, uint32_t rank, uint32_t n_tokens);
 /* FILLING -> READY with the first `n_tokens` valid; later appended tokens are dropped. Every rank must have sealed all
  * valid tokens (SX_ESTATE); with tp_size 1 the last chunk is sealed here where it was not. */
 SX_API sx_status sx_pool_publish(sx_pool *pool, uint32_t slot, uint32_t n_tokens);
@@ -66,7 +69,7 @@ SX_API sx_status sx_pool_free_ticket(sx_pool *pool, uint32_t slot);
 SX_API sx_status sx_pool_find(sx_pool *pool, const uint8_t id[16], uint32_t *slot, uint32_t *state);
 /* Frees CONSUMED, FAILED, expired READY and LOADING; the owner calls it every step. now_ns: CLOCK_MONOTONIC. */
 SX_API sx_status sx_pool_reap(sx_pool *pool, uint64_t now_ns, uint32_t *freed);
-/* ---- a tensor-parallel worker of the owner: may call chunk and seal ---- */
+/* ---- a tensor-parallel worker of the owner: may call chunk, seal and verify ---- */
 SX_API sx_status sx_pool_join(const char *path, sx_pool **out);
 /* ---- consumer ---- */
 /* A pinned ticket. Plain data: the ranks of a consumer may copy it to each other, each with its own handle. */

@@ -225,6 +225,14 @@ class Ticket:
         """Checksums what `rank` wrote of the first `n_tokens` tokens (None: all appended so far) of chunk `index`."""
         self._outbox.call("sx_pool_seal", self.slot, index, rank, n_tokens or 0)
 
+    def verified(self, index: int, n_tokens: int) -> memoryview:
+        """The bytes of chunk `index` of a FILLING ticket, its first `n_tokens` tokens as they were sealed with one rank.
+
+        Raises CorruptError.
+        """
+        self._outbox.call("sx_pool_verify", self.slot, index, 0, n_tokens)
+        return self.chunk(index).toreadonly()
+
     def publish(self, n_tokens: int) -> None:
         """FILLING -> READY with the first `n_tokens` tokens. KernelError names a rank that has not sealed."""
         self._outbox.call("sx_pool_publish", self.slot, n_tokens)

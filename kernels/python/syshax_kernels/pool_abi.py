@@ -110,6 +110,7 @@ PROTOTYPES: Prototypes = {
     "sx_pool_append": [_POOL, _SLOT, c_void_p, c_uint32],
     "sx_pool_chunk": [_POOL, _SLOT, c_uint32, POINTER(c_void_p), POINTER(c_uint64)],
     "sx_pool_seal": [_POOL, _SLOT, c_uint32, c_uint32, c_uint32],
+    "sx_pool_verify": [_POOL, _SLOT, c_uint32, c_uint32, c_uint32],
     "sx_pool_publish": [_POOL, _SLOT, c_uint32],
     "sx_pool_fail": [_POOL, _SLOT],
     "sx_pool_free_ticket": [_POOL, _SLOT],

@@ -18,7 +18,7 @@ from sysinfer.pace import Pace
 from sysinfer.runner import ALL_LOGITS, LAST_LOGITS, NO_LOGITS, ModelRunner, Row
 from sysinfer.sampling import Sampled, logprob_of, sample
 from sysinfer.scheduler import Scheduler, Step, Work
-from sysinfer.sequence import SaveOn, Sequence, Status
+from sysinfer.sequence import Sequence, Status
 from sysinfer.stats import EngineStats
 
 log = logging.getLogger("sysinfer.engine")
@@ -99,6 +99,11 @@ class EngineCore:
         found = [s for s in self._sequences.values() if s.request_id in wanted or f"{s.request_id}-{s.index}" in wanted]
         return [self._abort(seq, publish) for seq in found]
 
+    def discard(self, tickets: Iterable[bytes]) -> None:
+        """Frees tickets that nobody will come for."""
+        for ticket in tickets if self._handoffs.saver is not None else ():
+            self._handoffs.saver.discard(ticket)
+
     def _abort(self, seq: Sequence, publish: bool) -> Output:
         text = self._generations[seq.key].stops.flush()
         self._end(seq, ABORT, publish)
@@ -132,25 +137,38 @@ class EngineCore:
         return Row(seq.tokens[seq.n_computed : seq.n_computed + work.n_tokens], seq.n_computed, seq.blocks, logits)
 
     def _continue_loads(self) -> None:
-        loader = self._handoffs.loader
-        if loader is None:
-            return
         for seq in [s for s in self._scheduler.running if s.status is Status.LOADING]:
-            loaded = loader.step(seq, self._handoffs.load_budget)
-            if loaded is not None:
-                self._scheduler.advance(seq, loaded)
-                self._scheduler.loaded(seq)
+            restored = seq.kept
+            loaded = self._load(seq)
+            if loaded is None:
+                continue
+            self._scheduler.advance(seq, loaded)
+            self._scheduler.loaded(seq)
+            if restored:
+                self._stats.restored_tokens += loaded
+            else:
                 seq.n_external = loaded
                 self._stats.loaded_tokens += loaded
 
+    def _load(self, seq: Sequence) -> Optional[int]:
+        """The next part of what `seq` loads; the number of tokens that came in all when that was the last."""
+        saver, loader = self._handoffs.saver, self._handoffs.loader
+        if not seq.kept:
+            return loader.step(seq, self._handoffs.load_budget) if loader is not None else 0
+        restored = saver.restore(seq, self._handoffs.load_budget) if saver is not None else 0
+        if restored == 0 and not seq.counted:
+            seq.n_local, seq.n_external = seq.n_computed, 0
+        return restored
+
     def _before_preempt(self, seq: Sequence) -> None:
         """Keeps the KV of a sequence that is about to lose its blocks, and lets go of a load it was in."""
-        if seq.status is Status.LOADING and self._handoffs.loader is not None:
+        saver, loader = self._handoffs.saver, self._handoffs.loader
+        if seq.status is Status.LOADING and not seq.kept and loader is not None:
             self._stats.load_failures["preempted"] += 1
-            self._handoffs.loader.cancel(seq)
+            loader.cancel(seq)
             seq.load_pending = False
-        elif self._handoffs.saver is not None:
-            self._handoffs.saver.save(seq, tail=True)
+        elif saver is not None and not seq.needs_all_logits:
+            seq.kept = seq.load_pending = saver.keep(seq)
 
     def _take(self, step: Step, rows: List[Row], logits: Floats) -> List[Output]:
         """Samples where a sequence's known tokens are all computed; saves, finishes."""
@@ -188,7 +206,7 @@ class EngineCore:
         self._count(seq, generation, now)
         text, finish, reason = generation.push(seq, self._scheduler.config.max_model_len)
         if finish is not None:
-            self._end(seq, finish, seq.handoff.save_on is SaveOn.FINISH)
+            self._end(seq, finish, seq.handoff.publishes(finish))
         return Output(
             seq.key, (sampled.token,), text, (sampled.logprob,) if sampled.logprob else (),
             tuple(generation.prompt_logprobs) if first else (), finish, reason, seq.n_local + seq.n_external,

@@ -32,6 +32,7 @@ class Add:
 class Abort:
     request_ids: Tuple[str, ...]
     publish: bool
+    discard: Tuple[bytes, ...] = ()  # tickets to free, after that
 
 
 @dataclass(frozen=True)
@@ -117,6 +118,7 @@ class EngineThread:
                 core.add(seq)
         elif isinstance(command, Abort):
             outputs = core.abort(command.request_ids, command.publish)
+            core.discard(command.discard)
             if outputs:
                 self._deliver(outputs)
         return not isinstance(command, Stop)

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import logging
 import re
+import secrets
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Dict, List, Optional, Tuple
+from typing import Dict, List, Optional
 
 import numpy as np
 from syshax_kernels.errors import (
@@ -36,37 +37,48 @@ def reason_of(err: Exception) -> str:
     return next((name for kind, name in kinds if isinstance(err, kind)), "error")
 
 
+@dataclass
+class _Saved:
+    """A sequence's ticket. `done`: tokens in it."""
+
+    ticket: Ticket
+    private: bool  # only to survive a preemption
+    done: int = 0
+    back: int = 0  # of them, taken back into new blocks
+
+
 class Saver:
-    """The owner's side: one ticket a saved sequence, filled chunk by chunk."""
+    """The owner's side: one ticket a saved sequence, filled chunk by chunk; a preempted one takes its KV back from it."""
 
     def __init__(self, outbox: Outbox, runner: ModelRunner, stats: EngineStats) -> None:
         self._outbox, self._runner, self._stats = outbox, runner, stats
         self._wire = outbox.info().geometry.wire_type
-        self._tickets: Dict[int, Tuple[Ticket, int]] = {}  # sequence key -> ticket, tokens in it
+        self._tickets: Dict[int, _Saved] = {}  # by sequence key
 
     def begin(self, seq: Sequence) -> None:
         """Opens the ticket that `seq` asks for, so that a consumer finds it FILLING."""
-        if seq.handoff.save is None:
-            return
+        if seq.handoff.save is not None:
+            self._begin(seq, seq.handoff.save, private=False)
+
+    def _begin(self, seq: Sequence, ticket_id: bytes, private: bool) -> None:
         try:
-            self._tickets[seq.key] = (self._outbox.begin(seq.handoff.save, READY_LEASE_S), 0)
+            self._tickets[seq.key] = _Saved(self._outbox.begin(ticket_id, READY_LEASE_S), private)
         except (KernelError, ValueError) as err:
             self._note(seq, err)
 
     def save(self, seq: Sequence, tail: bool = False) -> None:
         """Writes the chunks that `seq` has completed since; with `tail` the begun one too. Needs its blocks."""
-        entry = self._tickets.get(seq.key)
-        if entry is None:
+        saved = self._tickets.get(seq.key)
+        if saved is None:
             return
-        ticket, done = entry
         until = seq.n_computed if tail else seq.n_computed // CHUNK_TOKENS * CHUNK_TOKENS
-        if until <= done:
+        if until <= saved.done:
             return
         try:
-            ticket.append(seq.tokens[done:until])
-            for first in _chunk_starts(done, until):
-                self._write(ticket, seq, first, min(until, (first // CHUNK_TOKENS + 1) * CHUNK_TOKENS))
-            self._tickets[seq.key] = (ticket, until)
+            saved.ticket.append(seq.tokens[saved.done : until])
+            for first in _chunk_starts(saved.done, until):
+                self._write(saved.ticket, seq, first, min(until, (first // CHUNK_TOKENS + 1) * CHUNK_TOKENS))
+            saved.done = until
         except KernelError as err:
             self._note(seq, err)
             self.drop(seq)
@@ -77,25 +89,72 @@ class Saver:
         self._runner.export_kv(seq.blocks, first, until - first, at, chunk, self._wire)
         ticket.seal(index, n_tokens=at + until - first)
 
+    def keep(self, seq: Sequence) -> bool:
+        """Saves all KV of `seq`, which is about to lose its blocks; True when `restore` will find it."""
+        if seq.key not in self._tickets and seq.n_computed:
+            self._begin(seq, secrets.token_bytes(16), private=True)
+        self.save(seq, tail=True)
+        saved = self._tickets.get(seq.key)
+        if saved is not None:
+            saved.back = 0
+        return saved is not None and saved.done > 0
+
+    def restore(self, seq: Sequence, budget: int) -> Optional[int]:
+        """Copies up to `budget` more tokens of what was kept into the new blocks of `seq`, behind what it has.
+
+        None while it goes on; at its end the number of tokens that are now there (0 where the ticket is not whole).
+        """
+        saved = self._tickets.get(seq.key)
+        if saved is None:
+            return 0
+        begin = max(saved.back, seq.n_computed)
+        saved.back = max(min(saved.done, begin + budget), begin)
+        try:
+            for first in _chunk_starts(begin, saved.back):
+                self._read(saved.ticket, seq, first, min(saved.back, (first // CHUNK_TOKENS + 1) * CHUNK_TOKENS))
+        except KernelError as err:
+            self._stats.load_failures[reason_of(err)] += 1
+            log.warning("preempted request %s can't take its KV back, it is computed: %s", seq.request_id, err)
+            self.drop(seq)
+            return 0
+        if saved.back < saved.done:
+            return None
+        if saved.private:
+            self.drop(seq)
+        return saved.back - seq.n_computed
+
+    def _read(self, ticket: Ticket, seq: Sequence, first: int, until: int) -> None:
+        index, at = divmod(first, CHUNK_TOKENS)
+        chunk = np.frombuffer(ticket.verified(index, at + until - first), np.uint8)
+        self._runner.import_kv(seq.blocks, first, until - first, at, chunk, self._wire)
+
     def publish(self, seq: Sequence) -> None:
         """Hands over what has been saved of `seq`, with its tail while its blocks are there."""
         self.save(seq, tail=True)
-        ticket, done = self._tickets.pop(seq.key, (None, 0))
-        if ticket is None:
+        saved = self._tickets.pop(seq.key, None)
+        if saved is None:
             return
         try:
-            if done:
-                ticket.publish(done)
-                self._stats.saved_tokens += done
+            if saved.done and not saved.private:
+                saved.ticket.publish(saved.done)
+                self._stats.saved_tokens += saved.done
             else:
-                ticket.free()
+                saved.ticket.free()
         except KernelError as err:
             self._note(seq, err)
-            ticket.free()
+            saved.ticket.free()
 
     def drop(self, seq: Sequence) -> None:
         """Gives up the ticket of `seq`; a consumer that waits for it recomputes."""
-        ticket, _ = self._tickets.pop(seq.key, (None, 0))
+        saved = self._tickets.pop(seq.key, None)
+        if saved is not None:
+            saved.ticket.free()
+
+    def discard(self, ticket_id: bytes) -> None:
+        """Frees a ticket that nobody will come for, or, where a consumer has it by now, once that is done."""
+        for key in [key for key, saved in self._tickets.items() if saved.ticket.id == ticket_id]:
+            del self._tickets[key]
+        ticket = self._outbox.find(ticket_id)
         if ticket is not None:
             ticket.free()
 

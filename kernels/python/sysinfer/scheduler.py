@@ -1,7 +1,7 @@
 """Continuous batching: which sequences compute how many tokens in the next step. Pure: no clock, no I/O.
 
 Decode rows come first, then prefill chunks in order of arrival within a token budget. When blocks run out the newest
-running sequence is preempted: its blocks go, its tokens stay, and it is computed again later.
+running sequence is preempted: its blocks go, its tokens stay; later its KV is loaded again where it was kept, else computed.
 """
 
 from __future__ import annotations
@@ -155,7 +155,7 @@ class Scheduler:
         seq.n_computed = len(matched) * size
         seq.n_hashed = 0
         self._hash(seq)
-        if not seq.counted:
+        if not seq.counted and not seq.kept:
             seq.n_local, seq.n_external = seq.n_computed, 0
         return self._grow(seq, total * size)
 
@@ -174,8 +174,8 @@ class Scheduler:
         self._hash(seq)
 
     def loaded(self, seq: Sequence) -> None:
-        """The handoff of a LOADING sequence is consumed, with or without success."""
-        seq.load_pending = False
+        """What a LOADING sequence loads has come, with or without success."""
+        seq.load_pending = seq.kept = False
         seq.status = Status.RUNNING
 
     def finish(self, seq: Sequence) -> None:

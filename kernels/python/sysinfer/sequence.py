@@ -12,7 +12,7 @@ from sysinfer.sampling import SamplingParams
 
 class Status(enum.Enum):
     WAITING = "waiting"
-    LOADING = "loading"  # admitted; KV comes from a handoff
+    LOADING = "loading"  # admitted; KV comes from a ticket
     RUNNING = "running"
     FINISHED = "finished"
 
@@ -21,6 +21,7 @@ class SaveOn(enum.Enum):
     """When a saved KV cache is published (docs/kv-handoff.md)."""
 
     FINISH = "finish"
+    LENGTH = "length"
     ABORT = "abort"
 
 
@@ -40,6 +41,10 @@ class HandoffParams:
     save: Optional[bytes] = None
     save_on: SaveOn = SaveOn.FINISH
     load: Optional[LoadFrom] = None
+
+    def publishes(self, finish: str) -> bool:
+        """Whether a request that ended by itself for this reason leaves its ticket."""
+        return self.save_on is SaveOn.FINISH or (self.save_on is SaveOn.LENGTH and finish == "length")
 
 
 @dataclass(eq=False)
@@ -62,7 +67,8 @@ class Sequence:
     blocks: List[int] = field(default_factory=list)
     n_hashed: int = 0  # full blocks known to the prefix cache
     digest: Digest = ROOT  # of the last of them
-    load_pending: bool = False  # the handoff has not been consumed yet
+    load_pending: bool = False  # KV from a ticket is still to be copied into its blocks
+    kept: bool = False  # preempted; that ticket is its own
     counted: bool = False  # its prompt is in the metrics
     n_local: int = 0  # context tokens found in the prefix cache at the first admission
     n_external: int = 0  # context tokens taken from a handoff

@@ -73,6 +73,7 @@ class EngineStats:
     external_kv_transfer: int = 0
     saved_tokens: int = 0
     loaded_tokens: int = 0
+    restored_tokens: int = 0
     load_failures: CounterOf[str] = field(default_factory=Counter)
     save_failures: CounterOf[str] = field(default_factory=Counter)
     finished: CounterOf[str] = field(default_factory=Counter)

@@ -73,3 +73,16 @@ sx_status sx_pool_seal(sx_pool *pool, uint32_t slot, uint32_t index, uint32_t ra
     SX_STEP();
     return SX_OK;
 }
+
+sx_status sx_pool_verify(sx_pool *pool, uint32_t slot, uint32_t index, uint32_t rank, uint32_t n_tokens) {
+    uint32_t number;
+    const sx_status status = sx::resolve_chunk(pool, slot, index, number);
+    if (status != SX_OK) return status;
+    if (rank >= pool->layout.geometry.tp_size)
+        return sx::fail(SX_EINVAL, "sx_pool_verify: rank %u, tp_size is %u", rank, pool->layout.geometry.tp_size);
+    const uint64_t seal = sx::load_acquire(pool->record(number)->seals + rank);
+    const uint32_t covered = sx::seal_tokens(seal);
+    const bool whole = sx::seal_belongs(seal, slot) && covered >= n_tokens && covered <= SX_POOL_CHUNK_TOKENS &&
+                       static_cast<uint32_t>(seal) == sx::slice_crc(pool->layout, pool->chunk(number), rank, covered);
+    return whole ? SX_OK : sx::fail(SX_ECORRUPT, "pool: chunk %u of slot %08x is not what was sealed", index, slot);
+}

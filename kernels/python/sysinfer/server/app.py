@@ -13,7 +13,7 @@ from sysinfer.server.fields import Fields, parse_json, wrong
 from sysinfer.server.frontend import Frontend
 from sysinfer.server.generate import Generate, request_id
 from sysinfer.server.replies import dump, error_body
-from sysinfer.server.requests import parse_chat
+from sysinfer.server.requests import parse_chat, ticket_id
 
 log = logging.getLogger("sysinfer.server")
 
@@ -132,7 +132,8 @@ class Server:
 
     async def _abort(self, request: web.Request) -> web.Response:
         front = self._ready()
-        ids = Fields(parse_json(await request.read())).strings("request_ids")
-        front.calls.abort(ids)
+        fields = Fields(parse_json(await request.read()))
+        ids = fields.strings("request_ids")
+        front.calls.abort(ids, tuple(ticket_id("discard", text) for text in fields.strings("discard")))
         log.info("abort of %d request(s) asked by %s", len(ids), request_id(request))
         return web.Response(status=200)

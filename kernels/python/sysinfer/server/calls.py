@@ -126,9 +126,9 @@ class Calls:
                 self._calls.pop(key, None)
             call.open.clear()
 
-    def abort(self, request_ids: Tuple[str, ...]) -> None:
-        """Abort by id: the streams end with finish reason abort, tickets are published."""
-        if not self._put(Abort(request_ids, publish=True)):
+    def abort(self, request_ids: Tuple[str, ...], discard: Tuple[bytes, ...]) -> None:
+        """Abort by id: the streams end with finish reason abort, tickets are published; but those named are freed."""
+        if not self._put(Abort(request_ids, publish=True, discard=discard)):
             raise RequestError("the engine's queue is full; try again later", 429)
 
     def drop_gone(self) -> None:

@@ -46,6 +46,7 @@ class _Collector:
             ("sysinfer:steps", "Model steps.", stats.steps),
             ("syshax_handoff_saved_tokens", "Tokens whose KV was published for another unit.", stats.saved_tokens),
             ("syshax_handoff_loaded_tokens", "Tokens whose KV came from another unit.", stats.loaded_tokens),
+            ("syshax_handoff_restored_tokens", "Tokens whose KV was kept over a preemption.", stats.restored_tokens),
         ):
             family = CounterMetricFamily(name, text, labels=["model_name"])
             family.add_metric([self._model], value)

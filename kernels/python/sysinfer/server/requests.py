@@ -247,9 +247,9 @@ def _transfer(fields: Fields, vocab: int) -> Tuple[Optional[List[int]], HandoffP
     if ours is None:
         return context, HandoffParams()
     save_on = ours.text("save_on", "finish")
-    if save_on not in ("finish", "abort"):
+    if save_on not in ("finish", "length", "abort"):
         raise RequestError(
-            f"{ours.prefix}save_on is {save_on!r}, expected finish or abort", param=f"{ours.prefix}save_on"
+            f"{ours.prefix}save_on is {save_on!r}, expected finish, length or abort", param=f"{ours.prefix}save_on"
         )
     save = _ticket(ours, "save")
     return context, HandoffParams(save, SaveOn(save_on), _load(ours.object("load")))
@@ -266,12 +266,15 @@ def _load(given: Optional[Fields]) -> Optional[LoadFrom]:
 
 def _ticket(given: Fields, name: str) -> Optional[bytes]:
     text = given.text(name)
-    if text is None:
-        return None
+    return None if text is None else ticket_id(given.prefix + name, text)
+
+
+def ticket_id(name: str, text: str) -> bytes:
+    """A ticket's id from its 32 hex digits; RequestError naming the field `name`."""
     try:
         ticket = bytes.fromhex(text)
     except ValueError:
         ticket = b""
     if len(ticket) != 16 or len(text) != 32:
-        raise RequestError(f"{given.prefix}{name} is {text[:40]!r}, expected 32 hex digits", param=given.prefix + name)
+        raise RequestError(f"{name} is {text[:40]!r}, expected 32 hex digits", param=name)
     return ticket
