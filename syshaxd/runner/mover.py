@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Optional, Union
+from typing import Optional, Sequence, Union
 
 from syshaxd.errors import UnitError, UnitErrorKind
 from syshaxd.model.plan import Move
 from syshaxd.model.request import Endpoint
-from syshaxd.model.unit import Role, UnitKind, UnitView
+from syshaxd.model.unit import Role, UnitKind
 from syshaxd.unitclient import PendingCall, UnitStream
 
 from .accounts import Accounts
@@ -76,15 +76,23 @@ class Mover:
             leg.abandon(UnitErrorKind.TIMEOUT, "did not end the request after an abort by id")
 
 
-def abort_later(services: Services, endpoint: Endpoint, unit: UnitView, leg_id: str) -> None:
-    """Ends a request whose connection was closed: units notice that late, if at all."""
-    if unit.kind is not UnitKind.OPENAI:
-        services.tasks.start(f"abort.{leg_id}", _abort(services, endpoint, unit, leg_id))
+def abort_later(services: Services, endpoint: Endpoint, step: Step, leg_id: str) -> None:
+    """Ends a request whose connection was closed: units notice that late, if at all. Its ticket ends with it."""
+    if step.unit.kind is not UnitKind.OPENAI:
+        services.tasks.start(f"abort.{leg_id}", _abort(services, step, leg_id, response_ids(endpoint, leg_id)))
 
 
-async def _abort(services: Services, endpoint: Endpoint, unit: UnitView, leg_id: str) -> None:
-    await asyncio.sleep(PUBLISH_GUARD)
+def discard_later(services: Services, step: Step) -> None:
+    """Gives a published ticket up. A vLLM takes no such order: its lease ends the ticket there."""
+    if step.unit.kind is UnitKind.SYSINFER and step.save is not None:
+        services.tasks.start(f"discard.{step.save.id}", _abort(services, step, step.save.id, ()))
+
+
+async def _abort(services: Services, step: Step, leg_id: str, ids: Sequence[str]) -> None:
+    tickets = (step.save.id,) if step.save is not None and step.unit.kind is UnitKind.SYSINFER else ()
     try:
-        await services.client.abort(services.target(unit), response_ids(endpoint, leg_id), ABORT_TIMEOUT)
+        if ids:
+            await asyncio.sleep(PUBLISH_GUARD)
+        await services.client.abort(services.target(step.unit), ids, ABORT_TIMEOUT, tickets)
     except UnitError as err:
         services.log.debug("an abort did not reach its unit", request_id=leg_id, error=str(err))

@@ -57,8 +57,15 @@ def body_of(step: Step, request: ClientRequest, record: Record) -> Dict[str, Any
         if record.prompt_ids is not None:
             made = bodies.with_context(made, endpoint, record.context())
     if step.save is not None:
-        made = bodies.with_save(made, step.save, "finish" if step.prefill_only else "abort")
+        made = bodies.with_save(made, step.save, _save_on(step))
     return made if step.load is None else bodies.with_load(made, step.load)
+
+
+def _save_on(step: Step) -> str:
+    """A first token that ends the request (k = 1) leaves nothing to hand over."""
+    if not step.prefill_only:
+        return "abort"
+    return "finish" if step.k == 0 else "length"
 
 
 def _prefill(request: ClientRequest, endpoint: Endpoint, model: str) -> Dict[str, Any]:

@@ -28,6 +28,7 @@ from .request import ClientRequest, Delta, Event, Finish, Head, Raw, RequestErro
 from .services import Services
 from .steps import Step, body_of, new_ticket
 from .text import TextPipeline
+from .tickets import LeftTicket
 from .timeline import Timeline
 
 MAX_FAILURES = 8  # of one request, over all units
@@ -46,6 +47,7 @@ class Stream:
         self._planner = Planner(services, request.info, timeline)
         self.accounts = Accounts(services.metrics, entry, timeline, request.arrived)
         self._mover = Mover(services, entry, self.accounts, request.info.endpoint)
+        self._left = LeftTicket(services)
         self._record = Record()
         self._pipeline = self._new_pipeline("")
         self._outcome: Optional[tuple[str, Any]] = None  # finish and stop reason of the present leg
@@ -103,6 +105,7 @@ class Stream:
         self._expiry.cancel()
         await self._events.aclose()
         self._mover.over("request_ended")
+        self._left.discard()
         self._services.ledger.remove(self._entry)
         self.accounts.end(status, self._loop.time(), self._record.output_tokens)
         self._services.room.changed()
@@ -226,7 +229,7 @@ class Stream:
             finished = True
         finally:
             self._leg = None
-            if not finished and self._outcome is None:
+            if not finished and (self._outcome is None or step.save is not None):
                 self._abort_later(step, self._leg_id)
 
     async def _relay(self, step: Step) -> AsyncGenerator[Event, None]:
@@ -267,6 +270,8 @@ class Stream:
     def _take(self, step: Step, chunk: Chunk) -> Optional[Delta]:
         if chunk.usage is not None and self._usage is None:
             self._usage = chunk.usage
+        if step.load is not None and (chunk.token_ids or chunk.text or chunk.finish_reason):
+            self._left.taken()
         if chunk.finish_reason is not None:
             self._outcome = (chunk.finish_reason, chunk.stop_reason)
         record = self._record
@@ -304,6 +309,7 @@ class Stream:
         return Delta(parts.content, parts.reasoning, segment.token_ids, segment.logprobs)
 
     def _note_relayed(self) -> None:
+        self._left.taken()
         self._entry.output_tokens += 1
         self.accounts.tokens(self._loop.time())
 
@@ -345,8 +351,10 @@ class Stream:
         assert self._outcome is not None
         reason = self._outcome[0]
         if step.prefill_only and (step.k == 0 or reason == "length") and self._tokens_left(step.unit) > 0:
+            self._left.leave(step)
             return self._decode(step)
         if reason == "abort":
+            self._left.leave(step)
             return self._moved(step)
         self._mover.over("finished_first")
         return None
@@ -390,6 +398,7 @@ class Stream:
         if self._failures > MAX_FAILURES:
             raise RequestError(502, "unit_failed", f"given up after {self._failures} failures: {err}") from err
         if not self._delivered:
+            self._left.discard()
             return await self._first_step()
         why_not = self._why_not_continue(step)
         if why_not is not None:
@@ -398,7 +407,9 @@ class Stream:
             self._outcome = ("length", None)
             return None
         plan = await self._planner.rescue()
-        return self._step_on(self._known(plan.unit), plan.reason, "failover")
+        # What the failed unit was to load and has not taken is still there.
+        load = self._left.ticket if self._services.snapshots.snapshot().pd.enabled else None
+        return replace(self._step_on(self._known(plan.unit), plan.reason, "failover"), load=load)
 
     def _why_not_continue(self, step: Step) -> Optional[str]:
         info = self._request.info
@@ -444,7 +455,7 @@ class Stream:
     # ---- helpers ----
 
     def _abort_later(self, step: Step, leg_id: str) -> None:
-        abort_later(self._services, self._request.info.endpoint, step.unit, leg_id)
+        abort_later(self._services, self._request.info.endpoint, step, leg_id)
 
     def _expire(self) -> None:
         self._expired = True

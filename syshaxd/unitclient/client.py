@@ -170,9 +170,12 @@ class UnitClient:
             raise _status_error(target, answer)
         return answer.body
 
-    async def abort(self, target: Target, request_ids: Sequence[str], timeout: float) -> None:
-        """Ends requests by id; their streams deliver what is made and finish with "abort"."""
-        body = json.dumps({"request_ids": list(request_ids)}).encode()
+    async def abort(
+        self, target: Target, request_ids: Sequence[str], timeout: float, discard: Sequence[str] = ()
+    ) -> None:
+        """Ends requests by id; their streams deliver what is made and finish with "abort". `discard`: tickets to free."""
+        named = {"request_ids": list(request_ids), **({"discard": list(discard)} if discard else {})}
+        body = json.dumps(named).encode()
         answer = await self.forward(target, "POST", "/inference/v1/abort_requests", body, timeout)
         if answer.status >= 300:
             raise _status_error(target, answer)

@@ -147,7 +147,7 @@ async def nothing_left(house: House, fault: str, victim: str) -> None:
     if fault == "sigstop":
         house.world.units[victim].send(signal.SIGCONT)
     alive = [name for name in ("gpu", "cpu") if fault != "kill" or name != victim]
-    await house.quiet(*alive, tickets=False)
+    await house.quiet(*alive)
     if fault in ("pool_full", "corrupt_ticket"):
         gpu, cpu = await house.state("gpu"), await house.state("cpu")
         assert gpu["failures"].get("save.full") if fault == "pool_full" else cpu["failures"].get("load.corrupt")
@@ -167,7 +167,7 @@ async def test_what_must_not_move_ends_with_an_error_never_with_silence(house: H
         assert len(reply.events) > 5
     else:  # nothing had been sent, so it could be done again
         assert (reply.status, reply.text) == (200, text_after(render(body), 40))
-    await house.quiet(tickets=False)
+    await house.quiet()
 
 
 async def test_both_units_fail_and_the_client_is_told(house: House) -> None:

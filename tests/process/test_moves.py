@@ -105,7 +105,7 @@ async def test_a_stop_string_across_every_cut(house: House) -> None:
         body = body_for(CHAT, said, 200, stop=[stop], stream=position % 2 == 0)
         reply = await moved(house, CHAT, body, [position], f"stop{position}")
         assert (reply.text, reply.finish) == ("one, two, ", "stop")
-    await house.quiet(tickets=False)
+    await house.quiet()
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -138,7 +138,7 @@ async def test_moves_that_come_too_late_or_are_refused_change_nothing(house: Hou
     assert reply.text == text_after(render(body), 60)
     assert not (await house.state("cpu"))["request_ids"]
     assert "abort_refused" in house.runner.explain("refused")["text"]
-    await house.quiet(tickets=False)
+    await house.quiet()
 
 
 async def test_a_draining_unit_gives_its_streams_away(house: House) -> None:

@@ -54,7 +54,7 @@ async def test_every_route_gives_the_same_text(house: House, path: str, route: s
         assert reply.finish == "length"
         assert reply.headers["x-syshax-route"] == route
         assert reply.headers["x-request-id"] == f"r{index}"
-    await house.quiet(tickets=False)
+    await house.quiet()
 
 
 async def test_a_split_hands_the_prompt_over(house: House) -> None:
@@ -103,7 +103,7 @@ async def test_stop_strings_end_the_text_and_the_unit(house: House, stream: bool
     body = body_for(COMPLETIONS, "SAY:one two three four|", 100, stop=["xx", "wo th"], stream=stream)
     reply = await house.post(COMPLETIONS, body)
     assert (reply.text, reply.finish) == ("one t", "stop")
-    await house.quiet(tickets=False)
+    await house.quiet()
 
 
 async def test_what_must_not_move_is_passed_through(house: House) -> None:
@@ -153,7 +153,7 @@ async def test_a_client_that_leaves_frees_both_units_within_a_second(house: Hous
     call.cancel()
     await session.close()
     left = time.monotonic()
-    await house.quiet(tickets=False)
+    await house.quiet()
     assert time.monotonic() - left < 1.0
     assert b'status="499"' in await metrics(house)
 

@@ -24,7 +24,7 @@ class Wish:
     """What a request wants of the handoff."""
 
     save: bytes | None = None
-    only_on_abort: bool = False
+    save_on: str = "finish"
     load: LoadFrom | None = None
 
 
@@ -36,10 +36,10 @@ def parse(params: Any) -> Wish:
     if not isinstance(mine, dict):
         raise ValueError(f"kv_transfer_params.syshax is {type(mine).__name__}, expected an object")
     when = mine.get("save_on", "finish")
-    if when not in ("finish", "abort"):
-        raise ValueError(f"save_on is {when!r}, expected finish or abort")
+    if when not in ("finish", "length", "abort"):
+        raise ValueError(f"save_on is {when!r}, expected finish, length or abort")
     save = mine.get("save")
-    return Wish(None if save is None else _ticket(save), when == "abort", _load(mine.get("load")))
+    return Wish(None if save is None else _ticket(save), when, _load(mine.get("load")))
 
 
 def _ticket(value: Any) -> bytes:

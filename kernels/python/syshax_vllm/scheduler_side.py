@@ -19,7 +19,11 @@ from syshax_vllm.saving import Saved, Saver
 
 log = logging.getLogger("vllm.syshax")
 
-PUBLISHED = {"FINISHED_LENGTH_CAPPED", "FINISHED_STOPPED", "FINISHED_ABORTED"}
+PUBLISHED = {  # by save_on
+    "finish": ("FINISHED_LENGTH_CAPPED", "FINISHED_STOPPED", "FINISHED_ABORTED"),
+    "length": ("FINISHED_LENGTH_CAPPED", "FINISHED_ABORTED"),
+    "abort": ("FINISHED_ABORTED",),
+}
 
 
 @dataclass
@@ -203,9 +207,9 @@ class SchedulerSide:
 
     def _is_published(self, tracked: Tracked) -> bool:
         status = tracked.request.status.name
-        if tracked.saved is None or tracked.saved.private or status not in PUBLISHED:
+        if tracked.saved is None or tracked.saved.private:
             return False
-        return status == "FINISHED_ABORTED" or not tracked.wish.only_on_abort
+        return status in PUBLISHED[tracked.wish.save_on]
 
     def _save_tail(self, key: str, tracked: Tracked, blocks: list[int]) -> None:
         request = tracked.request

@@ -90,7 +90,8 @@ class Engine:
             if sequence in group:
                 group.remove(sequence)
         save, save_on, _ = ticket_of(sequence.body)
-        if save and publish and (save_on == "finish" or reason == "abort") and sequence.computed:
+        wanted = reason == "abort" or save_on == "finish" or (save_on, reason) == ("length", "length")
+        if save and publish and wanted and sequence.computed:
             have = (sequence.prompt + sequence.output)[: max(sequence.computed, 0)]
             self.outbox.publish(save, have, bool(self.faults.on("pool_full")), bool(self.faults.on("corrupt_tickets")))
         if reason == "abort":  # other finishes went with their token

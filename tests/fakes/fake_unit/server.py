@@ -72,12 +72,14 @@ class Server:
         return web.json_response({"prompt": decode((await http.json())["tokens"])})
 
     async def abort(self, http: web.Request) -> web.Response:
-        ids = (await http.json())["request_ids"]
+        body = await http.json()
+        ids = body["request_ids"]
         if self.faults.on("no_abort"):
             return web.json_response({"error": {"message": "not enabled"}}, status=404)
         self.aborted += ids
         if not self.faults.on("ignore_abort"):
             self.engine.abort(ids)
+            self.engine.outbox.discard(body.get("discard") or [])
         return web.json_response({})
 
     async def set_faults(self, http: web.Request) -> web.Response:

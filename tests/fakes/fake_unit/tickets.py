@@ -58,6 +58,11 @@ class Outbox:
             for path in self._tickets(self._name).iterdir():
                 path.unlink(missing_ok=True)
 
+    def discard(self, tickets: Sequence[str]) -> None:
+        """Nobody will come for these."""
+        for ticket in tickets if self._folder is not None else ():
+            (self._tickets(self._name) / ticket).unlink(missing_ok=True)
+
     def publish(self, ticket: str, tokens: Sequence[int], full: bool, corrupt: bool) -> None:
         """Leaves the KV of these tokens."""
         if self._folder is None or full:

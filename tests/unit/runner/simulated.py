@@ -101,7 +101,9 @@ class SimulatedClient:
     ) -> SimulatedStream:
         return SimulatedStream(self._units[target.name], endpoint, body, request_id)
 
-    async def abort(self, target: Target, request_ids: Sequence[str], timeout: float) -> None:
+    async def abort(
+        self, target: Target, request_ids: Sequence[str], timeout: float, discard: Sequence[str] = ()
+    ) -> None:
         await asyncio.sleep(0)
         unit = self._units[target.name]
         if unit.refuses_aborts or not unit.view.ready:

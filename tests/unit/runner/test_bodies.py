@@ -100,7 +100,7 @@ def test_both_names_of_the_limit() -> None:
     body = body_of(step, request(max_completion_tokens=50, max_tokens=60, min_tokens=3), Record())
     assert (body["max_completion_tokens"], body["max_tokens"]) == (1, 1)
     assert "min_tokens" not in body
-    assert body["kv_transfer_params"]["syshax"] == {"save": "t", "save_on": "finish"}
+    assert body["kv_transfer_params"]["syshax"] == {"save": "t", "save_on": "length"}
 
 
 def test_a_relayed_body_is_the_clients() -> None:
