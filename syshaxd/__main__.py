@@ -13,6 +13,7 @@ from syshaxd import __version__
 from syshaxd import log as logging
 from syshaxd.backends.systemd import Systemctl, available
 from syshaxd.config import Source, find_source
+from syshaxd.config.embedded import remove_private_pool
 from syshaxd.config.types import Config
 from syshaxd.engine import Engine, Surroundings, inherited_sockets
 from syshaxd.errors import ConfigError, SysHaxError
@@ -75,7 +76,10 @@ async def _serve(source: Source, config: Config, notifier: Notifier, invocation:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, engine.stop)
     loop.add_signal_handler(signal.SIGHUP, engine.request_reload)
-    return await engine.run()
+    try:
+        return await engine.run()
+    finally:
+        remove_private_pool(config.pd.pool_dir)
 
 
 def _set_level(level: str, unit_lines: bool) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 from pathlib import Path
@@ -53,8 +54,20 @@ def private_paths(root: Path) -> str:
     )
 
 
+def remove_private_pool(folder: str) -> None:
+    """Removes the pool folder of a checkout's daemon, unless a unit still has its outbox there. The system's folder has
+    another name and stays, for an adopted unit would keep the old one."""
+    if os.path.basename(folder).startswith(_private_prefix()):
+        with contextlib.suppress(OSError):
+            os.rmdir(folder)
+
+
 def _private_name(root: Path) -> str:
-    return f"syshax-{os.getuid()}-{hashlib.sha256(os.fsencode(root)).hexdigest()[:8]}"
+    return f"{_private_prefix()}{hashlib.sha256(os.fsencode(root)).hexdigest()[:8]}"
+
+
+def _private_prefix() -> str:
+    return f"syshax-{os.getuid()}-"
 
 
 def _socket(root: Path) -> Path:

@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import FrozenSet, NamedTuple, Optional, Tuple
 
 from syshaxd.model.request import RequestInfo
-from syshaxd.model.snapshot import Snapshot, UnitSnapshot
+from syshaxd.model.snapshot import InFlight, Snapshot, UnitSnapshot
 from syshaxd.model.unit import Role
 
 from .policy import Policy
 
+STANDSTILL = 0.3  # seconds without a token, where others wait, that mean a preemption
 Failed = Tuple[str, int]  # name and epoch: a unit that was started again deserves another try
 
 
@@ -32,6 +33,20 @@ def candidates(
 
 def _load_order(unit: UnitSnapshot) -> Tuple[float, int]:
     return (kv_usage(unit) or 0.0, requests(unit))
+
+
+def may_move(entry: InFlight) -> bool:
+    """Whether it runs, stands at no other move, and no rule keeps it where it is: the Runner would refuse it."""
+    stays = entry.stays or entry.info.stays or entry.info.first_token_stays
+    return stays is None and entry.first_token is not None and not entry.moving
+
+
+def preempted(entry: InFlight, unit: Optional[UnitSnapshot], at: float) -> bool:
+    """Whether its unit has taken its KV blocks away: requests wait there, and it gets no token any more."""
+    load = unit.load if unit is not None else None
+    if load is None or not load.waiting or entry.last_token is None:
+        return False
+    return at - entry.last_token > max(STANDSTILL, 10 * (load.step_seconds or 0.0))
 
 
 def requests(unit: UnitSnapshot) -> int:

@@ -9,6 +9,7 @@ from syshaxd.model.plan import Move, Reason
 from syshaxd.model.snapshot import InFlight, Snapshot
 from syshaxd.model.unit import Role
 
+from .candidates import may_move, preempted
 from .outlook import (
     Candidate,
     Knowledge,
@@ -20,6 +21,7 @@ from .outlook import (
     side_of,
 )
 from .predictive import Memory
+from .pressure import preempted_reason
 
 WORTH_MOVING = 16  # expected further tokens
 
@@ -36,7 +38,8 @@ def choose_moves(snapshot: Snapshot, knowledge: Knowledge, memory: Memory, polic
     """At most one move out and one back a call; the pauses of the policy bound their rate."""
     if not (policy.moves and snapshot.pd.enabled):
         return Moves((), memory)
-    accelerators = [side_of(unit, knowledge) for unit in snapshot.ready(Role.ACCELERATOR)]
+    ready = snapshot.ready(Role.ACCELERATOR)
+    accelerators = [side_of(unit, knowledge) for unit in ready if unit.view.can_hand_over]
     cpus = [side_of(unit, knowledge) for unit in snapshot.ready(Role.CPU) if unit.view.can_hand_over]
     out = _move_out(accelerators, cpus, snapshot, knowledge, memory, policy)
     if out is not None:
@@ -50,10 +53,8 @@ def choose_moves(snapshot: Snapshot, knowledge: Knowledge, memory: Memory, polic
 def _movable(snapshot: Snapshot, unit: str, policy: PredictivePolicy) -> Iterator[InFlight]:
     for entry in snapshot.in_flight:
         settled = entry.last_move is None or snapshot.at - entry.last_move >= policy.stay_after_move
-        started = (
-            entry.first_token is not None and not entry.moving and entry.info.stays is None and entry.info.route is None
-        )
-        if entry.unit == unit and started and settled and entry.moves < policy.max_moves:
+        free = may_move(entry) and entry.info.route is None
+        if entry.unit == unit and free and settled and entry.moves < policy.max_moves:
             yield entry
 
 
@@ -75,19 +76,22 @@ def _move_out(
             victim = _victim(side, cpu, snapshot, knowledge, policy)
             if victim is not None:
                 text = f"KV of {side.name} is {fill:.0%} full; {cpu.name} keeps the request's promise"
-                return Move(victim.info.request_id, cpu.name, Reason("kv_pressure", text))
+                stands = preempted(victim, side.unit, snapshot.at)
+                reason = preempted_reason(side.unit, cpu.unit) if stands else Reason("kv_pressure", text)
+                return Move(victim.info.request_id, cpu.name, reason)
     return None
 
 
 def _victim(
     side: Side, cpu: Side, snapshot: Snapshot, knowledge: Knowledge, policy: PredictivePolicy
 ) -> Optional[InFlight]:
-    """The largest KV whose banked time lets the CPU unit finish it in time."""
+    """One that was preempted, or else the largest KV, whose banked time lets the CPU unit finish it in time."""
     seen: list[tuple[Candidate, InFlight]] = [
         (candidate(entry, snapshot.at, knowledge.lengths, policy), entry)
         for entry in _movable(snapshot, side.name, policy)
     ]
-    for who, entry in sorted(seen, key=lambda pair: -pair[0].context):
+    stands = {entry.info.request_id for _, entry in seen if preempted(entry, side.unit, snapshot.at)}
+    for who, entry in sorted(seen, key=lambda pair: (pair[1].info.request_id not in stands, -pair[0].context)):
         if who.remaining > WORTH_MOVING and cpu_keeps_promises(cpu, who, snapshot, knowledge, policy):
             return entry
     return None

@@ -9,7 +9,9 @@ from syshaxd.model.request import RequestInfo, Route
 from syshaxd.model.snapshot import InFlight, Snapshot, UnitSnapshot
 from syshaxd.model.unit import Role, UnitState
 
-from .candidates import Failed, accelerator_bounds, candidates, cpu_bounds, full, kv_usage, requests, serves
+from .candidates import (
+    Failed, accelerator_bounds, candidates, cpu_bounds, full, kv_usage, may_move, preempted, requests, serves,
+)  # fmt: skip
 from .policy import Policy
 
 LOOK_AHEAD = 0.1  # seconds of growth to keep free: a scheduling cycle and an abort
@@ -56,9 +58,8 @@ def drains(snapshot: Snapshot, policy: Policy) -> Tuple[Move, ...]:
 
 def movable(entry: InFlight, snapshot: Snapshot, policy: Policy) -> bool:
     """Whether this request may move now."""
-    may = entry.stays is None and entry.info.stays is None and entry.info.first_token_stays is None
     settled = entry.last_move is None or snapshot.at - entry.last_move >= SETTLE
-    return may and settled and entry.first_token is not None and not entry.moving and entry.moves < policy.pd.max_moves
+    return may_move(entry) and settled and entry.moves < policy.pd.max_moves
 
 
 def wanted(entry: InFlight, snapshot: Snapshot, policy: Policy) -> bool:
@@ -83,7 +84,7 @@ def _other(entry: InFlight, snapshot: Snapshot, policy: Policy) -> Optional[str]
 
 def _offloads(unit: UnitSnapshot, snapshot: Snapshot, policy: Policy) -> List[Move]:
     excess = _excess_tokens(unit, snapshot, policy)
-    if excess <= 0:
+    if excess <= 0 or not unit.view.can_hand_over:
         return []
     reason = Reason("kv_pressure", f"{unit.view.name}: KV cache {kv_usage(unit) or 0:.0%} used and growing")
     room = _cpu_room(snapshot, policy)
@@ -94,7 +95,8 @@ def _offloads(unit: UnitSnapshot, snapshot: Snapshot, policy: Policy) -> List[Mo
         target = next((cpu for cpu in room if serves(cpu, entry.info.model, policy)), None)
         if target is None:
             continue
-        chosen.append(Move(entry.info.request_id, target.view.name, reason))
+        why = preempted_reason(unit, target) if preempted(entry, unit, snapshot.at) else reason
+        chosen.append(Move(entry.info.request_id, target.view.name, why))
         excess -= _tokens(entry)
         room.remove(target)
     return chosen
@@ -123,13 +125,19 @@ def _growth(unit: UnitSnapshot) -> float:
 
 
 def _victims(unit: UnitSnapshot, snapshot: Snapshot, policy: Policy) -> List[InFlight]:
-    """Largest KV first: the fewest moves for the room needed. Nearly finished requests are left to finish."""
+    """Preempted ones first: they stand still, and their KV is saved already. Then the largest KV: the fewest moves for
+    the room needed. Nearly finished requests are left to finish."""
     here = (
         entry
         for entry in snapshot.in_flight
         if entry.unit == unit.view.name and wanted(entry, snapshot, policy) and _left(entry) > WORTH
     )
-    return sorted(here, key=_tokens, reverse=True)
+    return sorted(here, key=lambda entry: (preempted(entry, unit, snapshot.at), _tokens(entry)), reverse=True)
+
+
+def preempted_reason(unit: UnitSnapshot, target: UnitSnapshot) -> Reason:
+    """Why a request that its unit has preempted moves."""
+    return Reason("preempted", f"{unit.view.name} preempted it; {target.view.name} has room for its saved KV")
 
 
 def _left(entry: InFlight) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import os
 from pathlib import Path
 from typing import Any, Callable
 
@@ -12,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from syshaxd.config import embedded_default, find_source, load, loads, read
+from syshaxd.config.embedded import remove_private_pool
 from syshaxd.config.emit import emit, with_defaults
 from syshaxd.config.types import Config
 from syshaxd.errors import ConfigError
@@ -137,6 +139,16 @@ def test_embedded_default_is_good_and_keeps_cpus_apart(cpus: list[int]) -> None:
     config = loads(embedded_default(Path("/srv/sysHAX"), cpus))
     assert [unit.role for unit in config.units] == [Role.ACCELERATOR, Role.CPU]
     assert all((unit.cpu.affinity == "none") == (len(cpus) < 2) for unit in config.units)
+
+
+def test_only_an_empty_folder_of_a_checkout_is_removed(tmp_path: Path) -> None:
+    own = f"syshax-{os.getuid()}"
+    for name in ("syshax", f"{own}-1234", f"{own}-5678"):
+        (tmp_path / name).mkdir()
+    (tmp_path / f"{own}-5678/cpu.pool").touch()
+    for name in (*os.listdir(tmp_path), f"{own}-gone"):
+        remove_private_pool(str(tmp_path / name))
+    assert sorted(os.listdir(tmp_path)) == ["syshax", f"{own}-5678"]
 
 
 def test_embedded_default_of_a_deep_checkout_has_a_usable_socket() -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Optional
+from typing import Any, Dict, Optional
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from syshaxd.model.plan import Queue, Refuse, Split, Whole
-from syshaxd.model.request import Endpoint, RequestInfo, Tier
+from syshaxd.model.request import Endpoint, RequestInfo, Route, Tier
 from syshaxd.model.snapshot import InFlight, PdStatus, Snapshot, UnitLoad, UnitSnapshot
 from syshaxd.model.unit import BackendKind, Role, UnitKind, UnitState, UnitView
 from syshaxd.scheduler.lengths import LengthLog, Lengths
@@ -184,6 +185,29 @@ def test_victims_keep_their_promise_and_are_the_largest() -> None:
     who = candidate(big, snapshot.at, helps.lengths, POLICY)
     cpu = side_of(snapshot.units[1], helps)
     assert cpu_mean_tpot(cpu, who, helps) <= POLICY.safety * limits_of(big.info, POLICY).tpot
+
+
+def test_the_preempted_leave_first() -> None:
+    """They get no token while others wait: their KV is saved, and they lose nothing by a move."""
+    helps = Knowledge(models={"gpu": GPU, "cpu": replace(CPU, base=0.02, per_kv=0.0005)})
+    snapshot = world(gpu=55, context=500, capacity=28_000)
+    entries = [replace(entry, last_token=snapshot.at) for entry in snapshot.in_flight]
+    entries[4] = replace(entries[4], last_token=snapshot.at - 2)
+    gpu = snapshot.units[0]
+    assert gpu.load is not None
+    waiting = replace(gpu, load=replace(gpu.load, waiting=1))
+    snapshot = replace(snapshot, units=(waiting, *snapshot.units[1:]), in_flight=tuple(entries))
+    moves = choose_moves(snapshot, helps, Memory(), POLICY).moves
+    assert [(move.request_id, move.reason.code) for move in moves] == [(entries[4].info.request_id, "preempted")]
+
+
+@pytest.mark.parametrize("values", [{"stays": "n"}, {"first_token_stays": "seed"}, {"route": Route.ACCELERATOR}])
+def test_what_the_rules_keep_is_no_victim(values: Dict[str, Any]) -> None:
+    helps = Knowledge(models={"gpu": GPU, "cpu": replace(CPU, base=0.02, per_kv=0.0005)})
+    snapshot = world(gpu=55, context=500, capacity=28_000)
+    kept = tuple(replace(entry, info=replace(entry.info, **values)) for entry in snapshot.in_flight)
+    assert choose_moves(snapshot, helps, Memory(), POLICY).moves
+    assert choose_moves(replace(snapshot, in_flight=kept), helps, Memory(), POLICY).moves == ()
 
 
 def test_a_late_resident_returns_when_there_is_room() -> None:

@@ -190,6 +190,14 @@ def test_a_queue_at_a_full_unit_moves_one() -> None:
     assert moves(load, FREE, entry("a", "gpu", 90), entry("b", "gpu", 50)) == [("a", "cpu")]
 
 
+def test_the_preempted_leave_first() -> None:
+    load = dict(running=4, waiting=2, kv_used=800, kv_total=1000, preemptions=1, step_seconds=0.01)
+    entries = [entry("a", "gpu", 90, last_token=99.99), entry("b", "gpu", 50, last_token=99.0)]
+    assert moves(load, FREE, *entries) == [("b", "cpu")]
+    slow = dict(load, waiting=0, kv_used=900)  # nobody waits: it is only slow
+    assert moves(slow, FREE, *entries)[0] == ("a", "cpu")
+
+
 def test_return_when_there_is_room_one_at_a_time() -> None:
     entries = [entry("a", "cpu", 90), entry("b", "cpu", 50, output_tokens=5)]
     assert moves(FREE, FREE, *entries) == [("b", "gpu")]  # the most left

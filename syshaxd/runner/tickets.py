@@ -1,0 +1,38 @@
+"""The ticket that a request has left behind on a unit: until another unit has taken it, somebody must give it up."""
+
+from __future__ import annotations
+
+from typing import Optional
+
+from .bodies import Ticket
+from .mover import discard_later
+from .services import Services
+from .steps import Step
+
+
+class LeftTicket:
+    """Of one request, which has one at most. A unit's lease ends a ticket too, but holds its memory for that long."""
+
+    def __init__(self, services: Services) -> None:
+        self._services = services
+        self._step: Optional[Step] = None
+
+    @property
+    def ticket(self) -> Optional[Ticket]:
+        """KV for the next unit to begin with; None: there is none."""
+        return self._step.save if self._step is not None else None
+
+    def leave(self, step: Step) -> None:
+        """The step has ended and its unit has published its ticket."""
+        self.discard()
+        self._step = step if step.save is not None else None
+
+    def taken(self) -> None:
+        """A unit that was told to load it has answered: it has had it, or could not use it, and has given it back."""
+        self._step = None
+
+    def discard(self) -> None:
+        """Nobody will come for it."""
+        step, self._step = self._step, None
+        if step is not None:
+            discard_later(self._services, step)
