@@ -210,13 +210,13 @@ class House:
             async with self.http.post(f"{unit.view.url}/fake/clear") as response:
                 assert response.status == 200
 
-    async def quiet(self, *units: str, tickets: bool = True) -> None:
+    async def quiet(self, *units: str) -> None:
         """Waits until nothing is left anywhere: ledger, streams, units' requests and blocks, tickets."""
         async def busy() -> List[str]:
             left = [f"{len(self.runner)} streams"] if len(self.runner) or len(self.ledger) else []
             for name in units or tuple(self.world.units):
                 state = await self.state(name)
-                keys = ("running", "waiting", "open_streams", "kv_blocks_used", *(("tickets",) if tickets else ()))
+                keys = ("running", "waiting", "open_streams", "kv_blocks_used", "tickets")
                 left += [f"{name} {key} {state[key]}" for key in keys if state[key]]
             return left
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import signal
 from dataclasses import replace
-from typing import Any, AsyncIterator, Dict, List
+from typing import Any, AsyncIterator, Dict, List, Tuple
 
 import pytest
 import pytest_asyncio
@@ -30,6 +31,19 @@ AFTER = {
     "unasked_abort": "unasked_abort_after",
 }
 ALL = (*AFTER, "http_500", "kill", "sigstop", "slow", "pool_full", "corrupt_ticket")
+# How the Runner names what it met; where two are given, the moment decides.
+SEEN = {
+    "reset": {"reset"},
+    "garbage": {"garbage"},
+    "not_json": {"garbage"},
+    "error_event": {"reported"},
+    "cut_short": {"reset"},
+    "stall": {"stall", "timeout"},
+    "unasked_abort": {"aborted"},
+    "http_500": {"status"},
+    "kill": {"reset", "connect"},
+    "sigstop": {"stall", "timeout"},
+}
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 
@@ -71,7 +85,9 @@ def bodies() -> List[Dict[str, Any]]:
     """Streamed or not, chat and completions."""
     common = {"model": "fake-model", "max_tokens": TOKENS, "temperature": 0}
     chat = {"messages": [{"role": "user", "content": "chaos"}], **common}
-    return [{**body, "stream": stream} for body in (chat, {"prompt": "chaos", **common}) for stream in (False, True)]
+    usage = {"stream_options": {"include_usage": True}}
+    forms = ({"stream": False}, {"stream": True, **usage})
+    return [{**body, **form} for body in (chat, {"prompt": "chaos", **common}) for form in forms]
 
 
 async def arm(house: House, fault: str, phase: str, victim: str) -> None:
@@ -80,7 +96,10 @@ async def arm(house: House, fault: str, phase: str, victim: str) -> None:
         await house.faults(unit, slow=0.004)
     if fault in AFTER:
         await house.faults(victim, **{AFTER[fault]: 20 if phase == "mid" else 0})
-    elif fault == "http_500" and phase != "mid":
+    elif fault == "http_500" and phase == "mid":  # the unit breaks, and the one that is to go on says 500
+        await house.faults(victim, reset_after=20, times=4)
+        await house.faults("cpu", http_status=500, times=4)
+    elif fault == "http_500":
         await house.faults(victim, http_status=500)
     elif fault == "slow":
         await house.faults(victim, slow=0.02)
@@ -121,7 +140,7 @@ async def test_the_text_is_that_of_an_undisturbed_run(house: House, fault: str, 
     victim = "cpu" if phase == "handoff" else "gpu"
     route = "split" if phase == "before" and fault in ("pool_full", "corrupt_ticket") else "accelerator"
     await arm(house, fault, phase, victim)
-    requests = bodies()
+    requests, before = bodies(), await errors_of(house)
     names = [f"{fault}.{phase}.{index}" for index in range(len(requests))]
     calls = [
         asyncio.ensure_future(house.post(path_of(body), body, {"x-request-id": name, "x-syshax-route": route}))
@@ -130,12 +149,37 @@ async def test_the_text_is_that_of_an_undisturbed_run(house: House, fault: str, 
     await strike(house, fault, phase, victim, names)
     replies: List[Reply] = await asyncio.gather(*calls)
     for body, reply, name in zip(requests, replies, names):
-        story = house.runner.explain(name)["text"]
-        assert reply.status == 200, (reply.data, story)
-        assert (reply.text, reply.finish) == (text_after(render(body), TOKENS), "length"), story
-        assert "end" in story
-
+        story = house.runner.explain(name)
+        assert reply.status == 200, (reply.data, story["text"])
+        assert (reply.text, reply.finish) == (text_after(render(body), TOKENS), "length"), story["text"]
+        as_if_one_unit_had_served_it(reply, body, name)
+        assert story["events"][-1]["event"] == "end"
+        kinds = {event["kind"] for event in story["events"] if event["event"] == "failed"}
+        assert kinds & SEEN[fault] if fault in SEEN else not kinds, story["text"]
+    grown = {kind for (unit, kind), count in (await errors_of(house)).items() if count > before.get((unit, kind), 0)}
+    assert grown & SEEN[fault] if fault in SEEN else not grown
     await nothing_left(house, fault, victim)
+
+
+def as_if_one_unit_had_served_it(reply: Reply, body: Dict[str, Any], name: str) -> None:
+    """One id, one role, the usage of the whole."""
+    parts = reply.events if body["stream"] else [reply.json]
+    assert {part["id"] for part in parts} == {("chatcmpl-" if "messages" in body else "cmpl-") + name}
+    assert len({part["created"] for part in parts}) == 1
+    prompt = len(render(body))
+    usage = {"prompt_tokens": prompt, "completion_tokens": TOKENS, "total_tokens": prompt + TOKENS}
+    assert [part["usage"] for part in parts if part.get("usage")] == [usage]
+    if body["stream"] and "messages" in body:
+        deltas = [part["choices"][0]["delta"] for part in parts if part["choices"]]
+        assert sum("role" in delta for delta in deltas) == 1
+
+
+async def errors_of(house: House) -> Dict[Tuple[str, str], float]:
+    """The daemon's own count of failed calls, by unit and kind."""
+    async with house.http.get(house.url + "/metrics") as response:
+        text = await response.text()
+    found = re.findall(r'^syshax_unit_errors_total{kind="(\w+)",unit="(\w+)"} (\S+)$', text, re.M)
+    return {(unit, kind): float(value) for kind, unit, value in found}
 
 
 def path_of(body: Dict[str, Any]) -> str:
