@@ -7,6 +7,7 @@ from typing import Any, Dict, List, Optional, Tuple
 from syshaxd.errors import UnitError
 from syshaxd.metrics import MetricsService
 from syshaxd.model.plan import Prediction, Reason
+from syshaxd.unitclient import Usage
 
 from .ledger import Entry
 from .request import milliseconds
@@ -47,6 +48,12 @@ class Accounts:
             self._entry.last_move = now
             if step.handoff not in ("split", "failover"):
                 self._entry.moves += 1
+
+    def took(self, step: Step, usage: Usage, now: float) -> None:
+        """What the unit says at its end about the KV it was to load; the rest it computed."""
+        cached = (usage.details or {}).get("cached_tokens")
+        if step.load is not None and cached is not None:
+            self._timeline.add(now, "loaded", unit=step.unit.name, tokens=cached, of=usage.prompt_tokens)
 
     def planned(self, reason: Reason, expected: Prediction, now: float) -> None:
         """The request begins, or begins anew because nothing was delivered."""

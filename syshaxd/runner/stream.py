@@ -268,8 +268,9 @@ class Stream:
     # ---- what a leg brings ----
 
     def _take(self, step: Step, chunk: Chunk) -> Optional[Delta]:
-        if chunk.usage is not None and self._usage is None:
-            self._usage = chunk.usage
+        if chunk.usage is not None:
+            self._usage = self._usage or chunk.usage
+            self.accounts.took(step, chunk.usage, self._loop.time())
         if step.load is not None and (chunk.token_ids or chunk.text or chunk.finish_reason):
             self._left.taken()
         if chunk.finish_reason is not None:

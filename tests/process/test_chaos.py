@@ -154,6 +154,9 @@ async def test_the_text_is_that_of_an_undisturbed_run(house: House, fault: str, 
         assert (reply.text, reply.finish) == (text_after(render(body), TOKENS), "length"), story["text"]
         as_if_one_unit_had_served_it(reply, body, name)
         assert story["events"][-1]["event"] == "end"
+        loads = [event["tokens"] for event in story["events"] if event["event"] == "loaded"]
+        if fault in ("pool_full", "corrupt_ticket"):
+            assert loads == [0], story["text"]  # asked for, and computed
         kinds = {event["kind"] for event in story["events"] if event["event"] == "failed"}
         assert kinds & SEEN[fault] if fault in SEEN else not kinds, story["text"]
     grown = {kind for (unit, kind), count in (await errors_of(house)).items() if count > before.get((unit, kind), 0)}

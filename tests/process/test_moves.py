@@ -81,7 +81,7 @@ async def test_a_running_request_moves_with_its_kv(house: House, path: str, stre
         assert offsets == sorted(offsets)
     await house.quiet()
     events = {event["event"] for event in house.runner.explain("m")["events"]}
-    assert {"move", "handed_over", "end"} <= events
+    assert {"move", "handed_over", "loaded", "end"} <= events
 
 
 @pytest.mark.parametrize("path", [CHAT, COMPLETIONS])

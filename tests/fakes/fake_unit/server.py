@@ -14,6 +14,7 @@ from aiohttp import web
 from .engine import Emitted, Engine, Sequence
 from .faults import Faults
 from .language import decode, render
+from .tickets import ticket_of
 
 _CUTS = (
     "die_after",
@@ -313,9 +314,12 @@ class Generation:
     def common(self) -> Dict[str, Any]:
         return {"id": self.id, "object": "chunk", "created": 1, "model": self.server.model}
 
-    def usage(self) -> Dict[str, int]:
+    def usage(self) -> Dict[str, Any]:
         prompt, output = len(self.sequence.prompt), len(self.sequence.output)
-        return {"prompt_tokens": prompt, "completion_tokens": output, "total_tokens": prompt + output}
+        made = {"prompt_tokens": prompt, "completion_tokens": output, "total_tokens": prompt + output}
+        if ticket_of(self.body)[2] is None:
+            return made
+        return {**made, "prompt_tokens_details": {"cached_tokens": max(0, self.sequence.loaded)}}
 
     def chunk(self, content: Dict[str, Any], first: bool = False) -> Dict[str, Any]:
         choice: Dict[str, Any] = {"index": 0, "logprobs": None, "finish_reason": None}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from dataclasses import replace
-from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
+from typing import Any, Dict, List, Mapping, Optional, Sequence, Set, Tuple
 
 from syshaxd.errors import UnitError, UnitErrorKind
 from syshaxd.model.request import Endpoint
@@ -13,7 +13,7 @@ from syshaxd.model.snapshot import PdStatus, Snapshot, UnitSnapshot
 from syshaxd.model.unit import BackendKind, Role, UnitKind, UnitState, UnitView
 from syshaxd.runner import InFlightLedger
 from syshaxd.unitclient import Chunk, Deadlines, Target
-from tests.fakes.fake_unit.language import Detokenizer, Speaker, decode, render
+from tests.fakes.fake_unit.language import EOS, Detokenizer, Speaker, decode, render
 
 
 class SimulatedUnit:
@@ -26,6 +26,9 @@ class SimulatedUnit:
         )  # fmt: skip
         self.streams: List["SimulatedStream"] = []
         self.refuses_aborts = False
+        self.tickets: Set[str] = set()  # published, not taken
+        self.cut_at: List[int] = []  # where they were cut
+        self.cuts: List[int] = []  # an aborted stream first makes so many tokens; one entry a stream
 
     def fail(self, kind: UnitErrorKind) -> None:
         """Every stream on it breaks."""
@@ -40,13 +43,18 @@ class SimulatedUnit:
     def restart(self) -> None:
         """READY again, as another epoch."""
         self.fail(UnitErrorKind.RESET)
+        self.tickets.clear()
         self.view = replace(self.view, state=UnitState.READY, epoch=self.view.epoch + 1)
 
 
 class SimulatedStream:
     """What UnitStream is to the Runner."""
 
-    def __init__(self, unit: SimulatedUnit, endpoint: Endpoint, body: Mapping[str, Any], request_id: str) -> None:
+    def __init__(
+        self, units: Mapping[str, SimulatedUnit], unit: SimulatedUnit, endpoint: Endpoint, body: Mapping[str, Any],
+        request_id: str,
+    ) -> None:  # fmt: skip
+        self._units = units
         self.unit, self.id = unit, ("chatcmpl-" if endpoint is Endpoint.CHAT else "cmpl-") + request_id
         self.error: Optional[UnitError] = None
         self.aborted = False
@@ -54,12 +62,15 @@ class SimulatedStream:
         self._left = int(body.get("max_tokens") or 16)
         self._speaker, self._detokenizer = Speaker(self._prompt), Detokenizer(self._prompt)
         self._first, self._over = True, False
+        self._made, self._cut = 0, 0
+        self._ours = (body.get("kv_transfer_params") or {}).get("syshax") or {}
 
     async def __aenter__(self) -> "SimulatedStream":
         await asyncio.sleep(0)
         if not self.unit.view.ready:
             raise UnitError(self.unit.view.name, UnitErrorKind.CONNECT, "not there")
         self.unit.streams.append(self)
+        self._cut = self.unit.cuts.pop(0) if self.unit.cuts else 0
         return self
 
     async def __aexit__(self, *exc: object) -> None:
@@ -79,15 +90,29 @@ class SimulatedStream:
             raise StopAsyncIteration
         if self._first:
             self._first = False
+            load = self._ours.get("load")
+            if load is not None:  # its first token comes after the ticket was consumed
+                for unit in self._units.values():
+                    unit.tickets.discard(load["ticket"])
             return Chunk(b'{"first": 1}', prompt_token_ids=tuple(self._prompt), has_choice=True)
-        if self.aborted:
-            self._over = True
+        if self.aborted and self._made >= self._cut:
+            self._end("abort")
+            self.unit.cut_at.append(self._made)
             return Chunk(b'{"aborted": 1}', finish_reason="abort", has_choice=True)
         token = self._speaker.next()
         self._left -= 1
-        self._over = self._left <= 0
-        finish = "length" if self._over else None
+        self._made += 1
+        finish = "stop" if token == EOS else "length" if self._left <= 0 else None
+        if finish is not None:
+            self._end(finish)
         return Chunk(b'{"t": 1}', self._detokenizer.feed(token), (token,), finish_reason=finish, has_choice=True)
+
+
+    def _end(self, finish: str) -> None:
+        self._over = True
+        save, save_on = self._ours.get("save"), self._ours.get("save_on", "finish")
+        if save and (finish == "abort" or save_on in ("finish", finish)):
+            self.unit.tickets.add(save)
 
 
 class SimulatedClient:
@@ -99,7 +124,7 @@ class SimulatedClient:
     def stream(
         self, target: Target, endpoint: Endpoint, body: Mapping[str, Any], request_id: str, deadlines: Deadlines
     ) -> SimulatedStream:
-        return SimulatedStream(self._units[target.name], endpoint, body, request_id)
+        return SimulatedStream(self._units, self._units[target.name], endpoint, body, request_id)
 
     async def abort(
         self, target: Target, request_ids: Sequence[str], timeout: float, discard: Sequence[str] = ()
@@ -110,6 +135,7 @@ class SimulatedClient:
             raise UnitError(target.name, UnitErrorKind.STATUS, "no", status=404)
         for stream in unit.streams:
             stream.aborted = stream.aborted or stream.id in request_ids
+        unit.tickets.difference_update(discard)
 
     async def detokenize(self, target: Target, model: str, tokens: Sequence[int], timeout: float) -> str:
         return decode(tokens)

@@ -168,7 +168,7 @@ def test_every_stream_ends_exactly_once(schedule: List[Tuple[int, Tuple[str, Any
                 story = play.runner.explain(f"r{index}")["text"]
                 assert ends[index] == text_after(render(body), TOKENS), ends[index] + story
         assert len(play.runner) == 0 and len(play.ledger) == 0
-        assert not any(unit.streams for unit in play.world.units.values())
+        assert not any(unit.streams or unit.tickets for unit in play.world.units.values())
         assert counted(play.metrics) == play.submitted
         others = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
         assert not others, others

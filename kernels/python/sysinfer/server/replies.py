@@ -50,6 +50,7 @@ class Choice:
     finish: Optional[str] = None
     stop_reason: Any = None
     begun: bool = False
+    cached: int = 0  # context tokens that were not computed
 
     def add(self, output: Output) -> None:
         self.text += output.text
@@ -57,6 +58,7 @@ class Choice:
         self.logprobs.extend(output.logprobs)
         self.prompt_logprobs = self.prompt_logprobs or output.prompt_logprobs
         self.finish, self.stop_reason = output.finish, output.stop_reason
+        self.cached = max(self.cached, output.cached)
 
 
 def usage(choices: Sequence[Choice], n: int) -> Json:
@@ -83,7 +85,11 @@ class Replies:
         return {"id": self.id, "object": name, "created": self.created, "model": self.model}
 
     def usage(self) -> Json:
-        return usage(self.choices, self.common.n)
+        """Token counts; of a request that came with a ticket, also how many tokens that saved."""
+        made = usage(self.choices, self.common.n)
+        if self.common.handoff.load is None:
+            return made
+        return {**made, "prompt_tokens_details": {"cached_tokens": sum(choice.cached for choice in self.choices)}}
 
     def whole(self) -> Json:
         """The answer of a request without streaming."""
@@ -96,6 +102,7 @@ class Replies:
         events = [] if choice.begun else self._first(choice)
         choice.begun = True
         choice.tokens.extend(output.tokens)
+        choice.cached = max(choice.cached, output.cached)
         return [*events, self._event(self._chunk_choice(choice, output))]
 
     def last(self) -> List[bytes]:
