@@ -49,9 +49,7 @@ def embedded_default(root: Path, cpus: Optional[Sequence[int]] = None) -> str:
 
 def private_paths(root: Path) -> str:
     """YAML for a daemon that runs from a checkout, without rights to the system's folders and beside other daemons."""
-    return _PRIVATE.format(
-        pool=f"/dev/shm/{_private_name(root)}", socket=_socket(root), state=root / ".run" / "state"
-    )
+    return _PRIVATE.format(pool=f"/dev/shm/{_private_name(root)}", socket=_socket(root), state=root / ".run" / "state")
 
 
 def remove_private_pool(folder: str) -> None:

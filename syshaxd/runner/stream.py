@@ -269,7 +269,8 @@ class Stream:
 
     def _take(self, step: Step, chunk: Chunk) -> Optional[Delta]:
         if chunk.usage is not None:
-            self._usage = self._usage or chunk.usage
+            own = chunk.usage if step.load is None else chunk.usage._replace(details=None)  # a handoff is not the client's
+            self._usage = self._usage or own
             self.accounts.took(step, chunk.usage, self._loop.time())
         if step.load is not None and (chunk.token_ids or chunk.text or chunk.finish_reason):
             self._left.taken()

@@ -185,9 +185,7 @@ class House:
             await asyncio.sleep(0.01)
             self.runner.tick()
 
-    async def post(
-        self, path: str, body: Mapping[str, Any], headers: Optional[Mapping[str, str]] = None
-    ) -> "Reply":
+    async def post(self, path: str, body: Mapping[str, Any], headers: Optional[Mapping[str, str]] = None) -> "Reply":
         """A request to the daemon, read to its end."""
         async with self.http.post(self.url + path, json=body, headers=headers) as response:
             return Reply(response.status, response.headers.copy(), await response.read())
@@ -212,6 +210,7 @@ class House:
 
     async def quiet(self, *units: str) -> None:
         """Waits until nothing is left anywhere: ledger, streams, units' requests and blocks, tickets."""
+
         async def busy() -> List[str]:
             left = [f"{len(self.runner)} streams"] if len(self.runner) or len(self.ledger) else []
             for name in units or tuple(self.world.units):

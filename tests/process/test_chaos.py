@@ -126,6 +126,7 @@ async def strike(house: House, fault: str, phase: str, victim: str, names: List[
 
 async def reached(house: House, names: List[str], unit: str, tokens: int) -> None:
     """All requests are on the unit, with so many tokens."""
+
     def there() -> int:
         found = (entry for entry in house.ledger.in_flight() if entry.info.request_id in names)
         return sum(entry.unit == unit and entry.output_tokens >= tokens for entry in found)

@@ -126,7 +126,7 @@ def test_few_blocks_preempt_the_newest_and_count_it() -> None:
 
 @pytest.mark.parametrize("saves", [False, True])
 def test_a_preempted_sequence_takes_its_kv_back(tmp_path: Path, saves: bool) -> None:
-    """From its own ticket, or from one made for that: the same text, fewer computed tokens, nothing left in the pool."""
+    """From its own ticket, or from one made for that: the same text, no token computed twice, nothing left."""
     plain = few_blocks(None, saves)
     with toy_outbox(tmp_path) as outbox:
         bench = few_blocks(outbox, saves)
@@ -195,7 +195,9 @@ def test_preemptions_aborts_and_a_small_pool_change_no_text(seed: int, caching: 
         bench.drain()
         for key, (context, count) in jobs.items():
             expected = reference(context, count)
-            assert bench.made[key] == (expected if bench.finish[key] == ["length"] else expected[: len(bench.made[key])])
+            assert bench.made[key] == (
+                expected if bench.finish[key] == ["length"] else expected[: len(bench.made[key])]
+            )
             assert len(bench.finish[key]) == 1
         bench.core.discard([ticket_of(key) for key in jobs])
         assert outbox.info().chunks_free == room and bench.pool.n_used == 0

@@ -182,10 +182,11 @@ def stream_until_preempted(unit: Unit, prompt: list[int], name: str) -> list[int
     body = stream_of(prompt, 500, save=name, save_on="abort")
     connection.request("POST", COMPLETION, json.dumps(body).encode(), {"X-Request-Id": name})
     reply = connection.getresponse()
-    reply.readline()
+    data = reply.readline()
     wait_for("a preemption", lambda: unit.metrics()["vllm:num_preemptions_total"])
     unit.post("/inference/v1/abort_requests", {"request_ids": [f"cmpl-{name}-0"]})
-    events = [json.loads(line[6:])["choices"][0] for line in reply.read().split(b"\n") if line.startswith(b"data: {")]
+    data += reply.read()
+    events = [json.loads(line[6:])["choices"][0] for line in data.split(b"\n") if line.startswith(b"data: {")]
     connection.close()
     assert events[-1]["finish_reason"] == "abort"
     return [token for event in events for token in event["token_ids"]]

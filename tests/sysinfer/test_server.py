@@ -305,18 +305,20 @@ def test_sigterm_ends_running_streams_with_an_error_event(tiny_llama: Tiny, tmp_
         assert b'data: {"error":' in data and b"data: [DONE]" in data
 
 
-@pytest.mark.parametrize("pool", ["", "own.pool"])
+@pytest.mark.parametrize("outbox", ["", "own.pool"])
 def test_few_blocks_show_preemptions_and_the_same_text(
-    tiny_llama: Tiny, tmp_path: Path, unit: Unit, pool: str
+    tiny_llama: Tiny, tmp_path: Path, unit: Unit, outbox: str
 ) -> None:
     """Preempted sequences are computed again; with a pool they are resumed with the KV that was kept there."""
     asks = [{**GREEDY, "prompt": [20 + i] * 40, "max_tokens": 100, "return_token_ids": True} for i in range(6)]
     expected = [unit.post(COMPLETION, a)["choices"] for a in asks]
     options = ("--threads", "1", "--kv-blocks", "12", "--kv-dtype", "f32")
-    with Unit.start(tiny_llama.path, tmp_path, *options, pool=pool) as small, concurrent.futures.ThreadPoolExecutor(6) as pool:
+    with Unit.start(tiny_llama.path, tmp_path, *options, pool=outbox) as small, concurrent.futures.ThreadPoolExecutor(
+        6
+    ) as pool:
         assert list(pool.map(lambda a: small.post(COMPLETION, a)["choices"], asks)) == expected
         counts = small.metrics()
         assert counts["vllm:num_preemptions_total"] > 0
-        assert (counts["syshax_handoff_restored_tokens_total"] > 0) == bool(pool)
+        assert (counts["syshax_handoff_restored_tokens_total"] > 0) == bool(outbox)
         assert json.loads(small.ask("GET", "/v1/models")[1])["data"][0]["max_model_len"] == 12 * 32
         wait_for("nothing left", small.idle)

@@ -90,9 +90,15 @@ class Bench:
     """An engine around the toy model."""
 
     def __init__(
-        self, blocks: int = 32, size: int = 8, seqs: int = 4, budget: int = 32, longest: int = 200, caching: bool = True,
+        self,
+        blocks: int = 32,
+        size: int = 8,
+        seqs: int = 4,
+        budget: int = 32,
+        longest: int = 200,
+        caching: bool = True,
         outbox: Optional[Outbox] = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.pool = BlockPool(blocks, size, caching)
         self.scheduler = Scheduler(SchedulerConfig(seqs, budget, min(longest, blocks * size)), self.pool)
         self.runner = ToyRunner(blocks, size)

@@ -226,7 +226,7 @@ class Ticket:
         self._outbox.call("sx_pool_seal", self.slot, index, rank, n_tokens or 0)
 
     def verified(self, index: int, n_tokens: int) -> memoryview:
-        """The bytes of chunk `index` of a FILLING ticket, its first `n_tokens` tokens as they were sealed with one rank.
+        """The bytes of chunk `index` of a FILLING ticket of one rank, its first `n_tokens` tokens as they were sealed.
 
         Raises CorruptError.
         """

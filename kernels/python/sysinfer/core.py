@@ -101,8 +101,10 @@ class EngineCore:
 
     def discard(self, tickets: Iterable[bytes]) -> None:
         """Frees tickets that nobody will come for."""
-        for ticket in tickets if self._handoffs.saver is not None else ():
-            self._handoffs.saver.discard(ticket)
+        saver = self._handoffs.saver
+        if saver is not None:
+            for ticket in tickets:
+                saver.discard(ticket)
 
     def _abort(self, seq: Sequence, publish: bool) -> Output:
         text = self._generations[seq.key].stops.flush()

@@ -48,7 +48,7 @@ class _Saved:
 
 
 class Saver:
-    """The owner's side: one ticket a saved sequence, filled chunk by chunk; a preempted one takes its KV back from it."""
+    """The owner's side: one ticket a saved sequence, filled chunk by chunk. A preempted one takes its KV back there."""
 
     def __init__(self, outbox: Outbox, runner: ModelRunner, stats: EngineStats) -> None:
         self._outbox, self._runner, self._stats = outbox, runner, stats

@@ -1,7 +1,8 @@
 """Continuous batching: which sequences compute how many tokens in the next step. Pure: no clock, no I/O.
 
 Decode rows come first, then prefill chunks in order of arrival within a token budget. When blocks run out the newest
-running sequence is preempted: its blocks go, its tokens stay; later its KV is loaded again where it was kept, else computed.
+running sequence is preempted: its blocks go, its tokens stay; its KV is loaded again later where it was kept, else
+computed.
 """
 
 from __future__ import annotations

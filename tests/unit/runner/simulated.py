@@ -107,7 +107,6 @@ class SimulatedStream:
             self._end(finish)
         return Chunk(b'{"t": 1}', self._detokenizer.feed(token), (token,), finish_reason=finish, has_choice=True)
 
-
     def _end(self, finish: str) -> None:
         self._over = True
         save, save_on = self._ours.get("save"), self._ours.get("save_on", "finish")

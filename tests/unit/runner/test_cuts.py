@@ -44,7 +44,13 @@ async def story(name: str, endpoint: Endpoint, stream: bool, cuts: List[int]) ->
     for unit in world.units.values():
         unit.cuts = list(cuts)
     runner = Runner(
-        cast(UnitClient, SimulatedClient(world.units)), world, world, Scheduler(config), MetricsService(), ledger, config
+        cast(UnitClient, SimulatedClient(world.units)),
+        world,
+        world,
+        Scheduler(config),
+        MetricsService(),
+        ledger,
+        config,
     )
     text = f"SAY:{said}|"
     given = {"messages": [{"role": "user", "content": text}]} if endpoint is Endpoint.CHAT else {"prompt": text}
