@@ -269,8 +269,8 @@ class Stream:
 
     def _take(self, step: Step, chunk: Chunk) -> Optional[Delta]:
         if chunk.usage is not None:
-            own = chunk.usage if step.load is None else chunk.usage._replace(details=None)  # a handoff is not the client's
-            self._usage = self._usage or own
+            # What a handoff spared a unit is no affair of the client's.
+            self._usage = self._usage or (chunk.usage if step.load is None else chunk.usage._replace(details=None))
             self.accounts.took(step, chunk.usage, self._loop.time())
         if step.load is not None and (chunk.token_ids or chunk.text or chunk.finish_reason):
             self._left.taken()

@@ -173,7 +173,7 @@ class UnitClient:
     async def abort(
         self, target: Target, request_ids: Sequence[str], timeout: float, discard: Sequence[str] = ()
     ) -> None:
-        """Ends requests by id; their streams deliver what is made and finish with "abort". Frees the tickets `discard`."""
+        """Ends requests by id; their streams deliver what is made and finish with "abort". Then frees these tickets."""
         named = {"request_ids": list(request_ids), **({"discard": list(discard)} if discard else {})}
         body = json.dumps(named).encode()
         answer = await self.forward(target, "POST", "/inference/v1/abort_requests", body, timeout)

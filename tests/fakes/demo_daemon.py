@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import re
@@ -13,10 +14,12 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any, Dict, Mapping, Optional
+from typing import Any, Dict, List, Mapping, Optional
 
 import aiohttp
 import yaml
+
+from syshaxd.monitor.statspage import Page, PageReader
 
 ROOT = Path(__file__).resolve().parents[2]
 DEMO_MODEL = ROOT / "kernels/demo/syshax-demo.gguf"
@@ -126,6 +129,25 @@ class Daemon:
     def _key(self, unit: str) -> Dict[str, str]:
         secret = (self._folder / "state/units" / unit).read_text().strip()
         return {"Authorization": f"Bearer {secret}"}
+
+    async def explain(self, request_id: str) -> Dict[str, Any]:
+        """The timeline of a request."""
+        connector = aiohttp.UnixConnector(str(self._folder / "control.sock"))
+        async with aiohttp.ClientSession(connector=connector) as control:
+            async with control.get(f"http://syshax/v1/requests/{request_id}") as response:
+                assert response.status == 200, await response.text()
+                story: Dict[str, Any] = await response.json()
+                return story
+
+    def pages(self) -> List[Page]:
+        """The stats pages of both units."""
+        found = []
+        for path in Path(self._pool).glob("*.pool"):
+            with contextlib.closing(PageReader(str(path))) as reader:
+                page = reader.read()
+                assert page is not None
+                found.append(page)
+        return found
 
     async def metrics(self) -> Dict[str, float]:
         """The daemon's own counters."""

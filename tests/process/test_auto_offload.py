@@ -1,7 +1,8 @@
 """The headline: an accelerator unit short of KV gives running requests to the CPU unit before it must preempt.
 
-Real daemon, real sysinfer pair, the demo model. The same 16 long greedy requests three times: with all the KV they
-want (the reference text), with a capped cache and no offload, with the capped cache and offload.
+Real daemon, real sysinfer pair, the demo model. The same 16 long greedy requests four times: with all the KV they
+want (the reference text), with a capped cache and no offload, with the capped cache and offload; once more with a daemon
+that looks too late.
 """
 
 from __future__ import annotations
@@ -33,6 +34,8 @@ class Run:
     seconds: float
     preemptions: float
     loaded: float  # tokens whose KV came from the other unit, on both units, without the self-check's
+    restored: float  # tokens whose KV a preempted request took back
+    with_kv: int  # requests of which a unit says that it loaded most of what another had computed
     daemon: Dict[str, float]
     stories: List[str]
 
@@ -40,12 +43,12 @@ class Run:
         return int(self.daemon.get(f'syshax_handoffs_total{{kind="{kind}",result="ok"}}', 0))
 
 
-async def run(folder: Path, blocks: Optional[int], offload: bool) -> Run:
+async def run(folder: Path, blocks: Optional[int], offload: bool, look_every: float = 0.05) -> Run:
     gpu: Dict[str, Any] = {"block_size": BLOCK, **({"kv_blocks": blocks} if blocks else {})}
     config = demo_config(
         gpu,
         pd={"auto_offload": offload, "pool_size": "256MiB"},
-        monitor={"interval": 0.05},
+        monitor={"interval": look_every},
         scheduler={"decider": "threshold", "threshold": {"waiting": 64}},
     )
     async with Daemon(folder, config) as daemon:
@@ -53,12 +56,15 @@ async def run(folder: Path, blocks: Optional[int], offload: bool) -> Run:
         began = time.monotonic()
         replies = await asyncio.gather(*(ask(daemon, index, offload) for index in range(len(LENGTHS))))
         seconds = time.monotonic() - began
-        preemptions = (await daemon.unit_metrics("gpu"))["vllm:num_preemptions_total"]
+        gpu_counts = await daemon.unit_metrics("gpu")
+        await pool_is_empty(daemon)
         return Run(
             [json.dumps(reply["choices"][0]) for reply in replies],
             seconds,
-            preemptions,
+            gpu_counts["vllm:num_preemptions_total"],
             await loaded(daemon) - before,
+            gpu_counts["syshax_handoff_restored_tokens_total"],
+            sum([moved_with_kv(await daemon.explain(name_of(index))) for index in range(len(LENGTHS))]),
             await daemon.metrics(),
             [line for line in daemon.log.splitlines() if "moving" in line],
         )
@@ -69,7 +75,25 @@ async def ask(daemon: Daemon, index: int, offload: bool) -> Any:
         "prompt": f"What is number {index}?", "temperature": 0, "return_token_ids": True,
         "max_tokens": LENGTHS[index], "min_tokens": LENGTHS[index],
     }  # fmt: skip
-    return await daemon.post("/v1/completions", body, None if offload else {"x-syshax-route": "accelerator"})
+    headers = {"x-request-id": name_of(index), **({} if offload else {"x-syshax-route": "accelerator"})}
+    return await daemon.post("/v1/completions", body, headers)
+
+
+def name_of(index: int) -> str:
+    return f"long{index}"
+
+
+def moved_with_kv(story: Dict[str, Any]) -> bool:
+    loads = [event for event in story["events"] if event["event"] == "loaded"]
+    return any(event["tokens"] >= event["of"] - 8 for event in loads)
+
+
+async def pool_is_empty(daemon: Daemon) -> None:
+    """Every chunk of both outboxes comes back long before a lease is over."""
+    until = time.monotonic() + 10
+    while left := [page for page in daemon.pages() if page.pool_chunks_free != page.pool_chunks_total]:
+        assert time.monotonic() < until, left
+        await asyncio.sleep(0.05)
 
 
 async def loaded(daemon: Daemon) -> float:
@@ -81,20 +105,27 @@ async def test_offload_saves_preemptions_and_changes_no_text(tmp_path: Path) -> 
     reference = await run(tmp_path / "reference", None, False)
     stock = await run(tmp_path / "stock", BLOCKS, False)
     moved = await run(tmp_path / "moved", BLOCKS, True)
-    for name, result in (("uncapped", reference), ("stock", stock), ("offload", moved)):
+    late = await run(tmp_path / "late", BLOCKS, True, look_every=0.7)
+    for name, result in (("uncapped", reference), ("stock", stock), ("offload", moved), ("late", late)):
         print(
             f"{name:>9}: {result.seconds:6.2f} s, {result.preemptions:.0f} preemptions, "
             f"{result.handoffs('offload')} offloaded, {result.handoffs('return')} returned, "
-            f"{result.loaded:.0f} tokens of KV handed over"
+            f"{result.with_kv} requests with their KV, {result.loaded:.0f} tokens of KV handed over, "
+            f"{result.restored:.0f} taken back after preemptions"
         )
     print({name: value for name, value in moved.daemon.items() if "handoffs" in name or "refusals" in name})
     assert stock.preemptions > 0, "the cache was not short"
     assert moved.preemptions == 0
     assert moved.handoffs("offload") >= 4 and moved.handoffs("return") >= 1
     # With their KV: most of each moved context was loaded, not computed.
-    assert moved.loaded >= 4 * 100
+    assert moved.with_kv >= 4 and moved.loaded >= 4 * 100
+    # Preempted requests go on with the KV that was kept: here, and, where the daemon looks too late, elsewhere.
+    assert stock.restored > 0
+    assert late.preemptions > 0 and late.with_kv > 0
+    assert any("preempted it" in story for story in late.stories)
     assert stock.texts == reference.texts
     assert moved.texts == reference.texts
+    assert late.texts == reference.texts
     assert not await leftovers(tmp_path / "moved")
 
 
