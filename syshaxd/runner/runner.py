@@ -66,6 +66,7 @@ class Runner:
         refusal = info.stays or info.first_token_stays
         if refusal is not None:
             self._services.metrics.stays(refusal)
+            timeline.add(request.arrived, "stays", rule=refusal)
         entry = Entry(info, request.arrived, prompt_tokens=info.prompt_tokens, stays=refusal)
         stream = Stream(self._services, request, entry, timeline)
         self._streams[info.request_id] = stream

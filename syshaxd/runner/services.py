@@ -9,7 +9,7 @@ from syshaxd.config.types import Config
 from syshaxd.log import Log
 from syshaxd.metrics import MetricsService
 from syshaxd.model.ports import Snapshots, Units
-from syshaxd.model.unit import UnitView
+from syshaxd.model.unit import UnitKind, UnitView
 from syshaxd.scheduler import Scheduler
 from syshaxd.tasks import TaskSet
 from syshaxd.unitclient import Target, UnitClient
@@ -58,6 +58,10 @@ class Services:
         view = self.view(name)
         return view if view is not None and view.ready else None
 
+    def parses(self, unit: UnitView) -> bool:
+        """Whether the unit itself tells reasoning from content: a vLLM does, and its parser's state can't be moved."""
+        return unit.kind is UnitKind.VLLM and self.reasoning(unit.name)
+
     def reasoning(self, unit: str) -> bool:
-        """Whether text of this unit holds `<think>` blocks that nobody has split yet."""
+        """Whether a parser of reasoning is configured for this unit; where it has none itself, the Runner splits."""
         return any(config.reasoning_parser for config in self.config.units if config.name == unit)

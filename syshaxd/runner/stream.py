@@ -23,6 +23,7 @@ from .ledger import Entry
 from .mover import ABORT_TIMEOUT, Leg, Mover, abort_later
 from .planning import Planner
 from .record import Record, Segment
+from .relayed import RelaySplitter
 from .render import DONE, Collector, StreamRenderer
 from .request import ClientRequest, Delta, Event, Finish, Head, Raw, RequestError
 from .services import Services
@@ -118,7 +119,15 @@ class Stream:
         return self._entry
 
     def request_move(self, move: Move) -> Optional[str]:
-        """Begins a handoff; returns why not, or None."""
+        """Begins a handoff; returns why not, or None. After a refusal it is left alone for a while."""
+        refusal = self._try_move(move)
+        if refusal is not None:
+            now = self._loop.time()
+            self._entry.last_move = now
+            self._timeline.add(now, "not_moved", to=move.target, why=refusal)
+        return refusal
+
+    def _try_move(self, move: Move) -> Optional[str]:
         step, leg = self._step, self._leg
         if step is None or leg is None or not step.owned or step.prefill_only or self._mover.move is not None:
             return "not_running"
@@ -230,25 +239,27 @@ class Stream:
         finally:
             self._leg = None
             if not finished and (self._outcome is None or step.save is not None):
-                self._abort_later(step, self._leg_id)
+                abort_later(self._services, self._request.info.endpoint, step, self._leg_id)
 
     async def _relay(self, step: Step) -> AsyncGenerator[Event, None]:
         body = body_of(step, self._request, self._record)
         finished = False
+        thinks = self._request.info.endpoint is Endpoint.CHAT and step.unit.kind is UnitKind.SYSINFER
+        split = RelaySplitter().split if thinks and self._services.reasoning(step.unit.name) else bytes
         try:
             if not self._request.info.stream:
-                yield Raw(await self._whole_answer(step, body))
+                yield Raw(split(await self._whole_answer(step, body)))
             else:
                 async with self._open(step, body) as leg:
                     self._leg = leg
                     async for chunk in leg:
                         self._note_relayed()
-                        yield Raw(chunk.payload)
+                        yield Raw(split(chunk.payload))
             finished = True
         finally:
             self._leg = None
             if not finished:
-                self._abort_later(step, self._leg_id)
+                abort_later(self._services, self._request.info.endpoint, step, self._leg_id)
 
     async def _whole_answer(self, step: Step, body: "dict[str, Any]") -> bytes:
         limit = self._request.arrived + self._services.config.limits.request_timeout - self._loop.time()
@@ -339,9 +350,10 @@ class Stream:
             prefill = self._known(plan.prefill)
             self._pipeline = self._new_pipeline(plan.decode)
             owned = self._may_own(self._known(plan.decode))
+            k = plan.k if owned else 0
             # Nobody would fetch the KV of a request that ends with its first token.
-            save = new_ticket(prefill) if plan.k == 0 or self._tokens_left(prefill) > 1 else None
-            return Step(prefill, owned, plan.reason, plan.decode, plan.k, save=save)
+            save = new_ticket(prefill) if k == 0 or self._tokens_left(prefill) > 1 else None
+            return Step(prefill, owned, plan.reason, plan.decode, k, save=save)
         unit = self._known(plan.unit)
         self._pipeline = self._new_pipeline(unit.name)
         return self._step_on(unit, plan.reason, "")
@@ -416,7 +428,7 @@ class Stream:
     def _why_not_continue(self, step: Step) -> Optional[str]:
         info = self._request.info
         if not step.owned:
-            return info.stays or info.first_token_stays or "its unit is of kind openai"
+            return info.stays or info.first_token_stays or self._entry.stays or "its unit is of kind openai"
         return None if self._record.can_continue else "its unit gave no token ids"
 
     def _note_failure(self, step: Step, err: UnitError) -> None:
@@ -447,7 +459,18 @@ class Stream:
     def _may_own(self, unit: UnitView) -> bool:
         """Whether the daemon makes the text itself, from tokens: only such a stream can change its unit."""
         info = self._request.info
-        return info.stays is None and info.first_token_stays is None and unit.kind is not UnitKind.OPENAI
+        free = info.stays is None and info.first_token_stays is None and unit.kind is not UnitKind.OPENAI
+        if free and info.endpoint is Endpoint.CHAT and self._services.parses(unit):
+            self._stays("reasoning_parser")
+            return False
+        return free
+
+    def _stays(self, rule: str) -> None:
+        """A rule that depends on the unit: noticed when the request comes to it, and counted once."""
+        if self._entry.stays is None:
+            self._entry.stays = rule
+            self._services.metrics.stays(rule)
+            self._timeline.add(self._loop.time(), "stays", rule=rule)
 
     def _could_move(self, unit: UnitView) -> bool:
         if not (unit.can_hand_over and self._services.config.pd.enabled):
@@ -455,9 +478,6 @@ class Stream:
         return any(view.can_hand_over and view.name != unit.name for view in self._services.units.views())
 
     # ---- helpers ----
-
-    def _abort_later(self, step: Step, leg_id: str) -> None:
-        abort_later(self._services, self._request.info.endpoint, step, leg_id)
 
     def _expire(self) -> None:
         self._expired = True

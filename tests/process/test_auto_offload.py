@@ -1,8 +1,8 @@
 """The headline: an accelerator unit short of KV gives running requests to the CPU unit before it must preempt.
 
 Real daemon, real sysinfer pair, the demo model. The same 16 long greedy requests four times: with all the KV they
-want (the reference text), with a capped cache and no offload, with the capped cache and offload; once more with a daemon
-that looks too late.
+want (the reference text), with a capped cache and no offload, with the capped cache and offload; once more with
+a daemon that looks too late.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ import pytest
 import pytest_asyncio
 
 from syshaxd.model.plan import Move, Reason
-from syshaxd.model.unit import UnitState
+from syshaxd.model.unit import UnitKind, UnitState
 from tests.fakes.fake_unit.language import encode, render, text_after
 from tests.fakes.house import CONFIG, House, Reply
 
@@ -119,6 +119,27 @@ async def test_reasoning_across_every_cut(tmp_path: Path, stream: bool) -> None:
         for reply in await asyncio.gather(*calls):
             assert parts_of(reply) == ("你 first", "So: 42")
         await house.quiet()
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_reasoning_of_answers_that_are_passed_through(tmp_path: Path, stream: bool) -> None:
+    """A seed keeps a request where it is; its `<think>` block is split all the same. A vLLM unit splits for itself."""
+    config = replace(CONFIG, units=tuple(replace(unit, reasoning_parser="deepseek_r1") for unit in CONFIG.units))
+    async with House(tmp_path, config) as house:
+        said = "SAY:<think>你 first</think>So: 42|"
+        body = body_for(CHAT, said, 200, stream=stream, seed=7, temperature=1)
+        for route in ("accelerator", "split"):
+            assert parts_of(await house.post(CHAT, body, {"x-syshax-route": route})) == ("你 first", "So: 42")
+        both = (await house.post(CHAT, {**body, "n": 2, "stream": False})).json["choices"]
+        assert [choice["message"]["reasoning_content"] for choice in both] == ["你 first"] * 2
+        await house.quiet()
+        for unit in ("gpu", "cpu"):
+            house.world.change(unit, kind=UnitKind.VLLM)
+        plain = body_for(CHAT, said, 200, stream=stream)
+        for route in ("accelerator", "split"):
+            reply = await house.post(CHAT, plain, {"x-syshax-route": route, "x-request-id": f"own.{route}"})
+            assert reply.text == said[4:-1]  # as the unit wrote it
+            assert "rule=reasoning_parser" in house.runner.explain(f"own.{route}")["text"]
 
 
 def parts_of(reply: Reply) -> Tuple[str, str]:
