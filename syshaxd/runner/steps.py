@@ -9,6 +9,7 @@ from typing import Any, Dict, Optional, Tuple
 
 from syshaxd.model.plan import Reason
 from syshaxd.model.request import Endpoint
+from syshaxd.model.snapshot import Snapshot
 from syshaxd.model.unit import UnitView
 
 from . import bodies
@@ -40,6 +41,14 @@ class Step:
 def new_ticket(unit: UnitView) -> Ticket:
     """Names a ticket in the unit's outbox."""
     return Ticket(secrets.token_hex(16), os.path.basename(unit.pool_file))
+
+
+def kv_width(step: Step, snapshot: Snapshot) -> int:
+    """Bytes of one token's KV in the ticket that the step loads; 0: none, or not known."""
+    for unit in snapshot.units:
+        if step.load is not None and unit.load is not None and os.path.basename(unit.view.pool_file) == step.load.pool:
+            return unit.load.kv_token_bytes or 0
+    return 0
 
 
 def body_of(step: Step, request: ClientRequest, record: Record) -> Dict[str, Any]:

@@ -7,7 +7,6 @@ failure; what follows is decided here, from tokens and never from text.
 from __future__ import annotations
 
 import asyncio
-import os
 from dataclasses import replace
 from typing import Any, AsyncGenerator, Iterator, Mapping, Optional
 
@@ -27,7 +26,7 @@ from .relayed import RelaySplitter
 from .render import DONE, Collector, StreamRenderer
 from .request import ClientRequest, Delta, Event, Finish, Head, Raw, RequestError
 from .services import Services
-from .steps import Step, body_of, new_ticket
+from .steps import Step, body_of, kv_width, new_ticket
 from .text import TextPipeline
 from .tickets import LeftTicket
 from .timeline import Timeline
@@ -134,6 +133,8 @@ class Stream:
         if not self._record.can_continue:
             return "no_token_ids"
         target = self._services.ready(move.target)
+        if target is not None and not self._may_own(target):
+            return "target_differs"
         if target is None or self._planner.has_failed(target.name, target.epoch):
             return "failed_there"
         now = self._loop.time()
@@ -212,16 +213,10 @@ class Stream:
         self._record.begin_leg()
         self._entry.output_tokens = self._record.output_tokens
         self._services.ledger.place(self._entry, step.unit.name)
-        self.accounts.leg(step, self._loop.time(), self._kv_bytes(step) if step.load is not None else None)
-
-    def _kv_bytes(self, step: Step) -> Optional[int]:
-        """Size of the KV in the ticket: every token's but the last one's, which no unit has computed yet."""
+        # Every token has its KV but the last one, which no unit has computed yet.
         tokens = self._entry.prompt_tokens + max(0, self._record.output_tokens - 1)
-        for unit in self._services.snapshots.snapshot().units:
-            if step.load is not None and os.path.basename(unit.view.pool_file) == step.load.pool:
-                width = unit.load.kv_token_bytes if unit.load is not None else None
-                return tokens * width if width else None
-        return None
+        kv_bytes = tokens * kv_width(step, self._services.snapshots.snapshot()) or None
+        self.accounts.leg(step, self._loop.time(), kv_bytes)
 
     async def _owned_leg(self, step: Step) -> AsyncGenerator[Event, None]:
         body = body_of(step, self._request, self._record)
@@ -423,7 +418,10 @@ class Stream:
         plan = await self._planner.rescue()
         # What the failed unit was to load and has not taken is still there.
         load = self._left.ticket if self._services.snapshots.snapshot().pd.enabled else None
-        return replace(self._step_on(self._known(plan.unit), plan.reason, "failover"), load=load)
+        following = replace(self._step_on(self._known(plan.unit), plan.reason, "failover"), load=load)
+        if not following.owned:
+            raise RequestError(502, "stream_lost", f"{err}; {plan.unit} can't go on from its tokens") from err
+        return following
 
     def _why_not_continue(self, step: Step) -> Optional[str]:
         info = self._request.info

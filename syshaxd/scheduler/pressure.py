@@ -7,7 +7,7 @@ from typing import FrozenSet, Iterable, List, Optional, Tuple
 from syshaxd.model.plan import Move, Reason, Whole
 from syshaxd.model.request import RequestInfo, Route
 from syshaxd.model.snapshot import InFlight, Snapshot, UnitSnapshot
-from syshaxd.model.unit import Role, UnitState
+from syshaxd.model.unit import Role, UnitKind, UnitState
 
 from .candidates import (
     Failed, accelerator_bounds, candidates, cpu_bounds, full, kv_usage, may_move, preempted, requests, serves,
@@ -23,7 +23,7 @@ WORTH = 16  # tokens left below which a move costs more than it brings
 
 
 def rescue(info: RequestInfo, snapshot: Snapshot, policy: Policy, failed: FrozenSet[Failed]) -> Optional[Whole]:
-    """Any ready unit, one with room first, the accelerator side before the CPU side."""
+    """Any ready unit that goes on from token ids, one with room first, the accelerator side before the CPU side."""
     options = [
         (unit, route, full(unit, bounds, info.prompt_tokens) is not None)
         for role, route, bounds in (
@@ -31,6 +31,7 @@ def rescue(info: RequestInfo, snapshot: Snapshot, policy: Policy, failed: Frozen
             (Role.CPU, Route.CPU, cpu_bounds(policy)),
         )
         for unit in candidates(info, snapshot, policy, failed, role)
+        if unit.view.kind is not UnitKind.OPENAI
     ]
     if not options:
         return None

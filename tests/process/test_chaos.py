@@ -13,7 +13,7 @@ import pytest
 import pytest_asyncio
 
 from syshaxd.model.plan import Move, Reason
-from syshaxd.model.unit import UnitState
+from syshaxd.model.unit import UnitKind, UnitState
 from tests.fakes.fake_unit.language import render, text_after
 from tests.fakes.house import House, Reply
 
@@ -215,6 +215,21 @@ async def test_what_must_not_move_ends_with_an_error_never_with_silence(house: H
         assert len(reply.events) > 5
     else:  # nothing had been sent, so it could be done again
         assert (reply.status, reply.text) == (200, text_after(render(body), 40))
+    await house.quiet()
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_foreign_server_never_begins_the_answer_anew(house: House, stream: bool) -> None:
+    """A unit of kind openai knows no token ids: what has begun does not go on there."""
+    body = {"prompt": "begun", "max_tokens": 40, "temperature": 0, "stream": stream}
+    await house.faults("gpu", reset_after=10, slow=0.002, times=1)
+    house.world.change("cpu", kind=UnitKind.OPENAI)
+    try:
+        reply = await house.post(COMPLETIONS, body, {"x-syshax-route": "accelerator", "x-request-id": "foreign"})
+    finally:
+        house.world.change("cpu", kind=UnitKind.SYSINFER)
+    assert reply.text == text_after(render(body), 40), house.runner.explain("foreign")["text"]
+    assert not (await house.state("cpu"))["request_ids"]
     await house.quiet()
 
 

@@ -82,6 +82,11 @@ async def test_a_running_request_moves_with_its_kv(house: House, path: str, stre
     await house.quiet()
     events = {event["event"] for event in house.runner.explain("m")["events"]}
     assert {"move", "handed_over", "loaded", "end"} <= events
+    trace = house.runner.explain("m")["trace"]["traceEvents"]
+    spans = [(event["name"], event["ts"], event["ts"] + event["dur"]) for event in trace if event["ph"] == "X"]
+    assert [name for name, _, _ in spans] == ["gpu", "cpu", "gpu"]
+    assert all(begin < end for _, begin, end in spans)
+    assert all(abs(before[2] - after[1]) <= 2 for before, after in zip(spans, spans[1:]))  # microseconds, rounded
 
 
 @pytest.mark.parametrize("path", [CHAT, COMPLETIONS])
