@@ -1,8 +1,7 @@
 """The headline: an accelerator unit short of KV gives running requests to the CPU unit before it must preempt.
 
-Real daemon, real sysinfer pair, the demo model. The same 16 long greedy requests four times: with all the KV they
-want (the reference text), with a capped cache and no offload, with the capped cache and offload; once more with
-a daemon that looks too late.
+Real daemon, real sysinfer pair, the demo model. The same 16 long greedy requests three times: with all the KV they
+want (the reference text), with a capped cache and no offload, with the capped cache and offload.
 """
 
 from __future__ import annotations
@@ -43,12 +42,12 @@ class Run:
         return int(self.daemon.get(f'syshax_handoffs_total{{kind="{kind}",result="ok"}}', 0))
 
 
-async def run(folder: Path, blocks: Optional[int], offload: bool, look_every: float = 0.05) -> Run:
+async def run(folder: Path, blocks: Optional[int], offload: bool) -> Run:
     gpu: Dict[str, Any] = {"block_size": BLOCK, **({"kv_blocks": blocks} if blocks else {})}
     config = demo_config(
         gpu,
         pd={"auto_offload": offload, "pool_size": "256MiB"},
-        monitor={"interval": look_every},
+        monitor={"interval": 0.05},
         scheduler={"decider": "threshold", "threshold": {"waiting": 64}},
     )
     async with Daemon(folder, config) as daemon:
@@ -105,8 +104,7 @@ async def test_offload_saves_preemptions_and_changes_no_text(tmp_path: Path) -> 
     reference = await run(tmp_path / "reference", None, False)
     stock = await run(tmp_path / "stock", BLOCKS, False)
     moved = await run(tmp_path / "moved", BLOCKS, True)
-    late = await run(tmp_path / "late", BLOCKS, True, look_every=0.7)
-    for name, result in (("uncapped", reference), ("stock", stock), ("offload", moved), ("late", late)):
+    for name, result in (("uncapped", reference), ("stock", stock), ("offload", moved)):
         print(
             f"{name:>9}: {result.seconds:6.2f} s, {result.preemptions:.0f} preemptions, "
             f"{result.handoffs('offload')} offloaded, {result.handoffs('return')} returned, "
@@ -119,13 +117,9 @@ async def test_offload_saves_preemptions_and_changes_no_text(tmp_path: Path) -> 
     assert moved.handoffs("offload") >= 4 and moved.handoffs("return") >= 1
     # With their KV: most of each moved context was loaded, not computed.
     assert moved.with_kv >= 4 and moved.loaded >= 4 * 100
-    # Preempted requests go on with the KV that was kept: here, and, where the daemon looks too late, elsewhere.
-    assert stock.restored > 0
-    assert late.preemptions > 0 and late.with_kv > 0
-    assert any("preempted it" in story for story in late.stories)
+    assert stock.restored > 0  # preempted requests go on with the KV that was kept
     assert stock.texts == reference.texts
     assert moved.texts == reference.texts
-    assert late.texts == reference.texts
     assert not await leftovers(tmp_path / "moved")
 
 
