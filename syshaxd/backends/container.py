@@ -7,23 +7,26 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Mapping, Optional
+from typing import Awaitable, Callable, Mapping, Optional
 
 from syshaxd import log as logging
-from syshaxd.errors import BackendError
-from syshaxd.tasks import cancelled
+from syshaxd.errors import BackendError, DeadlineError
+from syshaxd.tasks import cancelled, within
 
 from .base import Adopted, Capabilities, Exit, LaunchSpec, LineSplitter, OnLine, Running
-from .container_spec import CONTRACT_LABEL, DIGEST_LABEL, OWNER_LABEL, UNIT_LABEL, URL_LABEL, ContainerSpec, EngineKind
+from .container_spec import (
+    CONTRACT_LABEL, DIGEST_LABEL, NAME_LABEL, OWNER_LABEL, UNIT_LABEL, URL_LABEL, ContainerSpec, EngineKind,
+)  # fmt: skip
 from .engineapi import Container, EngineApi, EngineGone, EngineRefused
+from .pidfd import has_ended, process_end
 from .process import tree_activity
 
 LOOK = 5.0  # seconds after which a container that says nothing is looked at
 RETRY = 0.2, 3.0  # seconds between attempts to reach an engine that is away: first, longest
+STUBBORN = 3.0  # seconds in which a killed container has to end; then it is removed by force
 LAST_WORDS = 2.0  # seconds for the engine to hand over what a container wrote before it ended
 TAIL = 50  # lines of an adopted container that are read again, so that its last words are known
 SOCKETS: Mapping[EngineKind, tuple[str, ...]] = {
@@ -57,7 +60,7 @@ class ContainerBackend:
         wanted = self._labelled(spec)
         api = await self._engine(wanted)
         await ensure_image(api, wanted.image, wanted.pull, on_line)
-        for left_over in await api.find({OWNER_LABEL: self._owner}):
+        for left_over in await self._ours(api, {OWNER_LABEL: self._owner}):
             if left_over.labels.get(UNIT_LABEL) == spec.unit:
                 await clear_away(api, left_over)
             elif ASIDE in left_over.name and not left_over.running:
@@ -77,7 +80,7 @@ class ContainerBackend:
         """See Backend."""
         wanted = self._labelled(spec)
         api = await self._engine(wanted)
-        for found in await api.find(self._identity(spec)):
+        for found in await self._ours(api, self._identity(spec)):
             labels = found.labels
             same = all(labels.get(name) == text for name, text in wanted.labels.items() if name not in OF_THE_START)
             if found.running and same:
@@ -92,6 +95,11 @@ class ContainerBackend:
             await api.close()
         self._engines.clear()
 
+    @staticmethod
+    async def _ours(api: EngineApi, labels: Mapping[str, str]) -> tuple[Container, ...]:
+        """Containers that a daemon made: one of an image committed from a unit has all labels but the right name."""
+        return tuple(one for one in await api.find(labels) if _made_here(one))
+
     async def _started(self, api: EngineApi, made: str, spec: ContainerSpec, on_line: OnLine) -> Running:
         unit = spec.labels[UNIT_LABEL]
         try:
@@ -101,7 +109,7 @@ class ContainerBackend:
         found = await api.inspect(made)
         if found is None:
             raise BackendError(f"unit {unit}: its container {made[:12]} vanished while it was started")
-        if spec.gpus and found.running and await api.run_inside(made, GPU_TEST) != 0:
+        if spec.wants_gpu and found.running and await api.run_inside(made, GPU_TEST) != 0:
             raise BackendError(f"unit {unit}: a GPU was asked for, but there is none in the container; {_GPU_ADVICE}")
         return ContainerUnit(api, found, on_line, -1)
 
@@ -121,10 +129,10 @@ class ContainerBackend:
     def _labelled(self, spec: LaunchSpec) -> ContainerSpec:
         if spec.container is None:
             raise BackendError(f"unit {spec.unit}: expected a container to start, found a command")
-        labels = {**spec.container.labels, **self._identity(spec), DIGEST_LABEL: spec.digest, URL_LABEL: spec.url}
+        own = {DIGEST_LABEL: spec.digest, URL_LABEL: spec.url, NAME_LABEL: spec.container.name}
         if spec.contract:
-            labels[CONTRACT_LABEL] = spec.contract
-        return replace(spec.container, labels=labels)
+            own[CONTRACT_LABEL] = spec.contract
+        return replace(spec.container, labels={**spec.container.labels, **self._identity(spec), **own})
 
 
 GPU_TEST = ("sh", "-c", "test -e /dev/nvidiactl || test -e /dev/dxg")
@@ -148,6 +156,11 @@ async def ensure_image(api: EngineApi, image: str, policy: str, on_line: OnLine)
         log.info("image is here", image=image, seconds=time.monotonic() - began)
 
 
+def _made_here(found: Container) -> bool:
+    own = found.labels.get(NAME_LABEL, "")
+    return found.name == own or found.name.startswith(f"{own[:200]}{ASIDE}")
+
+
 async def clear_away(api: EngineApi, left_over: Container) -> None:
     """Remove a container. Podman keeps one whose IPC namespace another has joined: that one gives up its name."""
     try:
@@ -167,7 +180,7 @@ def _explained(unit: str, spec: ContainerSpec, err: EngineRefused) -> str:
         )
     if "address already in use" in lower or "port is already allocated" in lower:
         return f"unit {unit}: its port is taken: {text}; free it, or leave port out, so that a free one is chosen"
-    if spec.gpus and ("cdi" in lower or "nvidia" in lower or "device driver" in lower):
+    if spec.wants_gpu and ("cdi" in lower or "nvidia" in lower or "device driver" in lower):
         return f"unit {unit}: no GPU for its container: {text}; {_GPU_ADVICE}"
     return f"unit {unit}: cannot run its container of {spec.image}: {text}"
 
@@ -178,6 +191,7 @@ class _Seen:
 
     code: Optional[int] = None
     lost: bool = False  # its main process is gone though the engine says that it runs
+    removed: bool = False  # by somebody else
 
 
 class ContainerUnit:
@@ -188,7 +202,7 @@ class ContainerUnit:
         self._api = api
         self._id = found.id
         self._pid = found.pid
-        self._visible = found.pid > 0 and _alive(found.pid)  # not where the engine is in another PID namespace
+        self._visible = found.pid > 0 and not has_ended(found.pid)  # not where the engine is in another PID namespace
         self._lines = LineSplitter(on_line)
         self._asked = False
         loop = asyncio.get_running_loop()
@@ -211,7 +225,7 @@ class ContainerUnit:
 
     async def stop(self, grace: float) -> Exit:
         """See Running."""
-        self._asked = True
+        self._ask()
         if not self._ended.done():
             with contextlib.suppress(EngineRefused, EngineGone):  # ended meanwhile, or away: kill() and wait() tell
                 await self._api.stop(self._id, max(1, round(grace)))
@@ -219,16 +233,22 @@ class ContainerUnit:
 
     async def kill(self) -> Exit:
         """See Running. Goes on until the engine has answered: a container has no other way to end."""
-        self._asked = True
-        pause, longest = RETRY
+        self._ask()
+        end: Callable[[str], Awaitable[None]] = self._api.kill
+        pause = RETRY[0]
         while not self._ended.done():
             try:
-                await self._api.kill(self._id)
-                break
-            except EngineGone:
+                await end(self._id)
+                await asyncio.wait({self._ended}, timeout=STUBBORN)
+                end = self._api.remove  # no signal reaches one that somebody paused
+            except BackendError:  # the engine is away, or busy with it
                 await asyncio.wait({self._ended}, timeout=pause)
-                pause = min(2 * pause, longest)
+                pause = min(2 * pause, RETRY[1])
         return await self.wait()
+
+    def _ask(self) -> None:
+        """What ended before we asked has ended by itself."""
+        self._asked = self._asked or not (self._visible and has_ended(self._pid))
 
     def activity(self) -> Optional[int]:
         """See Running. None where the container's processes can't be seen."""
@@ -276,6 +296,7 @@ class ContainerUnit:
             seen = await self._await_end()
             last = await self._last_state(seen)
             await asyncio.wait({self._follower}, timeout=0.1 if seen.lost else LAST_WORDS)
+            seen.removed = await self._is_gone()
         finally:
             await cancelled(self._follower)
         with contextlib.suppress(BackendError):  # the next start clears it away
@@ -295,14 +316,16 @@ class ContainerUnit:
             else:
                 if seen is not None:
                     return seen
-                pause, missed = RETRY[0], missed + 1 if self._visible and not _alive(self._pid) else 0
+                pause, missed = RETRY[0], missed + 1 if self._visible and has_ended(self._pid) else 0
                 continue
             await asyncio.sleep(pause)
             pause = min(2 * pause, RETRY[1])
 
     async def _look(self, missed: bool) -> Optional[_Seen]:
         """How it ended; None where it runs. `missed`: its process was gone at the look before."""
-        code = await self._api.wait(self._id, LOOK)
+        code = None
+        if not self._visible or await self._process_ended(LOOK):
+            code = await self._api.wait(self._id, LOOK)
         if code is not None:
             return _Seen(code)
         found = await self._api.inspect(self._id)
@@ -310,7 +333,22 @@ class ContainerUnit:
             return _Seen()
         if not found.running:
             return _Seen(found.exit_code)
-        return _Seen(lost=True) if missed and not _alive(self._pid) else None
+        return _Seen(lost=True) if missed and has_ended(self._pid) else None
+
+    async def _process_ended(self, seconds: float) -> bool:
+        """Whether its process ends within so many seconds: nobody has to be asked for that."""
+        try:
+            await within(seconds, "end of a container's process", process_end(self._pid))
+        except DeadlineError:
+            return False
+        except OSError:  # no pidfd to be had: the engine is asked
+            return True
+        return True
+
+    async def _is_gone(self) -> bool:
+        with contextlib.suppress(BackendError):
+            return await self._api.inspect(self._id) is None
+        return False
 
     async def _last_state(self, seen: _Seen) -> Optional[Container]:
         if seen.lost:
@@ -322,18 +360,9 @@ class ContainerUnit:
     def _exit(self, seen: _Seen, last: Optional[Container]) -> Exit:
         if seen.lost:
             return Exit(None, self._asked, detail="its process is gone, and the engine did not notice")
+        if seen.removed and not self._asked:
+            return Exit(None, detail="its container was removed")
         if last is None:
-            return Exit(seen.code, self._asked, detail="" if seen.code is not None else "its container was removed")
+            return Exit(seen.code, self._asked)
         out_of_memory = last.oom_killed and not self._asked
         return Exit(last.exit_code, self._asked, out_of_memory, last.error)
-
-
-def _alive(pid: int) -> bool:
-    """Whether that process exists."""
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True

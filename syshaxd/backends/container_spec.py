@@ -15,6 +15,7 @@ DIGEST_LABEL = "io.syshax.digest"
 OWNER_LABEL = "io.syshax.owner"  # the daemon's state folder: two daemons on one host leave each other's units alone
 URL_LABEL = "io.syshax.url"
 CONTRACT_LABEL = "io.syshax.contract"
+NAME_LABEL = "io.syshax.name"  # the container's own: one made of a committed image has the labels, but another name
 LOG_SIZE = 16 * 1024 * 1024  # bytes of a container's log that the engine keeps; the daemon logs every line itself
 LOG_FILES = 2
 SECRETS = ("KEY", "TOKEN", "SECRET", "PASSWORD")  # how names of environment variables end that hold one
@@ -79,6 +80,7 @@ class ContainerSpec:
     gpus: tuple[str, ...] = ()
     ipc: str = "private"
     shm_size: int = 0
+    memory: int = 0
     privileged: bool = False
     cap_add: tuple[str, ...] = ()
     cpuset_cpus: str = ""
@@ -87,6 +89,11 @@ class ContainerSpec:
     stop_timeout: int = 30
     pull: str = "missing"
     socket: str = ""
+
+    @property
+    def wants_gpu(self) -> bool:
+        """Whether an NVIDIA device has to be visible inside."""
+        return bool(self.gpus) or any(device.startswith("nvidia.com/") for device in self.devices)
 
 
 def create_request(spec: ContainerSpec, engine: EngineKind) -> dict[str, Any]:
@@ -114,6 +121,7 @@ def _docker_request(spec: ContainerSpec) -> dict[str, Any]:
         "PortBindings": ports,
         "IpcMode": spec.ipc,
         "ShmSize": 0 if _joined(spec) else spec.shm_size,
+        "Memory": spec.memory,
         "Devices": [_docker_device(device) for device in spec.devices if is_node(device)],
         "DeviceRequests": _device_requests(spec),
         "Privileged": spec.privileged,
@@ -157,7 +165,8 @@ def _device_requests(spec: ContainerSpec) -> list[dict[str, Any]]:
 
 
 def _podman_request(spec: ContainerSpec) -> dict[str, Any]:
-    resources = {name: value for name, value in (("cpus", spec.cpuset_cpus), ("mems", spec.cpuset_mems)) if value}
+    cpu = {name: value for name, value in (("cpus", spec.cpuset_cpus), ("mems", spec.cpuset_mems)) if value}
+    memory = {"limit": spec.memory} if spec.memory else {}
     request: dict[str, Any] = {
         "name": spec.name,
         "image": spec.image,
@@ -174,7 +183,7 @@ def _podman_request(spec: ContainerSpec) -> dict[str, Any]:
         "devices": [{"path": device} for device in (*spec.devices, *cdi_names(spec))],
         "privileged": spec.privileged,
         "cap_add": [f"CAP_{name}" for name in spec.cap_add],
-        "resource_limits": {"cpu": resources} if resources else {},
+        "resource_limits": {name: value for name, value in (("cpu", cpu), ("memory", memory)) if value},
         "groups": list(spec.groups),
         "log_configuration": {"driver": "k8s-file", "size": LOG_SIZE},
     }
@@ -211,6 +220,7 @@ def command_line(spec: ContainerSpec, engine: EngineKind) -> tuple[str, ...]:
     words += _flags("--ipc", (spec.ipc,))
     if spec.shm_size and not _joined(spec):
         words.append(f"--shm-size={spec.shm_size}b")
+    words += [f"--memory={spec.memory}b"] if spec.memory else []
     words += _flags("--network", (spec.network,) if spec.network != "bridge" else ())
     words += _flags("--publish", spec.publish)
     words += _flags("--volume", spec.mounts)

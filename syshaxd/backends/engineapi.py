@@ -108,10 +108,6 @@ class EngineApi:
             self._version = negotiated(answer, self.socket)
         return self._version
 
-    async def ping(self) -> None:
-        """Raises EngineGone where it does not answer."""
-        await self._json("GET", "/_ping", CALL_TIMEOUT, text=True)
-
     # ---- containers
 
     async def create(self, spec: ContainerSpec) -> str:
@@ -187,12 +183,6 @@ class EngineApi:
         async for data in self._stream("GET", f"containers/{container}/logs?{words}", None):
             on_data(frames.feed(data))
 
-    async def events(self, labels: Mapping[str, str]) -> AsyncIterator[Mapping[str, Any]]:
-        """What happens to containers of these labels from now on, until the engine ends."""
-        filters = json.dumps({"type": ["container"], "label": [f"{key}={value}" for key, value in labels.items()]})
-        async for event in self._lines("GET", f"events?filters={quote(filters)}", None):
-            yield event
-
     async def run_inside(self, container: str, command: tuple[str, ...]) -> int:
         """Exit status of a command in a running container."""
         body = {"Cmd": list(command), "AttachStdout": True, "AttachStderr": True}
@@ -258,7 +248,7 @@ class EngineApi:
         return path if path.startswith("/") else f"/v{(await self.version()).api}/{path}"
 
     async def _json(
-        self, method: str, path: str, timeout: float, body: Optional[Mapping[str, Any]] = None, text: bool = False
+        self, method: str, path: str, timeout: float, body: Optional[Mapping[str, Any]] = None
     ) -> Any:
         limits = aiohttp.ClientTimeout(total=timeout)
 
@@ -266,7 +256,7 @@ class EngineApi:
             async with self._http().request(method, "http://engine" + path, json=body, timeout=limits) as response:
                 data = await response.read()
                 raise_for(response.status, data, f"{method} {path}")
-                return data if text or not data.strip() else json.loads(data)
+                return json.loads(data) if data.strip() else data
 
         return await self._mapped(f"{method} {path}", call())
 

@@ -15,6 +15,7 @@ import psutil
 from syshaxd.errors import BackendError
 
 from .base import Adopted, Capabilities, Exit, LaunchSpec, LineSplitter, OnLine, PipeReader, Running
+from .pidfd import has_ended
 
 LAUNCHER = Path(__file__).with_name("launch.py")
 LAST_WORDS = 1.0  # seconds to read what a unit wrote before it ended, when a child of it keeps the pipe open
@@ -102,14 +103,12 @@ class ChildProcess:
 
     async def stop(self, grace: float) -> Exit:
         """See Running."""
-        self._asked = True
         self._signal(signal.SIGTERM)
         await asyncio.wait({self._ended}, timeout=grace)
         return await self.kill()
 
     async def kill(self) -> Exit:
         """See Running."""
-        self._asked = True
         self._signal(signal.SIGKILL)
         return await self.wait()
 
@@ -123,6 +122,7 @@ class ChildProcess:
 
     def _signal(self, number: int) -> None:
         if not self._ended.done():
+            self._asked = self._asked or not (self._process.returncode is not None or has_ended(self._process.pid))
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self._process.pid, number)
 
@@ -147,6 +147,10 @@ def tree_activity(pid: int) -> Optional[int]:
 def _activity(process: psutil.Process) -> int:
     try:
         times = process.cpu_times()
-        return int(1000 * (times.user + times.system)) + process.io_counters().read_chars
     except psutil.Error:
         return 0
+    busy = int(1000 * (times.user + times.system))
+    try:
+        return busy + int(process.io_counters().read_chars)
+    except psutil.Error:  # root's process, seen by a daemon that is not root: what it reads is not told
+        return busy

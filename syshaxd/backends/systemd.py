@@ -15,6 +15,7 @@ from syshaxd.errors import BackendError, DeadlineError
 from syshaxd.tasks import cancelled, put_down, within
 
 from .base import Adopted, Capabilities, Exit, LaunchSpec, LineSplitter, OnLine, PipeReader, Running
+from .pidfd import has_ended, process_end
 from .process import tree_activity
 
 CALL_TIMEOUT = 30.0  # seconds for one systemctl call
@@ -223,14 +224,14 @@ class SystemdUnit:
 
     async def stop(self, grace: float) -> Exit:
         """See Running."""
-        self._asked = True
+        self._asked = self._asked or not has_ended(self._pid)
         await self._systemctl.call("stop", "--no-block", self._service)
         await asyncio.wait({self._ended}, timeout=grace)
         return await self.kill()
 
     async def kill(self) -> Exit:
         """See Running."""
-        self._asked = True
+        self._asked = self._asked or not has_ended(self._pid)
         if not self._ended.done():
             with contextlib.suppress(BackendError):  # it may have ended meanwhile; wait() tells
                 await self._systemctl.call("kill", "--signal=SIGKILL", self._service)
@@ -257,24 +258,6 @@ class SystemdUnit:
         finally:
             await self._follower.close(patience)
         return Exit(code, self._asked)
-
-
-async def process_end(pid: int) -> None:
-    """Until that process, not necessarily a child, has ended (pidfd_open(2))."""
-    if pid <= 0:
-        return
-    try:
-        descriptor = os.pidfd_open(pid)
-    except ProcessLookupError:
-        return
-    loop = asyncio.get_running_loop()
-    ended = asyncio.Event()
-    loop.add_reader(descriptor, ended.set)
-    try:
-        await ended.wait()
-    finally:
-        loop.remove_reader(descriptor)
-        os.close(descriptor)
 
 
 def service_name(unit: str) -> str:

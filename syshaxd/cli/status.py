@@ -86,7 +86,14 @@ def _reasons(status: Mapping[str, Any]) -> List[str]:
     units = status.get("units", ())
     told = [f"{unit.get('name')}: {unit['reason']}" for unit in units if unit.get("reason")]
     told += [f"{unit.get('name')}: pending {unit['pending']}" for unit in units if unit.get("pending")]
+    told += [f"{unit.get('name')}: {_doing(unit)}" for unit in units if _doing(unit)]
     return ["", *told] if told else []
+
+
+def _doing(unit: Mapping[str, Any]) -> str:
+    """What a unit on its way up said last: the progress of a pull, the weights it loads."""
+    said = unit.get("last_log") or ()
+    return f"{unit['state']}, says: {said[-1]}" if said and unit.get("state") in ("starting", "warming") else ""
 
 
 def _binding(status: Mapping[str, Any]) -> List[str]:

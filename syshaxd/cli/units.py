@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import argparse
 import shlex
-from typing import Any, Mapping
+import time
+from typing import Any, Mapping, Optional
 
 from .exits import OK, USAGE, CommandError
 from .options import add_daemon, add_json, client, print_json
@@ -54,11 +55,19 @@ def _show(args: argparse.Namespace, unit: Mapping[str, Any]) -> int:
         print_json(unit)
         return OK
     for name, value in unit.items():
-        if isinstance(value, list) and value:
+        if name == "last_failure":
+            _show_failure(value)
+        elif isinstance(value, list) and value:
             print(f"{name}:", *(f"  {line}" for line in value), sep="\n")
         elif value not in (None, "", []):
             print(f"{name}: {value}")
     return OK
+
+
+def _show_failure(failure: Optional[Mapping[str, Any]]) -> None:
+    if failure:
+        stamp = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(failure["at"]))
+        print(f"last failure, {stamp}: {failure['reason']}", *(f"  {line}" for line in failure["last_log"]), sep="\n")
 
 
 def _command(args: argparse.Namespace) -> int:

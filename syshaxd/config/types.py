@@ -138,6 +138,7 @@ class ContainerConfig:
     name: str = ""
     ipc: str = "private"  # private | shareable | host | unit:NAME
     shm_size: int = 0
+    memory: int = 0  # bytes; 0: no limit
     network: str = "bridge"  # bridge | host
     soc: str = "auto"  # auto | a2 | a3 | 300i: Ascend boards
     devices: tuple[str, ...] = ()
@@ -171,7 +172,7 @@ class UnitConfig:
     command: tuple[str, ...] = ()  # instead of the built-in launch recipe
     env: Mapping[str, str] = field(default_factory=dict)
     extra_args: tuple[str, ...] = ()
-    start_timeout: float = 600.0
+    start_timeout: float = 3600.0
     stop_timeout: float = 30.0
     cpu: CpuConfig = CpuConfig()
     health: HealthConfig = HealthConfig()

@@ -11,6 +11,7 @@ answered from the KV that the first step handed over.
 
 from __future__ import annotations
 
+import os
 import secrets
 import statistics
 from dataclasses import dataclass
@@ -44,11 +45,14 @@ class Verdict:
     difference: Optional[float]
     loaded: int  # prompt tokens whose KV the decode unit took over
     prompt: int  # tokens of the prompt
+    outbox_fault: str = ""  # of the prefill unit
 
 
 def judge(verdict: Verdict, config: PdConfig) -> PdStatus:
     """Whether this pair may split. Pure."""
     pair = f"{verdict.prefill}>{verdict.decode}"
+    if verdict.loaded <= 0 and verdict.outbox_fault:
+        return PdStatus(False, f"self-check {pair}: no KV can be handed over: {verdict.outbox_fault}")
     if verdict.loaded <= 0:
         return PdStatus(False, f"self-check {pair}: the decode unit recomputed the prompt; it took no KV over")
     if verdict.top1 is None or verdict.difference is None:
@@ -64,6 +68,17 @@ def judge(verdict: Verdict, config: PdConfig) -> PdStatus:
         found = f"median difference {verdict.difference:.3f}, at most {config.max_logprob_diff:g} (pd.max_logprob_diff)"
         return PdStatus(False, f"self-check {pair}: {found}")
     return PdStatus(True)
+
+
+def outbox_fault(path: str) -> str:
+    """Why a unit's outbox can hold nothing; "" where it can. A unit that finds no room for it leaves it empty."""
+    try:
+        if os.stat(path).st_size:
+            return ""
+        room = os.statvfs(os.path.dirname(path))
+    except OSError as err:
+        return f"{path}: {err.strerror}"
+    return f"no room for {path}: {room.f_bavail * room.f_frsize >> 20} MiB left there (pd.pool_size)"
 
 
 def compare(split: Sequence[float], alone: Sequence[float], first: Sequence[float]) -> tuple[float, float]:
@@ -91,8 +106,8 @@ class SelfCheck:
         await self._save(source, prefill.model, prompt, ticket)
         choice = await self._continue(target, decode.model, prompt, ticket, prefill.pool_file)
         loaded = int(await self._loaded(target) - before)
-        if not compared:
-            return Verdict(prefill.name, decode.name, None, None, loaded, len(prompt))
+        if not compared or loaded <= 0:
+            return Verdict(prefill.name, decode.name, None, None, loaded, len(prompt), outbox_fault(prefill.pool_file))
         tokens, split = _generated(target, choice)
         alone, first = await self._teacher_forced(target, decode.model, prompt, tokens)
         top1, difference = compare(split, alone, first)

@@ -28,6 +28,7 @@ def unit_json(unit: UnitSnapshot, now: float) -> Mapping[str, Any]:
         "restarts": view.restarts,
         "reason": view.reason,
         "last_log": list(view.last_log),
+        "last_failure": asdict(view.last_failure) if view.last_failure else None,
         "pool_file": view.pool_file,
         "digest": view.digest,
         "pending": view.pending,

@@ -55,6 +55,15 @@ class Granted:
 
 
 @dataclass(frozen=True)
+class Failure:
+    """Why a unit failed, kept after it serves again. `at`: Unix time; `last_log`: the last 50 lines it had written."""
+
+    reason: str
+    at: float
+    last_log: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class UnitView:
     """What the rest of the daemon may know of a unit. Written by the unit's own task only, replaced whole."""
 
@@ -73,7 +82,8 @@ class UnitView:
     since: float = 0.0  # monotonic seconds of the last state change
     restarts: int = 0
     reason: str = ""  # last error, one sentence; kept until the next READY
-    last_log: tuple[str, ...] = ()
+    last_log: tuple[str, ...] = ()  # while failed the last 50 lines, on its way up the last one
+    last_failure: Optional[Failure] = None
     digest: str = ""
     pending: str = ""  # what is still to be done to it, and why
     granted: Optional[Granted] = None  # None where the unit does not say

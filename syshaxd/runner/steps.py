@@ -79,8 +79,10 @@ def _save_on(step: Step) -> str:
 
 def _prefill(request: ClientRequest, endpoint: Endpoint, model: str) -> Dict[str, Any]:
     made = bodies.limited(bodies.owned(request.body, model), endpoint, 1)
-    # One token is sampled whatever these say; a minimum above the maximum would be refused.
-    for key in ("min_tokens", "logprobs", "top_logprobs") if request.info.first_token_stays else ("min_tokens",):
+    # A minimum above the maximum would be refused; any keeps the first token from being one that ends the answer.
+    if made.get("min_tokens"):
+        made["min_tokens"] = 1
+    for key in ("logprobs", "top_logprobs") if request.info.first_token_stays else ():
         made.pop(key, None)
     return made
 

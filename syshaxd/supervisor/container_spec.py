@@ -87,6 +87,7 @@ def container_spec(
         gpus=_gpus(unit),
         ipc=f"container:{around.donor}" if donor_of(unit) else section.ipc,
         shm_size=0 if donor_of(unit) or section.ipc == "host" else section.shm_size or SHM_SIZE,
+        memory=section.memory,
         privileged=section.privileged,
         cap_add=("SYS_NICE",) if unit.accelerator == "none" else (),
         cpuset_cpus=format_cpu_list(spans),

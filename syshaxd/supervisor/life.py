@@ -45,11 +45,12 @@ class Act(enum.Enum):
 
 @dataclass(frozen=True)
 class Event:
-    """`epoch`: the start it belongs to; None for commands."""
+    """`epoch`: the start it belongs to; None for commands. `own`: it ended by itself, before we ended it."""
 
     what: What
     reason: str = ""
     epoch: Optional[int] = None
+    own: bool = False
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,7 @@ def step(life: Life, event: Event, now: float, policy: RestartConfig) -> tuple[L
     if event.what is What.RESTART:
         return _leave(replace(life, wanted=True, failures=0), event.reason, now)
     if event.what is What.EXITED:
-        return _exited(life, event.reason, now, policy)
+        return _exited(life, event, now, policy)
     if event.what is What.BROKEN:
         return _broken(life, event.reason, now)
     return _onward(life, event.what, now)
@@ -136,14 +137,14 @@ def _broken(life: Life, reason: str, now: float) -> tuple[Life, Optional[Act]]:
     return life, None
 
 
-def _exited(life: Life, reason: str, now: float, policy: RestartConfig) -> tuple[Life, Optional[Act]]:
+def _exited(life: Life, event: Event, now: float, policy: RestartConfig) -> tuple[Life, Optional[Act]]:
     if life.state in _LIVE:
         ready_for = now - life.since if life.state is UnitState.READY else 0.0
-        return _failed(replace(life, failures=0 if ready_for >= STABLE else life.failures), reason, now, policy)
+        return _failed(replace(life, failures=0 if ready_for >= STABLE else life.failures), event.reason, now, policy)
     if life.state not in _LEAVING:
         return life, None
     if life.broken and life.wanted:
-        return _failed(life, life.reason, now, policy)
+        return _failed(life, event.reason if event.own else life.reason, now, policy)
     if life.wanted:
         return _launch(life, now)
     return replace(_enter(life, UnitState.STOPPED, now), broken=False), Act.NOTHING

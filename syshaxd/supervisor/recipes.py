@@ -73,7 +73,7 @@ def _in_container(unit: UnitConfig, around: Surroundings) -> LaunchSpec:
         pool_dir=around.pool_dir if pool else "",
         pool_group=around.pool_group,
         plugin_dir=around.plugin_dir if unit.kind is not UnitKind.OPENAI else "",
-        secret_file=around.secret_file if around.secret_file and around.secret_file in argv else "",
+        secret_file=around.secret_file if around.secret_file and around.secret_file in "\0".join(argv) else "",
         donor=around.donor,
     )
     server = vllm_recipe.environment(unit, "", around.api_key) if unit.kind is UnitKind.VLLM else {}

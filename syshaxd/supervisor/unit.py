@@ -17,7 +17,7 @@ from syshaxd.backends.container_spec import EngineKind, command_line
 from syshaxd.config.types import RestartConfig, UnitConfig
 from syshaxd.errors import BackendError, DeadlineError, UnitError
 from syshaxd.model.snapshot import InFlight
-from syshaxd.model.unit import BackendKind, Granted, UnitKind, UnitState, UnitView
+from syshaxd.model.unit import BackendKind, Failure, Granted, UnitKind, UnitState, UnitView
 from syshaxd.monitor import PageReader
 from syshaxd.tasks import TaskSet, cancelled, within
 from syshaxd.unitclient import Target, UnitClient
@@ -25,6 +25,7 @@ from syshaxd.unitclient import Target, UnitClient
 from . import files, recipes, vllm_recipe
 from .binding.granted import shortfalls
 from .container_spec import CONTAINERS, donor_of
+from .flood import RATE, LineBudget
 from .life import Act, Event, Life, What, step
 from .probe import Activity, Deadline, Probe, WrongModel, await_answer
 from .vitals import Pulse, Vitals, pulse
@@ -34,8 +35,11 @@ unit_log = logging.Log("unit")
 KEPT_LINES = 200
 SHOWN_LINES = 50
 DRAIN_POLL = 0.05
+TELL_LINE = 1.0  # seconds between two looks at what a starting unit writes
+_COMING = (UnitState.STARTING, UnitState.WARMING)
 MAX_EVENTS = 256
 KILL_TIMEOUT = 10.0
+DYING = 0.2  # a process that dies closes its connections before it is gone; its own end says more than their loss
 _NO_PACKAGES = (
     "its container gets our Python packages from the folder that has syshax_kernels, and no folder of PYTHONPATH or "
     "sys.path has it; reinstall sysHAX"
@@ -96,6 +100,9 @@ class Unit:
         self.api_key = ""
         self.lines: collections.deque[str] = collections.deque(maxlen=KEPT_LINES)
         self._line_count = 0
+        self._budget = LineBudget()
+        self._line_told = 0.0
+        self._failure: Optional[Failure] = None
         self._tools = tools
         self._life = Life(since=tools.clock())
         self._start: Optional[Start] = None
@@ -199,6 +206,8 @@ class Unit:
                 self._launched = self.desired
             self._activity = self._tasks.start(act.value, self._activities(act, life))
         self._life = life
+        if life.state is UnitState.FAILED and before.state is not UnitState.FAILED:
+            self._failure = Failure(life.reason, time.time(), tuple(self.lines)[-SHOWN_LINES:])
         self.taken += event.epoch is None
         if life != before:
             tell_transition(self.name, before, life, event, self._start, self._tools.clock())
@@ -293,7 +302,7 @@ class Unit:
 
     async def _await_exit(self, start: Start, epoch: int) -> None:
         ended = await start.running.wait()
-        self._report(What.EXITED, epoch, ended.reason)
+        self._put(Event(What.EXITED, ended.reason, epoch, own=not ended.asked))
 
     async def _warm_up(self, epoch: int) -> None:
         start, config = self._alive(), self.desired.config
@@ -356,7 +365,10 @@ class Unit:
     async def _kill(self, epoch: int) -> None:
         if self._start is None:
             return self._report(What.EXITED, epoch, "stopped before it ran")
-        await self._start.running.kill()
+        running = self._start.running
+        with contextlib.suppress(DeadlineError):
+            await within(DYING, f"end of unit {self.name}", running.wait())
+        await running.kill()
 
     async def _await_retry(self, life: Life) -> None:
         await asyncio.sleep(max(0.0, (life.retry_at or 0.0) - self._tools.clock()))
@@ -384,7 +396,17 @@ class Unit:
     def _on_line(self, line: str) -> None:
         self.lines.append(line)
         self._line_count += 1
+        now = self._tools.clock()
+        if self._life.state in _COMING and now - self._line_told > TELL_LINE:
+            self._line_told = now
+            self._publish()
         if not self._backend().capabilities.keeps_log:
+            self._log_line(line, self._budget.take(now))
+
+    def _log_line(self, line: str, missed: Optional[int]) -> None:
+        if missed:
+            unit_log.warning(f"lines left out: it writes more than {RATE:g} a second", unit=self.name, lines=missed)
+        if missed is not None:
             unit_log.info(line, unit=self.name)
 
     # ---- state
@@ -435,10 +457,16 @@ class Unit:
             since=life.since,
             restarts=max(0, life.epoch - 1),
             reason=life.reason,
-            last_log=tuple(self.lines)[-SHOWN_LINES:] if life.state is UnitState.FAILED else (),
+            last_log=self._last_log(),
+            last_failure=self._failure,
             digest=self._launched.digest,
             pending=self._pending(),
         )
+
+    def _last_log(self) -> tuple[str, ...]:
+        """Evidence of a failed unit; what one on its way up does."""
+        shown = {UnitState.FAILED: SHOWN_LINES, UnitState.STARTING: 1, UnitState.WARMING: 1}.get(self._life.state, 0)
+        return tuple(self.lines)[-shown:] if shown else ()
 
 
 def _is_external(config: UnitConfig) -> bool:

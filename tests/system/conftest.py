@@ -9,6 +9,7 @@ from typing import Iterator
 import pytest
 
 from tests.system import rig
+from tests.system.unit_image import unit_archive
 
 
 @pytest.fixture(scope="session")
@@ -18,9 +19,15 @@ def repository() -> Path:
 
 
 @pytest.fixture(scope="session")
-def fresh(repository: Path) -> Iterator[rig.Machine]:
+def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The root of a unit's image with sysinfer inside."""
+    return unit_archive(tmp_path_factory.mktemp("image"))
+
+
+@pytest.fixture(scope="session")
+def fresh(repository: Path, archive: Path) -> Iterator[rig.Machine]:
     """A booted machine that has never heard of sysHAX."""
-    machine = rig.Machine(f"syshax-test-{os.getpid()}", rig.base_root(), repository)
+    machine = rig.Machine(f"syshax-test-{os.getpid()}", rig.base_root(), repository, archive.parent)
     try:
         machine.run(f"dnf -q -y install {rig.STUB}")
         yield machine

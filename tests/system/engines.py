@@ -12,30 +12,26 @@ import signal
 import subprocess
 import tarfile
 from pathlib import Path
-from typing import Optional
+from typing import List, Optional, Tuple
 
 from syshaxd.backends.container_spec import EngineKind
 
-from .rig import poll, run
+from .rig import CONTAINERS_CONF, poll, run
 
 IMAGE = "localhost/syshax-test:1"
-CONTAINERS_CONF = """
-[engine]
-runtime="runc"
-[containers]
-default_ulimits=["nofile=1024:1024", "nproc=1024:1024"]
-"""
 ULIMITS = ("--default-ulimit", "nofile=1024:1024", "--default-ulimit", "nproc=1024:1024")
 
 
 class RealEngine:
     """One engine's service. `stop` and `start` restart it; containers of Docker end with it, those of Podman do not."""
 
-    def __init__(self, kind: EngineKind, folder: Path) -> None:
+    def __init__(self, kind: EngineKind, folder: Path, **environ: str) -> None:
         self.kind = kind
         self.folder = folder
+        self._environ = environ
         self.socket = str(folder / f"{kind.value}.sock")
         self.process: Optional[subprocess.Popen[bytes]] = None
+        self._images: List[str] = []
         (folder / "containers.conf").write_text(CONTAINERS_CONF)
 
     def start(self) -> "RealEngine":
@@ -44,10 +40,12 @@ class RealEngine:
         if self.kind is EngineKind.DOCKER:
             roots = ("--data-root", f"{self.folder}/data", "--exec-root", f"{self.folder}/exec")
             words = ("dockerd", *roots, "-p", f"{self.folder}/pid", "-H", f"unix://{self.socket}", *ULIMITS)
-        environ = {**os.environ, "CONTAINERS_CONF": str(self.folder / "containers.conf")}
+        environ = {**os.environ, "CONTAINERS_CONF": str(self.folder / "containers.conf"), **self._environ}
         log = (self.folder / f"{self.kind.value}.log").open("ab")
         with log:
-            self.process = subprocess.Popen(words, stdout=log, stderr=log, env=environ, start_new_session=True)
+            self.process = subprocess.Popen(  # conmon leaves a file `oom` where the service runs
+                words, stdout=log, stderr=log, env=environ, cwd=self.folder, start_new_session=True
+            )
         curl = ("curl", "-sf", "--max-time", 5, "--unix-socket", self.socket, "http://engine/_ping")
         poll(f"{self.kind.value} answers", lambda: run(*curl, check=False).returncode == 0, timeout=60)
         return self
@@ -63,19 +61,25 @@ class RealEngine:
         """The image, made here."""
         archive = self.folder / "rootfs.tar"
         archive.write_bytes(_rootfs())
+        self.import_archive(archive, IMAGE)
+
+    def import_archive(self, archive: Path, image: str) -> None:
+        """An image out of the archive of a root folder."""
+        self.cli("import", archive, image)
+        self._images.append(image)
+
+    def cli(self, *words: object, check: bool = True) -> str:
+        """What the engine's own program says: the hand of an administrator."""
+        program: Tuple[object, ...] = ("docker", "--host", f"unix://{self.socket}")
         if self.kind is EngineKind.PODMAN:
-            run("podman", "import", archive, IMAGE)
-            return
-        curl = ("curl", "-sf", "--max-time", 60, "--unix-socket", self.socket, "-H", "Content-Type: application/x-tar")
-        name, _, tag = IMAGE.rpartition(":")
-        url = f"http://engine/v1.40/images/create?fromSrc=-&repo={name}&tag={tag}"
-        run(*curl, "-X", "POST", "--data-binary", f"@{archive}", url)
+            program = ("env", f"CONTAINERS_CONF={self.folder}/containers.conf", "podman")
+        return run(*program, *words, check=check).stdout.strip()
 
     def close(self) -> None:
         """End it and give back its space."""
         self.stop()
         if self.kind is EngineKind.PODMAN:
-            run("podman", "rmi", "--force", IMAGE, check=False)
+            run("podman", "rmi", "--force", *self._images, check=False)
         for name in ("data", "exec"):
             shutil.rmtree(self.folder / name, ignore_errors=True)
 

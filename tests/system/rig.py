@@ -23,11 +23,21 @@ DEBIAN = "bookworm"
 PACKAGES = (
     "systemd systemd-sysv dbus polkitd dnf rpm curl procps ca-certificates libstdc++6 man-db "
     "python3 python3-aiohttp python3-yaml python3-jsonschema python3-psutil python3-cpuinfo "
-    "python3-prometheus-client python3-numpy python3-jinja2"
+    "python3-prometheus-client python3-numpy python3-jinja2 "
+    "podman runc netavark docker.io iptables"
 ).split()
 STUB = "syshax-ci-hostcompat"
 LIBRARIES = ("libc.so.6", "libm.so.6", "libpthread.so.0", "libdl.so.2", "librt.so.1", "libgcc_s.so.1", "libstdc++.so.6")
 ALWAYS = "bash coreutils polkit shadow systemd /bin/sh /usr/bin/sh /usr/bin/python3 rtld(GNU_HASH)".split()
+# Not above this machine's own limits: without CAP_SYS_RESOURCE nothing may raise them.
+CONTAINERS_CONF = """[engine]
+runtime="runc"
+[containers]
+default_ulimits=["nofile=1024:1024", "nproc=1024:1024"]
+"""
+DOCKER_JSON = json.dumps(
+    {"default-ulimits": {name: {"Name": name, "Soft": 1024, "Hard": 1024} for name in ("nofile", "nproc")}}
+)
 REPOSITORY = "[syshax]\nname=syshax\nbaseurl=file:///srv/repository\ngpgcheck=0\nmetadata_expire=0\n"
 DISTRIBUTIONS = """
 import importlib.metadata, re
@@ -87,7 +97,7 @@ def poll(what: str, probe: Callable[[], Optional[T]], timeout: float = 30.0, pau
 
 def base_root() -> Path:
     """The Debian root without our package, made once for each list of packages."""
-    key = hashlib.sha256(" ".join([DEBIAN, *PACKAGES]).encode()).hexdigest()[:12]
+    key = hashlib.sha256(" ".join([DEBIAN, *PACKAGES, CONTAINERS_CONF, DOCKER_JSON]).encode()).hexdigest()[:12]
     root = BUILD / f"base-{key}"
     if not root.exists():
         BUILD.mkdir(parents=True, exist_ok=True)
@@ -108,11 +118,16 @@ def settle(root: Path) -> None:
         "etc/yum.repos.d/syshax.repo": REPOSITORY,
         # Debian's default enables every service, openEuler's does not.
         "etc/systemd/system-preset/00-none.preset": "disable *\n",
+        "etc/containers/containers.conf": CONTAINERS_CONF,
+        "etc/docker/daemon.json": DOCKER_JSON,
         "etc/systemd/journald.conf.d/all.conf": "[Journal]\nRateLimitBurst=0\nStorage=persistent\n",
     }
     for name, text in files.items():
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_text(text)
+    for link in (root / "etc/systemd/system").glob("*.wants/*"):  # Debian enables at installation
+        if link.name.startswith(("docker", "containerd", "podman")):
+            link.unlink()
 
 
 def stub_package(root: Path, folder: Path) -> None:
@@ -158,16 +173,19 @@ def tree_digest() -> str:
 class Machine:
     """A running container on a throw-away copy of a root. Commands run in it as root."""
 
-    def __init__(self, name: str, root: Path, repository: Path) -> None:
+    def __init__(self, name: str, root: Path, repository: Path, images: Path) -> None:
         self.name = name
+        self._stores = BUILD / f"stores-{name}"  # an overlay can't lie on the overlay that is the machine's root
         self._mounts_before = cgroup_mounts()
         options = ["--runtime", "runc", "--privileged", "--systemd=always", "--shm-size=1g"]
         options += ["--cgroupns=private", "--network=none"]
-        # Not above this machine's own: without CAP_SYS_RESOURCE nothing may raise them.
         files = min(resource.getrlimit(resource.RLIMIT_NOFILE)[1], 65536)
         limits = ("--ulimit", f"nofile={files}:{files}", "--ulimit", "nproc=4096:4096")
-        volume = ("-v", f"{repository}:/srv/repository:ro")
-        run("podman", "run", "-d", "--name", name, *options, *limits, *volume, "--rootfs", f"{root}:O", "/sbin/init")
+        volumes = ["-v", f"{repository}:/srv/repository:ro", "-v", f"{images}:/srv/images:ro"]
+        for store in ("containers", "docker"):
+            (self._stores / store).mkdir(parents=True)
+            volumes += ["-v", f"{self._stores}/{store}:/var/lib/{store}"]
+        run("podman", "run", "-d", "--name", name, *options, *limits, *volumes, "--rootfs", f"{root}:O", "/sbin/init")
 
         def booted() -> bool:
             return self.run("systemctl is-system-running", check=False).stdout.strip() in ("running", "degraded")
@@ -196,6 +214,7 @@ class Machine:
     def close(self) -> None:
         """Remove the container; the host's control groups must be as they were."""
         run("podman", "rm", "-f", "-t", "5", self.name, timeout=120, check=False)
+        shutil.rmtree(self._stores, ignore_errors=True)
         assert cgroup_mounts() == self._mounts_before, "the container changed the host's control group mounts"
 
 

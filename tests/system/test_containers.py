@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 import socket
@@ -96,6 +97,14 @@ async def test_sigterm_ignored(bench: Bench) -> None:
     assert ended.asked and ended.code == 137
 
 
+async def test_paused_by_somebody(bench: Bench) -> None:
+    unit = await bench.start(SLEEPER)
+    await bench.until_line("up")
+    bench.engine.cli("pause", unit.container)
+    assert (await asyncio.wait_for(unit.kill(), 60)).asked
+    assert bench.engine.cli("ps", "--all", "--quiet", "--filter", f"id={unit.container}") == ""
+
+
 async def test_kill_9(bench: Bench) -> None:
     unit = await bench.start(SLEEPER)
     await bench.until_line("up")
@@ -144,6 +153,32 @@ async def test_refusals(bench: Bench) -> None:
         await bench.start(SLEEPER, mounts=(Mount("/no/such/folder", "/x"),))
     with pytest.raises(BackendError, match="no GPU for its container"):
         await bench.start(SLEEPER, gpus=("0",))
+
+
+@pytest.fixture
+def cdi(engine: RealEngine) -> Iterator[Path]:
+    """A place for a CDI file that podman reads; its names are ours."""
+    file = Path("/run/cdi/syshax-test.json")
+    file.parent.mkdir(exist_ok=True)
+    yield file
+    file.unlink(missing_ok=True)
+
+
+async def test_a_gpu_by_its_cdi_name_must_be_visible(bench: Bench, cdi: Path) -> None:
+    if bench.engine.kind is EngineKind.DOCKER:  # knows no CDI before release 25: refused, loudly
+        with pytest.raises(BackendError, match="no GPU for its container"):
+            await bench.start(SLEEPER, devices=("nvidia.com/gpu=syshax-test",))
+        return
+    mount = {"hostPath": "/etc/hostname", "containerPath": "/dev/nvidiactl", "options": ["ro", "bind"]}
+    devices = [
+        {"name": "syshax-test", "containerEdits": {"mounts": [mount]}},
+        {"name": "syshax-blind", "containerEdits": {"env": ["NVIDIA_VISIBLE_DEVICES=all"]}},
+    ]
+    cdi.write_text(json.dumps({"cdiVersion": "0.3.0", "kind": "nvidia.com/gpu", "devices": devices}))
+    await bench.start("test -e /dev/nvidiactl && echo seen; exec sleep 600", gpus=("syshax-test",))
+    await bench.until_line("seen")
+    with pytest.raises(BackendError, match="a GPU was asked for, but there is none in the container"):
+        await bench.start(SLEEPER, "gpu", gpus=("syshax-blind",))
 
 
 async def test_name_in_use(bench: Bench, tmp_path: Path) -> None:

@@ -14,6 +14,9 @@ from syshaxd.supervisor.container_spec import ASCEND_BOARDS, CONTAINERS, ascend_
 
 from .findings import Finding, error, good, warning
 
+CUDA = "libcuda.so.1"
+LIBRARIES = ("usr/lib64", "usr/lib/x86_64-linux-gnu", "usr/lib/aarch64-linux-gnu", "usr/lib64/nvidia", "usr/lib")
+TOOLKIT = ("usr/bin/nvidia-container-runtime-hook", "usr/bin/nvidia-container-toolkit")
 CDI_FOLDERS = ("etc/cdi", "run/cdi", "var/run/cdi")
 
 
@@ -76,11 +79,14 @@ def _pool(config: Config, root: Path) -> Iterator[Finding]:
     if not there.exists():
         yield error("pool", f"{config.pd.pool_dir} is not there", "systemd-tmpfiles --create; or set pd.pool_dir")
         return
-    size = shutil.disk_usage(there).total
+    usage = shutil.disk_usage(there)
+    room = usage.free + sum(file.stat().st_size for file in folder.glob("*.pool"))  # ours are made anew
     need = config.pd.pool_size * sum(unit.backend is not BackendKind.EXTERNAL for unit in config.units)
-    said = f"{config.pd.pool_dir}: {size / 2**30:.1f} GiB, {need / 2**30:.1f} GiB needed"
-    if need > size:
+    said = f"{config.pd.pool_dir}: {usage.total / 2**30:.1f} GiB, {room / 2**30:.1f} free, {need / 2**30:.1f} needed"
+    if need > usage.total:
         yield error("pool", said, "make pd.pool_size smaller, or: mount -o remount,size=SIZE /dev/shm")
+    elif need > room:
+        yield error("pool", said, "remove what fills it, or make pd.pool_size smaller; without room there is no split")
     else:
         yield good("pool", said)
 
@@ -125,8 +131,15 @@ def _nvidia(unit: UnitConfig, root: Path) -> Iterator[Finding]:
                if not (root / "dev" / name).exists()]  # fmt: skip
     if missing:
         yield error(subject, f"no /dev/{missing[0]}", "install the NVIDIA driver; nvidia-smi must list the device")
+    elif not any((root / folder / CUDA).exists() for folder in LIBRARIES):
+        yield error(subject, f"no {CUDA}", "install the NVIDIA driver's libraries; they are handed into containers")
     else:
-        yield good(subject, "driver and devices are there")
+        yield good(subject, "devices and driver libraries are there")
+    if unit.backend is BackendKind.DOCKER and not any((root / path).exists() for path in TOOLKIT):
+        advice = "install the NVIDIA container toolkit, and restart docker: --gpus needs it"
+        yield error(f"{unit.name}: container toolkit", f"no /{TOOLKIT[0]}", advice)
+    elif unit.backend is BackendKind.DOCKER:
+        yield good(f"{unit.name}: container toolkit", "is there")
     if unit.backend is BackendKind.PODMAN:
         files = [path for folder in CDI_FOLDERS for path in (root / folder).glob("*") if "nvidia" in path.name]
         if files:

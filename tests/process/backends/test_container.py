@@ -111,7 +111,7 @@ async def test_adoption_by_digest_keeps_the_container(up: Up) -> None:
     assert adopted.contract == "0", "it is adopted all the same: whether it is replaced, the supervisor decides"
     second = await rig.start(SLEEPER)
     assert second.container != first.container
-    assert (await asyncio.wait_for(adopted.running.wait(), 20)).code == 137, "a new start clears the old one away"
+    assert (await asyncio.wait_for(adopted.running.wait(), 20)).code in (137, None), "a new start clears it away"
     await second.kill()
 
 

@@ -11,6 +11,7 @@ import textwrap
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Callable, List, Sequence
 
 import psutil
@@ -18,7 +19,7 @@ import pytest
 
 from syshaxd.backends.base import MAX_LINE, Exit, LaunchSpec, LineSplitter
 from syshaxd.backends.external import ExternalBackend
-from syshaxd.backends.process import ProcessBackend
+from syshaxd.backends.process import ProcessBackend, _activity
 
 ENV = {"PATH": os.environ["PATH"], "MARK": "1"}
 
@@ -197,3 +198,17 @@ async def test_external_units_are_only_let_go() -> None:
     waiting = asyncio.ensure_future(unit.wait())
     assert await unit.stop(1) == Exit(0, asked=True)
     assert (await asyncio.wait_for(waiting, 5)).asked
+
+
+class _Foreign:
+    """A process of root, as a daemon that is not root sees it."""
+
+    def cpu_times(self) -> object:
+        return SimpleNamespace(user=1.5, system=0.5)
+
+    def io_counters(self) -> object:
+        raise psutil.AccessDenied()
+
+
+def test_what_may_not_be_read_does_not_hide_that_it_computes() -> None:
+    assert _activity(_Foreign()) == 2000  # type: ignore[arg-type]

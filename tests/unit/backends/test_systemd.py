@@ -16,8 +16,9 @@ import pytest
 
 from syshaxd.backends import launch_file as launcher
 from syshaxd.backends.base import LaunchSpec
+from syshaxd.backends.pidfd import has_ended, process_end
 from syshaxd.backends.systemd import (
-    ServiceState, Systemctl, SystemdBackend, available, launch_file, process_end, read_launch_file, write_launch_file,
+    ServiceState, Systemctl, SystemdBackend, available, launch_file, read_launch_file, write_launch_file,
 )  # fmt: skip
 from syshaxd.errors import BackendError
 
@@ -130,8 +131,11 @@ async def test_a_foreign_process_is_seen_to_end() -> None:
         end = asyncio.ensure_future(process_end(process.pid))
         await asyncio.sleep(0)
         assert not end.done()
+        assert not has_ended(process.pid)
         process.kill()
         await asyncio.wait_for(end, 10)
+        assert has_ended(process.pid), "a zombie has ended"
+    assert has_ended(process.pid)
     await process_end(0)
 
 

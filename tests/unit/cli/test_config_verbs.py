@@ -138,7 +138,7 @@ def test_mode_of_the_local_file_stays(folder: Path, capsys: pytest.CaptureFixtur
 
 
 def test_reading_sections_and_json(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert "units.gpu.start_timeout = 10m\n" in said(capsys, "config", "gpu")
+    assert "units.gpu.start_timeout = 1h\n" in said(capsys, "config", "gpu")
     assert json.loads(said(capsys, "config", "units.gpu.port", "--json")) == {"units.gpu.port": 0}
     assert said(capsys, "config", "gpu.env") == "{}\n"
     assert "models.path = /dev/null" in said(capsys, "config")

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import socket
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Dict, Iterator, List, Mapping, Optional, Sequence
 
 import pytest
@@ -18,7 +20,7 @@ from syshaxd.engine.gate import PdGuard, pairs_of
 from syshaxd.engine.listeners import inherited_sockets
 from syshaxd.engine.pulse import Patience, Watchdog
 from syshaxd.engine.reload import Reloader
-from syshaxd.engine.selfcheck import SelfCheck, Verdict, compare, judge
+from syshaxd.engine.selfcheck import SelfCheck, Verdict, compare, judge, outbox_fault
 from syshaxd.engine.status import status_line, unit_json
 from syshaxd.errors import SysHaxError, UnitError, UnitErrorKind
 from syshaxd.model.snapshot import PdStatus, Snapshot, UnitLoad, UnitSnapshot
@@ -236,6 +238,7 @@ EXACT, MIXED = PdConfig(precision="exact"), PdConfig(precision="mixed", top1_agr
         (replace(GOOD, top1=None, difference=None), EXACT, ""),
         (replace(GOOD, top1=0.9, difference=0.1), MIXED, ""),
         (replace(GOOD, loaded=0), EXACT, "took no KV over"),
+        (replace(GOOD, loaded=0, outbox_fault="no room"), EXACT, "no KV can be handed over: no room"),
         (replace(GOOD, top1=0.98), EXACT, "greedy text differs (98% of tokens agree)"),
         (replace(GOOD, top1=0.89), MIXED, "0.890 of first choices agree, 0.9 needed (pd.top1_agreement)"),
         (replace(GOOD, difference=0.2), MIXED, "median difference 0.200, at most 0.1 (pd.max_logprob_diff)"),
@@ -245,6 +248,15 @@ def test_judgement(verdict: Verdict, config: PdConfig, reason: str) -> None:
     status = judge(verdict, config)
     assert status.enabled == (not reason)
     assert reason in status.reason
+
+
+def test_an_outbox_that_found_no_room(tmp_path: Path) -> None:
+    path = tmp_path / "gpu.pool"
+    assert outbox_fault(str(path)) == f"{path}: No such file or directory"
+    path.touch()
+    assert re.fullmatch(rf"no room for {path}: \d+ MiB left there \(pd.pool_size\)", outbox_fault(str(path)))
+    path.write_bytes(b"SXPOOL1")
+    assert outbox_fault(str(path)) == ""
 
 
 @given(st.lists(st.floats(-20, 0), min_size=1, max_size=64))

@@ -75,6 +75,14 @@ def test_a_stalled_unit_is_killed_and_comes_back() -> None:
     assert (life.state, act, life.reason) == (S.FAILED, Act.AWAIT_RETRY, "stalled")
 
 
+def test_what_ended_by_itself_tells_more_than_what_was_noticed_of_it() -> None:
+    broken = _run(READY, _own(What.BROKEN, reason="unhealthy: connection refused"), now=5.0)
+    killed = _run(broken, _own(What.EXITED, reason="killed by SIGKILL"))
+    assert killed.reason == "unhealthy: connection refused", "by us"
+    ended = _run(broken, Event(What.EXITED, "exited with status 3", 1, own=True))
+    assert (ended.state, ended.reason) == (S.FAILED, "exited with status 3")
+
+
 def test_restart_drains_first() -> None:
     life = _run(READY, Event(What.RESTART, "new configuration"), _own(What.DRAINED))
     life, act = step(life, _own(What.EXITED), 1.0, POLICY)
