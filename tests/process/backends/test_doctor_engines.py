@@ -33,8 +33,8 @@ async def findings(socket: Path, unit: UnitConfig, *faults: str) -> List[Finding
         await asyncio.wait_for(engine.wait(), 20)
 
 
-def unit(socket: Path, image: str = "here:1", **more: str) -> UnitConfig:
-    section = ContainerConfig(image=image, socket=str(socket), **more)
+def unit(socket: Path, image: str = "here:1", pull: str = "missing") -> UnitConfig:
+    section = ContainerConfig(image=image, socket=str(socket), pull=pull)
     return UnitConfig("cpu", Role.CPU, UnitKind.VLLM, BackendKind.DOCKER, container=section)
 
 
