@@ -140,6 +140,8 @@ async def test_killed_unit_comes_back_as_another_epoch(world: World) -> None:
     await world.until(lambda: world.view("cpu").ready)
     after = world.view("cpu")
     assert (after.epoch, after.restarts, after.reason) == (3, 2, "")
+    assert after.last_failure and "SIGKILL" in after.last_failure.reason, "kept while it serves again"
+    assert "loading weights" in after.last_failure.last_log and after.last_failure.at > 0
     assert after.pid != view.pid
 
 
@@ -153,6 +155,12 @@ async def test_dying_at_once_ends_failed_with_reason_and_last_lines(world: World
         await world.supervisor.action("gpu", "start")
     assert (await world.supervisor.action("cpu", "start")).state is UnitState.FAILED, "tried again, failed again"
     assert world.view("cpu").epoch > 3
+
+
+async def test_what_a_unit_on_its_way_up_says_last(world: World) -> None:
+    world.apply(world.unit("cpu", "--slow-start", "60"))
+    await world.until(lambda: world.view("cpu").last_log == ("loading weights",))
+    assert world.view("cpu").state is UnitState.STARTING
 
 
 async def test_start_without_a_sign_of_life_is_given_up(world: World) -> None:
