@@ -10,7 +10,7 @@ from syshaxd.config.types import PdConfig
 from syshaxd.errors import UnitError
 from syshaxd.model.ports import Units
 from syshaxd.model.snapshot import PdStatus
-from syshaxd.model.unit import Role, UnitView
+from syshaxd.model.unit import Role, UnitState, UnitView
 from syshaxd.tasks import cancelled
 
 from .selfcheck import SelfCheck, Verdict, judge
@@ -21,9 +21,10 @@ NO_PAIR = "no pair of units is ready for a split"
 Pairs = tuple[tuple[UnitView, UnitView], ...]
 
 
-def pairs_of(views: Sequence[UnitView]) -> Pairs:
-    """Every READY accelerator unit with every READY CPU unit, where KV can go from one to the other."""
-    able = [view for view in views if view.ready and view.can_hand_over]
+def pairs_of(views: Sequence[UnitView], *states: UnitState) -> Pairs:
+    """Every READY accelerator unit with every READY CPU unit, where KV can go from one to the other. `states`: those
+    that count like READY."""
+    able = [view for view in views if (view.ready or view.state in states) and view.can_hand_over]
     accelerators = [view for view in able if view.role is Role.ACCELERATOR]
     return tuple((first, second) for first in accelerators for second in able if second.role is Role.CPU)
 
@@ -56,7 +57,7 @@ class PdGuard:
         """Units or configuration changed: what was judged before may not hold for them."""
         pairs = pairs_of(self._units.views())
         key = self._key(pairs)
-        if key == self._about:
+        if key == self._about or self._is_leaving():
             return
         self.settled = False
         self._wake.set()
@@ -64,6 +65,10 @@ class PdGuard:
             self._status = PdStatus(False, NO_PAIR)
         elif self._config().self_check:
             self._status = PdStatus(False, "self-check under way")
+
+    def _is_leaving(self) -> bool:
+        """Whether the units are those that were judged, some of them draining: their streams may still leave."""
+        return self.settled and self._key(pairs_of(self._units.views(), UnitState.DRAINING)) == self._about
 
     async def run(self) -> None:
         """Judge whenever the pairs change, and again after a while where that was not possible."""

@@ -19,6 +19,7 @@ from typing import Any, Dict, List, Mapping, Optional
 import aiohttp
 import yaml
 
+from syshaxd.cli.client import Client
 from syshaxd.monitor.statspage import Page, PageReader
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -113,6 +114,22 @@ class Daemon:
             data = await response.read()
             assert response.status == 200, data
             return json.loads(data)
+
+    def control(self, *parts: str) -> Any:
+        """A command over the control socket."""
+        return Client(str(self._folder / "control.sock"), START_S).post(*parts)
+
+    async def split_is_on(self) -> None:
+        """Waits until the daemon splits."""
+        until, body = time.monotonic() + START_S, {"model": MODEL, "prompt": "x", "max_tokens": 2}
+        while True:
+            async with self.http.post(
+                self.url + "/v1/completions", json=body, headers={"x-syshax-route": "accelerator>cpu"}
+            ) as response:
+                if response.status == 200:
+                    return
+            assert time.monotonic() < until, self.log
+            await asyncio.sleep(0.1)
 
     def unit_urls(self) -> Dict[str, str]:
         """Base URL by unit, of the last start."""

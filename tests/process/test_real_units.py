@@ -30,18 +30,17 @@ async def daemon(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Daem
         yield made
 
 
-def body_for(path: str, **more: Any) -> Dict[str, Any]:
-    question = "What is a glacier?"
+def body_for(path: str, question: str = "What is a glacier?", **more: Any) -> Dict[str, Any]:
     given: Dict[str, Any] = {"messages": [{"role": "user", "content": question}]} if "chat" in path else {}
     given = given or {"prompt": question}
     return {**given, "max_tokens": TOKENS, "min_tokens": TOKENS, "temperature": 0, "return_token_ids": True, **more}
 
 
-async def streamed(daemon: Daemon, path: str, strike_at: int, strike: Any) -> Tuple[List[int], str, int]:
+async def streamed(daemon: Daemon, path: str, strike_at: int, strike: Any, **more: Any) -> Tuple[List[int], str, int]:
     """Token ids, finish reason and number of roles; `strike` is called once so many tokens have come."""
     tokens: List[int] = []
     finish, roles = "", 0
-    body = body_for(path, stream=True)
+    body = body_for(path, stream=True, **more)
     async with daemon.http.post(daemon.url + path, json=body, headers={"x-syshax-route": "accelerator"}) as response:
         assert response.status == 200
         async for line in response.content:
@@ -94,3 +93,32 @@ async def test_the_stream_goes_on_and_the_unit_comes_back(daemon: Daemon, path: 
         await asyncio.sleep(0.05)
     await daemon.post(path, body_for(path, max_tokens=3, min_tokens=0), {"x-syshax-route": "accelerator"})
     assert (await daemon.metrics())['syshax_handoffs_total{kind="failover",result="ok"}'] >= 1
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions"])
+async def test_a_restart_gives_the_streams_away_with_their_kv(daemon: Daemon, path: str) -> None:
+    await daemon.split_is_on()
+    question = f"What does a river carry to {path}?"  # in no cache of the other unit
+    whole = await daemon.post(path, body_for(path, question), {"x-syshax-route": "accelerator"})
+    before, moves = await loaded(daemon, "cpu"), await drained(daemon)
+    orders: List[Any] = []
+
+    def restart() -> None:
+        orders.append(asyncio.ensure_future(asyncio.to_thread(daemon.control, "units", "gpu", "restart")))
+
+    tokens, finish, _ = await streamed(daemon, path, 40, restart, question=question)
+    assert (tokens, finish) == (whole["choices"][0]["token_ids"], "length")
+    await orders[0]
+    assert await drained(daemon) == moves + 1
+    assert await loaded(daemon, "cpu") - before >= 40
+
+
+async def drained(daemon: Daemon) -> float:
+    """Streams that have left a draining unit."""
+    return (await daemon.metrics()).get('syshax_handoffs_total{kind="drain",result="ok"}', 0)
+
+
+async def loaded(daemon: Daemon, unit: str) -> float:
+    """Tokens whose KV a unit took over."""
+    found = await daemon.unit_metrics(unit)
+    return sum(value for name, value in found.items() if 'source="external_kv_transfer"' in name)

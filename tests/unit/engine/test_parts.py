@@ -375,6 +375,24 @@ async def test_a_check_steps_aside_when_its_unit_goes() -> None:
     await asyncio.wait({task})
 
 
+async def test_a_unit_that_drains_may_still_give_its_streams_away() -> None:
+    units, check = Units(), Scripted(GOOD)
+    guard = PdGuard(units, check, lambda: MIXED)
+    task = asyncio.ensure_future(guard.run())
+    units.now = [GPU, CPU]
+    guard.changed()
+    await _turns()
+    units.now = [replace(GPU, state=UnitState.DRAINING), CPU]
+    guard.changed()
+    await _turns()
+    assert _state(guard) == (True, True)
+    units.now = [replace(GPU, state=UnitState.STOPPING), CPU]
+    guard.changed()
+    assert not guard.pd_status().enabled
+    task.cancel()
+    await asyncio.wait({task})
+
+
 async def test_a_check_that_is_not_possible_keeps_splits_off() -> None:
     error = UnitError("cpu", UnitErrorKind.STATUS, "HTTP 400: echo is not supported", status=400)
     units, check = Units(), Scripted(error)
