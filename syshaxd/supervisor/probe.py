@@ -5,15 +5,23 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from typing import Callable, NamedTuple, Optional
+from typing import Any, Callable, Mapping, NamedTuple, Optional, Sequence
 
 from syshaxd.errors import UnitError
+from syshaxd.model.unit import UnitKind
 from syshaxd.unitclient import ModelCard, Target, UnitClient
 
 POLL_FIRST, POLL_MOST = 0.05, 0.5  # seconds between two /health while it starts
 HEALTH_TIMEOUT = 2.0
 ACTIVITY_INTERVAL = 1.0
 WARM_TOKENS = 2  # one prefill, one decode step
+# vLLM compiles these parts at their first use (with --enforce-eager too), for half a minute on a small host, in which
+# no request goes on: so before it has any. A prompt of several tokens, since one and several rows are compiled apart.
+VLLM_WARM_UPS: Sequence[Mapping[str, Any]] = (
+    {"logprobs": 1},
+    {"prompt_logprobs": 1, "prompt": "The quick brown fox jumps over the lazy dog."},
+    {"temperature": 1.0},
+)
 
 
 class Activity(NamedTuple):
@@ -75,13 +83,19 @@ class Probe:
         names = ", ".join(card.id for card in cards) or "nothing"
         raise WrongModel(f"it serves {names}; the configuration expects {self.model or 'one model'}")
 
-    async def generation_error(self, timeout: float) -> Optional[str]:
-        """None where it generates."""
+    async def generation_error(self, timeout: float, more: Mapping[str, Any] = {}) -> Optional[str]:
+        """None where it generates, with `more` in the request."""
         try:
-            await self._client.generate_once(self._target, self.model, WARM_TOKENS, timeout)
+            await self._client.generate_once(self._target, self.model, WARM_TOKENS, timeout, more)
         except UnitError as err:
             return str(err)
         return None
+
+    async def warm_up_error(self, kind: UnitKind, timeout: float) -> Optional[str]:
+        """The same after everything that this kind of unit makes ready at its first use. It may refuse that."""
+        for more in VLLM_WARM_UPS if kind is UnitKind.VLLM else ():
+            await self.generation_error(timeout, more)
+        return await self.generation_error(timeout)
 
 
 class WrongModel(Exception):

@@ -309,7 +309,7 @@ class Unit:
         left = Deadline(start.began, config.start_timeout, config.start_timeout).left(self._tools.clock())
         try:
             card = await start.probe.card(config.health.timeout)
-            error = await start.probe.generation_error(max(left, config.health.canary_timeout))
+            error = await start.probe.warm_up_error(config.kind, max(left, config.health.canary_timeout))
         except (WrongModel, UnitError) as err:
             return self._report(What.BROKEN, epoch, str(err))
         start.max_model_len, start.granted = card.max_model_len, card.granted

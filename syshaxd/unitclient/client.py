@@ -126,9 +126,18 @@ class UnitClient:
         with _Reading(target, "/detokenize"):
             return str(message["prompt"])
 
-    async def generate_once(self, target: Target, model: str, max_tokens: int, timeout: float) -> Generated:
-        """A real generation, as canary and warm-up: `max_tokens` greedy tokens after "Hello"."""
-        body = {"model": model, "prompt": "Hello", "max_tokens": max_tokens, "temperature": 0, "ignore_eos": True}
+    async def generate_once(
+        self, target: Target, model: str, max_tokens: int, timeout: float, more: Mapping[str, Any] = {}
+    ) -> Generated:
+        """A real generation, as canary and warm-up: `max_tokens` greedy tokens after "Hello", unless `more` differs."""
+        body = {
+            "model": model,
+            "prompt": "Hello",
+            "max_tokens": max_tokens,
+            "temperature": 0,
+            "ignore_eos": True,
+            **more,
+        }
         message = await self.complete(target, Endpoint.COMPLETIONS, body, "canary", timeout)
         with _Reading(target, "a generation"):
             usage = parse_usage(message["usage"])
