@@ -85,11 +85,14 @@ summary:
 
 VLLM_VENV ?= .venv-vllm
 VLLM_VERSION ?= 0.32.0
-vllm-env:  ## stock vLLM for CPUs in its own environment, for test-vllm
+VLLM_OLD_VENV ?= .venv-vllm-old
+VLLM_OLD_VERSION ?= 0.27.1
+vllm-env:  ## stock vLLM for CPUs, newest and older, in environments of their own, for test-vllm
 	@tests/vllm/environment.sh $(VLLM_VERSION) $(VLLM_VENV)
+	@tests/vllm/environment.sh $(VLLM_OLD_VERSION) $(VLLM_OLD_VENV)
 
-test-vllm: $(TEST_STAMP) native  ## the plugin in a real vLLM (15 min)
-	@VLLM_VENV=$(VLLM_VENV) $(TIER) vllm -- $(PYTEST) -q tests/vllm
+test-vllm: $(TEST_STAMP) native $(if $(CI),vllm-env)  ## the plugin in real vLLM units under the daemon (15 min)
+	@VLLM_VENV=$(VLLM_VENV) VLLM_OLD_VENV=$(VLLM_OLD_VENV) $(TIER) vllm -- $(PYTEST) -q tests/vllm
 
 test-system: $(TEST_STAMP)  ## install, start, reload, upgrade under a real systemd; needs root (12 min)
 	@$(TIER) system -- $(PYTEST) -q tests/system

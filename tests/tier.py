@@ -35,13 +35,14 @@ class Tier:
     root: bool = False
 
 
+ENVIRONMENTS = ("VLLM_VENV", "VLLM_OLD_VENV")
 TIERS = {
     "check": Tier(3),
     "unit": Tier(1),
     "process": Tier(5),
     "kernels": Tier(8),
     "sysinfer": Tier(5),
-    "vllm": Tier(15, install="make vllm-env"),
+    "vllm": Tier(15, tuple(f"{os.environ.get(name, '-')}/bin/python" for name in ENVIRONMENTS), "make vllm-env"),
     "system": Tier(
         12,
         ("podman", "dockerd", "runc", "rpmbuild", "rpmlint", "createrepo_c", "mmdebstrap"),

@@ -19,7 +19,6 @@ from urllib.parse import urlsplit
 
 from syshaxd.monitor.statspage import OFFSET, decode
 
-
 T = TypeVar("T")
 ROOT = Path(__file__).resolve().parents[2]
 MODEL = "small"
@@ -54,6 +53,7 @@ class Daemon:
 
     process: "subprocess.Popen[bytes]"
     folder: Path
+    patience: float = 60.0  # seconds for an answer
     url: str = ""
     units: Dict[str, Dict[str, Any]] = field(default_factory=dict)
 
@@ -82,7 +82,7 @@ class Daemon:
     def ask(self, path: str, body: Any = None, headers: Mapping[str, str] = {}, base: str = "") -> "Answer":
         """GET, or POST of a body (bytes, or a value for JSON)."""
         place = urlsplit(base or self.url)
-        connection = http.client.HTTPConnection(place.netloc, timeout=60)
+        connection = http.client.HTTPConnection(place.netloc, timeout=self.patience)
         data = body if isinstance(body, (bytes, type(None))) else json.dumps({"model": MODEL, **body}).encode()
         typed = {"Content-Type": "application/json", **headers}
         try:
@@ -153,7 +153,7 @@ def choice_text(choice: Mapping[str, Any]) -> str:
 
 
 @contextlib.contextmanager
-def running(model: Path, config: str = CONFIG, start_timeout: float = 60.0) -> Iterator[Daemon]:
+def running(model: Path, config: str = CONFIG, start_timeout: float = 60.0, patience: float = 60.0) -> Iterator[Daemon]:
     """A daemon on that model, ended at the end, with everything it started."""
     with tempfile.TemporaryDirectory(prefix="syshax-") as name:
         folder = Path(name)
@@ -163,7 +163,7 @@ def running(model: Path, config: str = CONFIG, start_timeout: float = 60.0) -> I
         env = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'kernels/python'}", "PYTHONUNBUFFERED": "1"}
         with open(folder / "log", "wb") as out:
             process = subprocess.Popen(command, cwd=ROOT, stdout=out, stderr=subprocess.STDOUT, env=env)
-        daemon = Daemon(process, folder)
+        daemon = Daemon(process, folder, patience)
         try:
             wait_for("start", daemon.ready, start_timeout)
             yield daemon

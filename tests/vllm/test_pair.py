@@ -1,97 +1,28 @@
-"""Stock vLLM under the daemon: output does not depend on the route, KV moves, and what goes wrong is computed again.
-
-VLLM_VENV names an environment with vLLM (`make vllm-env`). One pair at a time; a start takes minutes on a small host.
-"""
+"""Stock vLLM under the daemon: output does not depend on the route, KV moves, and what goes wrong is computed again."""
 
 from __future__ import annotations
 
-import os
 import secrets
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
-from typing import Dict, Iterator, List, Tuple
+from typing import Any, Dict, List, Tuple
 
 import pytest
 
-from tests.fakes import daemon as house
 from tests.fakes.daemon import ROUTES, Daemon, wait_for
-from tests.vllm import twins
+from tests.vllm import pool
+from tests.vllm.pairs import Stream, complete, externals, failures, greedy, ids
 
-PYTHON = Path(os.environ.get("VLLM_VENV", ".venv-vllm"), "bin/python").absolute()
-pytestmark = [
-    pytest.mark.skipif(not PYTHON.exists(), reason="no environment with vLLM: run `make vllm-env`"),
-    pytest.mark.timeout(900),
-]
+pytestmark = pytest.mark.timeout(1200)
+BOTH_WAYS = ["vllm_to_vllm", "sysinfer_to_vllm", "vllm_to_sysinfer", "old_to_old"]
+EVERY = pytest.mark.parametrize("running_pair", BOTH_WAYS, indirect=True)
+VLLM_ONLY = pytest.mark.parametrize("running_pair", ["vllm_to_vllm", "old_to_old"], indirect=True)
 
-# Around the sizes of KV blocks (32) and handoff chunks (64), and longer than one step's share of prefill.
-LENGTHS = (1, 31, 32, 33, 63, 64, 65, 257, 1000, 1499)
-OUTPUT = 12
-SETTINGS = "dtype=float32", "enforce-eager", "max-num-seqs=16", "max-num-batched-tokens=256"
-VLLM = (
-    "{{kind: vllm, role: ROLE, python: PYTHON, model_path: FOLDER, max_model_len: 2048, block_size: BLOCK,"
-    " start_timeout: 10m, cpu: {{affinity: none, threads: 1}}, env: {{VLLM_CPU_KVCACHE_SPACE: '1'}},"
-    " extra_args: FLAGS}}"
-)
-SYSINFER = "{{kind: sysinfer, role: ROLE, cpu: {{affinity: none, threads: 1}}, extra_args: [--kv-dtype=f32]}}"
-PAIRS = {
-    "vllm_to_vllm": ("llama", (VLLM, 32), (VLLM, 64)),
-    "sysinfer_to_vllm": ("qwen2", (SYSINFER, 0), (VLLM, 32)),
-    "vllm_to_sysinfer": ("llama", (VLLM, 128), (SYSINFER, 0)),
-}
+COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
+# Around the sizes of KV blocks (32 to 128) and handoff chunks (64), and far longer than one step's share of prefill.
+LENGTHS = (1, 31, 32, 33, 63, 64, 65, 127, 128, 129, 257, 1000, 1499)
 
 
-def unit(kind: str, role: str, folder: Path, block: int) -> str:
-    """The YAML of one unit."""
-    flags = ", ".join(f"--{setting}" for setting in SETTINGS)
-    values = {"ROLE": role, "PYTHON": str(PYTHON), "FOLDER": str(folder), "BLOCK": str(block), "FLAGS": f"[{flags}]"}
-    for name, value in values.items():
-        kind = kind.replace(name, value)
-    return kind
-
-
-@pytest.fixture(scope="module", params=PAIRS)
-def daemon(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
-    """A daemon on one pair of units; the prefill unit comes first."""
-    arch, (first, first_block), (second, second_block) = PAIRS[request.param]
-    model = twins.write(tmp_path_factory.mktemp("model"), arch)
-    lines = [line for line in house.CONFIG.splitlines() if not line.startswith(("  gpu:", "  cpu:"))]
-    at = lines.index("units:") + 1
-    lines.insert(at, f"  gpu: {unit(first, 'accelerator', model.folder, first_block)}")
-    lines.insert(at + 1, f"  cpu: {unit(second, 'cpu', model.folder, second_block)}")
-    with house.running(model.gguf, "\n".join(lines) + "\n", 600) as running:
-        wait_for("a split", lambda: splits(running), 300)
-        yield running
-
-
-def splits(daemon: Daemon) -> bool:
-    """Whether the daemon has found that the pair may split."""
-    body = {"prompt": [5, 6, 7], "max_tokens": 2}
-    return daemon.ask("/v1/completions", body, {"x-syshax-route": ROUTES[2]}).status == 200
-
-
-def prompt(length: int, salt: int = 0) -> List[int]:
-    """Token ids; other lengths and salts begin otherwise, so that no prefix cache helps."""
-    return [4 + (7 * length + 101 * salt + 31 * i + i * i) % 250 for i in range(length)]
-
-
-GREEDY = {"max_tokens": OUTPUT, "temperature": 0, "ignore_eos": True, "return_token_ids": True}
-
-
-def complete(daemon: Daemon, length: int, route: str, salt: int = 0) -> Tuple[int, ...]:
-    """Greedy tokens after one prompt over one route. Random models make broken characters: text proves nothing."""
-    answer = daemon.ask("/v1/completions", {"prompt": prompt(length, salt), **GREEDY}, {"x-syshax-route": route})
-    assert answer.status == 200, answer.body
-    assert answer.headers["x-syshax-route"] == route
-    return tuple(answer.json["choices"][0]["token_ids"])
-
-
-def externals(daemon: Daemon) -> float:
-    """Prompt tokens that the decode unit took from the pool, whichever engine it is."""
-    samples = daemon.metrics("cpu")
-    wanted = ("tokens_by_source_total", '"external_kv_transfer"')
-    return sum(value for name, value in samples.items() if all(part in name for part in wanted))
-
-
+@EVERY
 def test_tokens_are_the_same_over_every_route(daemon: Daemon) -> None:
     for salt in (0, 1):
         before = externals(daemon)
@@ -102,30 +33,101 @@ def test_tokens_are_the_same_over_every_route(daemon: Daemon) -> None:
         assert externals(daemon) - before >= sum(LENGTHS) - len(LENGTHS)
 
 
+@EVERY
 def test_eight_at_once(daemon: Daemon) -> None:
     lengths = [100 + 37 * i for i in range(8)]
-    with ThreadPoolExecutor(8) as pool:
-        texts = [
-            [*pool.map(lambda n, route=route: complete(daemon, n, route, 2), lengths)] for route in reversed(ROUTES)
+    before = externals(daemon)
+    with ThreadPoolExecutor(8) as threads:
+        rows = [
+            [*threads.map(lambda n, route=route: complete(daemon, n, route, 2), lengths)] for route in reversed(ROUTES)
         ]
-    assert texts[0] == texts[1] == texts[2]
+    assert rows[0] == rows[1] == rows[2]
+    assert externals(daemon) - before >= sum(lengths) - 8
 
 
+@EVERY
 def test_a_warm_prefix_cache(daemon: Daemon) -> None:
     first = complete(daemon, 300, "accelerator>cpu", 3)
     assert first == complete(daemon, 300, "accelerator>cpu", 3) == complete(daemon, 300, "cpu", 3)
+    # Half of it is in the decode unit's cache, the other half comes by handoff.
+    before, half = externals(daemon), greedy(256, 5)["prompt"]
+    daemon.ask_unit("cpu", COMPLETIONS, {**greedy(256, 5), "prompt": half})
+    longer = {**greedy(256, 5), "prompt": half + greedy(200, 6)["prompt"]}
+    rows = [ids(daemon.ask(COMPLETIONS, longer, {"x-syshax-route": route})) for route in reversed(ROUTES)]
+    assert len(set(rows)) == 1
+    assert 200 - 1 <= externals(daemon) - before <= 200 + 128
 
 
-def test_a_missing_ticket_is_computed(daemon: Daemon) -> None:
-    body = {"prompt": prompt(200, 4), **GREEDY}
-    load: Dict[str, object] = {"ticket": secrets.token_hex(16), "pool": "gpu.pool", "generation": 0}
-    transfer = {"kv_transfer_params": {"syshax": {"load": load}}}
-    answer = daemon.ask_unit("cpu", "/v1/completions", {**body, **transfer})
-    assert tuple(answer.json["choices"][0]["token_ids"]) == complete(daemon, 200, "accelerator", 4)
-    failures = {name: value for name, value in daemon.metrics("cpu").items() if "load_failures_total" in name}
-    assert sum(failures.values()) >= 1, failures
+@EVERY
+def test_chat(daemon: Daemon) -> None:
+    body = {
+        **greedy(0),
+        "messages": [{"role": "user", "content": "Tell me of the sea, the sand, and the old harbour."}],
+    }
+    del body["prompt"]
+    before = externals(daemon)
+    rows = [ids(daemon.ask(CHAT, body, {"x-syshax-route": route})) for route in reversed(ROUTES)]
+    assert len(set(rows)) == 1
+    assert externals(daemon) > before
 
 
-def test_nothing_is_left_behind(daemon: Daemon) -> None:
-    wait_for("idle", daemon.idle, 30)
-    wait_for("empty pools", daemon.pools_empty, 60)
+def saved(daemon: Daemon, length: int, salt: int) -> Dict[str, Any]:
+    """Has the prefill unit save a prompt's KV; what the decode unit has to load."""
+    ticket = secrets.token_hex(16)
+    save = {"kv_transfer_params": {"syshax": {"save": ticket}}}
+    ids(daemon.ask_unit("gpu", COMPLETIONS, {**greedy(length, salt, 1), **save}))
+    return {"ticket": ticket, "pool": "gpu.pool", "generation": 0}
+
+
+def loaded(daemon: Daemon, length: int, salt: int, load: Dict[str, Any]) -> Tuple[int, ...]:
+    """Greedy tokens of the decode unit, which is to load that."""
+    wish = {"kv_transfer_params": {"syshax": {"load": load}}}
+    return ids(daemon.ask_unit("cpu", COMPLETIONS, {**greedy(length, salt), **wish}))
+
+
+@EVERY
+@pytest.mark.parametrize("changed", [{"ticket": "0" * 32}, {"pool": "none.pool"}, {"generation": 5}])
+def test_a_handoff_that_is_not_there_is_computed(daemon: Daemon, changed: Dict[str, Any]) -> None:
+    salt = 10 + len(str(changed))
+    before, counted = externals(daemon), failures(daemon)
+    load = saved(daemon, 200, salt)
+    tokens = loaded(daemon, 200, salt, {**load, **changed})
+    assert tokens == complete(daemon, 200, "accelerator", salt)
+    assert externals(daemon) == before
+    reason = "stale" if "generation" in changed else "missing"
+    assert failures(daemon) == {**counted, reason: counted.get(reason, 0) + 1}
+    loaded(daemon, 200, salt, load)  # so that the ticket need not wait for the end of its lease
+
+
+@EVERY
+def test_a_damaged_handoff_is_computed(daemon: Daemon) -> None:
+    before, counted, load = externals(daemon), sum(failures(daemon).values()), saved(daemon, 200, 8)
+    pool.spoil(daemon.folder / "pool" / "gpu.pool", str(load["ticket"]))
+    assert loaded(daemon, 200, 8, load) == complete(daemon, 200, "accelerator", 8)
+    assert externals(daemon) == before
+    assert sum(failures(daemon).values()) == counted + 1
+
+
+@EVERY
+def test_a_handoff_is_taken_once(daemon: Daemon) -> None:
+    """Whoever asks for the same ticket again computes."""
+    before, load = externals(daemon), saved(daemon, 200, 9)
+    rows = [loaded(daemon, 200, 9, load) for _ in range(2)]
+    assert rows[0] == rows[1] == complete(daemon, 200, "accelerator", 9)
+    assert externals(daemon) - before == 199
+
+
+@VLLM_ONLY
+def test_clients_that_leave_in_every_state_leave_nothing_behind(daemon: Daemon) -> None:
+    """Queued, in prefill, between the legs, while loading, in decode; over each route. The fixture looks for leaks."""
+    leaving: List[Tuple[Stream, int]] = []
+    for number, read in enumerate((0, 0, 0, 0, 1, 1, 2, 5, 20)):
+        for route in ROUTES:
+            body = greedy(40 if number % 2 else 900, 20 + number, 400)
+            leaving.append((Stream(daemon, COMPLETIONS, body, {"x-syshax-route": route}), read))
+    for stream, read in leaving:
+        if read:
+            stream.read(read)
+        stream.close()
+    wait_for("idle", daemon.idle, 120)
+    assert complete(daemon, 100, "accelerator>cpu", 30) == complete(daemon, 100, "cpu", 30)
