@@ -245,12 +245,12 @@ static const uint8_t golden_stats[84] = {
     1, 0, 0, 0, 2, 0, 0, 0, 3, 0, 0, 0, 4, 0, 0, 0, 5, 0, 0, 0, 6, 0, 0, 0,       /* running ... step_tokens */
     7, 0, 0, 0, 0, 0, 0, 0, 8, 0, 0, 0, 0, 0, 0, 0, 9, 0, 0, 0, 0, 0, 0, 0,       /* ... prompt_tokens */
     10, 0, 0, 0, 0, 0, 0, 0, 11, 0, 0, 0, 0, 0, 0, 0,                             /* generation_tokens, steps */
-    12, 0, 0, 0, 13, 0, 0, 0, 5, 0, 0, 0, 5, 0, 0, 0, 0, 0, 0, 0,                 /* ... reserved */
+    12, 0, 0, 0, 13, 0, 0, 0, 5, 0, 0, 0, 5, 0, 0, 0, 14, 0, 15, 0,               /* ... max_step_tokens */
 };
 
 static void check_golden_stats(sx_pool *owner, const char *path) {
-    sx_unit_stats stats = {sizeof stats, 0, 0, 0, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 0, 0, 0, 0};
-    sx_unit_stats back = {sizeof back, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0};
+    sx_unit_stats stats = {sizeof stats, 0, 0, 0, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 0, 0, 14, 15, 0};
+    sx_unit_stats back = {sizeof back, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0};
     expect_status(sx_pool_read_stats(owner, &back), SX_ENOTFOUND, "read_stats before the first write");
     expect_status(sx_pool_write_stats(owner, &stats), SX_OK, "write_stats");
     expect_status(sx_pool_read_stats(owner, &back), SX_OK, "read_stats");

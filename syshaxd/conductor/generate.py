@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from dataclasses import replace
+from datetime import datetime, timezone
 from typing import Dict, Optional
 
 from aiohttp import web
@@ -81,8 +82,10 @@ class Generation:
     async def _finish(self, stream: Stream, status: int) -> None:
         await self._runner.finish(stream, status)
         if self._runner.config.log.access:
-            request_id = stream.entry.info.request_id
-            self._log.info("request", request_id=request_id, status=status, **stream.summary())
+            entry, now = stream.entry, asyncio.get_running_loop().time()
+            arrived = datetime.fromtimestamp(time.time() - (now - entry.started), timezone.utc)
+            about = {"request_id": entry.info.request_id, "arrived": arrived.isoformat(timespec="milliseconds")}
+            self._log.info("request", **about, status=status, **stream.summary())
 
 
 def _headers(stream: Stream, head: Head) -> Dict[str, str]:

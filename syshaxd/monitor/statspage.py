@@ -15,7 +15,7 @@ from syshaxd.model.snapshot import UnitLoad
 
 OFFSET = 4096
 FORMAT = 1
-_LAYOUT = struct.Struct("<IIQQQ6IQ4Q6I")
+_LAYOUT = struct.Struct("<IIQQQ6IQ4Q4I2HI")
 _CHECKED = _LAYOUT.size - 4
 _RETRIES = 8
 _GEOMETRY = struct.Struct("<16s4I")  # magic, format, size; layers, kv heads, head size, wire type
@@ -46,7 +46,8 @@ class Page(NamedTuple):
     kv_tokens: int
     pool_chunks_free: int
     pool_chunks_total: int
-    reserved: int
+    max_num_seqs: int
+    max_step_tokens: int
     crc: int
 
     @property
@@ -74,6 +75,8 @@ class Page(NamedTuple):
             steps=self.steps,
             pool_free=self.pool_chunks_free / self.pool_chunks_total if known_pool else None,
             generation=self.generation,
+            max_num_seqs=self.max_num_seqs or None,
+            max_step_tokens=self.max_step_tokens or None,
         )
 
 

@@ -124,6 +124,7 @@ class Accounts:
         return {
             "route": self.route,
             "reason": None if self._reason is None else f"{self._reason.code}: {self._reason.text}",
+            "tier": entry.info.tier.value,
             "prompt_tokens": entry.prompt_tokens,
             "output_tokens": output_tokens,
             "ttft_ms": None if entry.first_token is None else round((entry.first_token - self._arrived) * 1e3, 1),

@@ -9,7 +9,7 @@ from typing import Dict, Iterable, Mapping, Optional, Tuple
 from syshaxd.model.snapshot import InFlight, Snapshot, UnitLoad, UnitSnapshot
 
 from .lengths import LengthLog
-from .outlook import Handoff, Knowledge, UnitTraits
+from .outlook import Handoff, Knowledge
 from .steptime import TRUSTED_SAMPLES, StepFit, StepModel, StepSample
 
 PREFILL_MEMORY = 10.0  # seconds
@@ -30,13 +30,11 @@ class Learner:
         self._moving: Dict[str, float] = {}
         self._lengths = LengthLog()
         self._handoff = Handoff()
-        self._traits: Dict[str, UnitTraits] = {}
 
     def knowledge(self) -> Knowledge:
         """Everything learned so far."""
         return Knowledge(
             {name: fit.model for name, fit in self._fits.items()},
-            dict(self._traits),
             self._lengths.lengths,
             dict(self._prefill_rate),
             self._handoff,
@@ -52,10 +50,6 @@ class Learner:
         fit = self._fits[unit] = StepFit()
         if taken:  # often enough to be trusted: each is a median of several steps
             fit.seed(taken * math.ceil(2 * TRUSTED_SAMPLES / len(taken)))
-
-    def describe(self, unit: str, traits: UnitTraits) -> None:
-        """Facts of a unit that no load carries."""
-        self._traits[unit] = traits
 
     def look(self, snapshot: Snapshot) -> None:
         """Takes one snapshot into account; the same one twice changes nothing but the fading of rates."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Mapping, Optional
 
 from syshaxd.model.request import RequestInfo, Tier
-from syshaxd.model.snapshot import InFlight, Snapshot, UnitSnapshot
+from syshaxd.model.snapshot import InFlight, Snapshot, UnitLoad, UnitSnapshot
 
 from .lengths import Lengths
 from .steptime import StepModel
@@ -53,10 +53,18 @@ class PredictivePolicy:
 
 @dataclass(frozen=True)
 class UnitTraits:
-    """Facts of a unit that its load does not carry. Tokens."""
+    """What a unit can take at once: sequences, and tokens a step. Defaults: vLLM's, for a unit that does not tell."""
 
     max_num_seqs: int = 256
     prefill_chunk: int = 2048
+
+
+def traits_of(load: Optional[UnitLoad]) -> UnitTraits:
+    """As the unit's stats page tells them."""
+    default = UnitTraits()
+    if load is None:
+        return default
+    return UnitTraits(load.max_num_seqs or default.max_num_seqs, load.max_step_tokens or default.prefill_chunk)
 
 
 @dataclass(frozen=True)
@@ -76,7 +84,6 @@ class Knowledge:
     """Everything learned so far, as a value. Scheduler is the only writer; replaced whole."""
 
     models: Mapping[str, StepModel] = field(default_factory=dict)
-    traits: Mapping[str, UnitTraits] = field(default_factory=dict)
     lengths: Lengths = Lengths()
     prefill_rate: Mapping[str, float] = field(default_factory=dict)  # tokens/s, 10 s memory
     handoff: Handoff = Handoff()
@@ -115,7 +122,7 @@ def side_of(unit: UnitSnapshot, knowledge: Knowledge) -> Side:
     return Side(
         unit=unit,
         model=model,
-        traits=knowledge.traits.get(name, UnitTraits()),
+        traits=traits_of(unit.load),
         decoding=unit.in_flight - unit.queued + unit.arriving,
         queued=unit.queued,
         queued_tokens=unit.queued_prompt_tokens,

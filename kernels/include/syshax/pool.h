@@ -125,7 +125,8 @@ typedef struct sx_unit_stats {
     uint32_t waiting_prompt_tokens;/* of waiting requests, not yet computed */
     uint32_t kv_tokens;            /* tokens held by running requests */
     uint32_t pool_chunks_free, pool_chunks_total;
-    uint32_t reserved;
+    uint16_t max_num_seqs;         /* running requests at most; 0: not told */
+    uint16_t max_step_tokens;      /* tokens of the next step at most, 65535 for more; 0: not told */
     uint32_t crc;
 } sx_unit_stats;
 /* Fills in size, format, sequence, generation, time_ns, pool_chunks_* and crc itself. */

@@ -173,6 +173,7 @@ class Outbox(_Handle):
     def write_stats(self, stats: UnitStats) -> None:
         """Rewrites the stats page; sequence, generation, time and pool numbers are filled in."""
         values = {f.name: getattr(stats, f.name) for f in fields(stats)}
+        values.update({name: min(values[name], 0xFFFF) for name in ("max_num_seqs", "max_step_tokens")})
         self.call("sx_pool_write_stats", ctypes.byref(StatsStruct(**values)))
 
     def _find(self, ticket_id: bytes) -> Tuple[int, TicketState]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from ctypes import POINTER, c_char_p, c_int32, c_uint8, c_uint32, c_uint64, c_void_p
+from ctypes import POINTER, c_char_p, c_int32, c_uint8, c_uint16, c_uint32, c_uint64, c_void_p
 from typing import Any, ClassVar, List
 
 from syshax_kernels.library import Prototypes
@@ -93,7 +93,8 @@ class StatsStruct(SizedStruct):
         ("kv_tokens", c_uint32),
         ("pool_chunks_free", c_uint32),
         ("pool_chunks_total", c_uint32),
-        ("reserved", c_uint32),
+        ("max_num_seqs", c_uint16),
+        ("max_step_tokens", c_uint16),
         ("crc", c_uint32),
     ]
 

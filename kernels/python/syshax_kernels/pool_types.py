@@ -75,6 +75,8 @@ class UnitStats:
     steps: int = 0
     waiting_prompt_tokens: int = 0
     kv_tokens: int = 0
+    max_num_seqs: int = 0  # 0: not told; the page holds 16 bits of it, and of the next
+    max_step_tokens: int = 0
 
     sequence: int = 0
     generation: int = 0

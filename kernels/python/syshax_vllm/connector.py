@@ -42,7 +42,8 @@ class SyshaxConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
         self._worker: WorkerSide | None = None
         self._failed_blocks: set[int] = set()
         self._counts = Counts()
-        self._pages = Pages(vllm_config.cache_config.block_size)
+        limits = vllm_config.scheduler_config
+        self._pages = Pages(vllm_config.cache_config.block_size, limits.max_num_seqs, limits.max_num_batched_tokens)
         if pool is None:
             log.warning("no handoff from this unit: SYSHAX_POOL_DIR is not set")
         elif role == KVConnectorRole.SCHEDULER:

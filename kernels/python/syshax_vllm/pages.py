@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from typing import Any
 
 from syshax_kernels.pool_types import UnitStats
@@ -11,13 +12,14 @@ from syshax_kernels.pool_types import UnitStats
 class Pages:
     """Makes the stats page of each step."""
 
-    def __init__(self, block_size: int) -> None:
-        self._block_size = block_size
+    def __init__(self, block_size: int, max_num_seqs: int, max_step_tokens: int) -> None:
+        self._block_size, self._max_num_seqs, self._max_step_tokens = block_size, max_num_seqs, max_step_tokens
         self._blocks: Any = None  # vLLM's block pool
         self._waiting: dict[str, int] = {}  # tokens that are still to be computed
         self._running: set[str] = set()
         self._kv_tokens = self._preemptions = self._prompt_tokens = self._generation_tokens = self._steps = 0
-        self._begun = self._step_ns = 0
+        self._begun: deque[tuple[int, int]] = deque(maxlen=4)  # tokens and begin of steps under way, oldest first
+        self._step_tokens = self._step_ns = self._over = 0
 
     def bind(self, block_pool: Any) -> None:
         self._blocks = block_pool
@@ -46,22 +48,26 @@ class Pages:
         self._waiting.pop(request.request_id, None)
 
     def step_over(self) -> None:
-        """The workers have reported: the step that page() began has run."""
-        if self._begun:
-            self._step_ns, self._begun = time.perf_counter_ns() - self._begun, 0
+        """The workers have reported: the oldest step that page() began has run. Scheduled ahead, it began to run only
+        when the one before it was over."""
+        if not self._begun:
+            return
+        tokens, begun = self._begun.popleft()
+        now = time.perf_counter_ns()
+        self._step_tokens, self._step_ns, self._over = tokens, now - max(begun, self._over), now
+        self._steps += 1
 
     def page(self, output: Any) -> UnitStats:
-        """The page at the begin of a step; `step_ns` is the last whole step's."""
-        tokens = output.total_num_scheduled_tokens
-        if tokens:
-            self._steps += 1
-            self._begun = time.perf_counter_ns()
+        """The page at the begin of a step; `step_tokens`, `step_ns` and `steps` are the last whole step's."""
+        if output.total_num_scheduled_tokens:
+            self._begun.append((output.total_num_scheduled_tokens, time.perf_counter_ns()))
         total = self._blocks.num_gpu_blocks if self._blocks is not None else 0
         free = self._blocks.get_num_free_blocks() if self._blocks is not None else 0
         return UnitStats(
             running=len(self._running), waiting=len(self._waiting), kv_blocks_used=max(0, total - 1 - free),
-            kv_blocks_total=total, kv_block_size=self._block_size, step_tokens=tokens, step_ns=self._step_ns,
+            kv_blocks_total=total, kv_block_size=self._block_size, step_tokens=self._step_tokens, step_ns=self._step_ns,
             preemptions=self._preemptions, prompt_tokens=self._prompt_tokens,
             generation_tokens=self._generation_tokens, steps=self._steps,
             waiting_prompt_tokens=sum(self._waiting.values()), kv_tokens=self._kv_tokens,
+            max_num_seqs=self._max_num_seqs, max_step_tokens=self._max_step_tokens,
         )  # fmt: skip

@@ -254,6 +254,16 @@ class EngineCore:
             stats.overhead_ns += stats.step_ns - in_model
             self._pace.observe(stats.step_tokens, stats.step_ns / 1e9)
 
+    @property
+    def max_num_seqs(self) -> int:
+        """Running sequences at most."""
+        return self._scheduler.config.max_num_seqs
+
+    @property
+    def max_step_tokens(self) -> int:
+        """Tokens that the next step may have."""
+        return max(self._pace.budget, self.max_num_seqs)
+
     def queue_sizes(self) -> Tuple[int, int]:
         """Context tokens of waiting sequences not computed yet, and tokens in the KV cache of running ones."""
         waiting = sum(len(s.tokens) for s in self._scheduler.waiting) + sum(len(s.tokens) for s in self._arriving)

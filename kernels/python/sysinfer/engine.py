@@ -135,6 +135,7 @@ class EngineThread:
                 kv_blocks_total=stats.blocks_total, kv_block_size=self._block_size, step_tokens=stats.step_tokens,
                 step_ns=stats.step_ns, preemptions=stats.preemptions, prompt_tokens=stats.prompt_tokens,
                 generation_tokens=stats.generation_tokens, steps=stats.steps,
-                waiting_prompt_tokens=waiting_tokens, kv_tokens=kv_tokens,
+                waiting_prompt_tokens=waiting_tokens, kv_tokens=kv_tokens, max_num_seqs=core.max_num_seqs,
+                max_step_tokens=core.max_step_tokens,
             )
         )  # fmt: skip

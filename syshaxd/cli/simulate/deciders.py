@@ -15,7 +15,7 @@ from syshaxd.model.snapshot import InFlight, Snapshot, UnitLoad, UnitSnapshot
 from syshaxd.model.unit import BackendKind, Role, UnitKind, UnitState, UnitView
 from syshaxd.scheduler.lengths import LengthLog
 from syshaxd.scheduler.moving import choose_moves
-from syshaxd.scheduler.outlook import Handoff, Knowledge, Limits, PredictivePolicy, UnitTraits, limits_of
+from syshaxd.scheduler.outlook import Handoff, Knowledge, Limits, PredictivePolicy, limits_of
 from syshaxd.scheduler.predictive import Memory, decide, keep_split
 from syshaxd.scheduler.steptime import StepFit, StepSample
 
@@ -45,7 +45,10 @@ def _unit_snapshot(world: World, unit: Unit) -> UnitSnapshot:
     queued = len(unit.waiting) + len(unit.prefilling)
     left = unit.waiting_tokens + sum(request.prefill_left for request in unit.prefilling)
     done = sum(request.need - request.prefill_left for request in unit.prefilling)
-    load = UnitLoad(world.now, "page", kv_total=unit.law.capacity)
+    law = unit.law
+    load = UnitLoad(
+        world.now, "page", kv_total=law.capacity, max_num_seqs=law.max_num_seqs, max_step_tokens=law.prefill_chunk
+    )
     return UnitSnapshot(
         VIEWS[unit.law.name],
         load,
@@ -157,8 +160,7 @@ class Predictive(AcceleratorOnly):
         self._fits = {ACCELERATOR: StepFit(), CPU: StepFit()}
         self._lengths, self._rate, self._rate_at, self._steps = LengthLog(), 0.0, 0.0, 0
         handoff = Handoff(host.handoff, host.model.kv_bytes / host.link)
-        traits = {law.name: UnitTraits(law.max_num_seqs, law.prefill_chunk) for law in (host.accelerator, host.cpu)}
-        self._knowledge = Knowledge(traits=traits, handoff=handoff)
+        self._knowledge = Knowledge(handoff=handoff)
         self.predictions: dict[int, tuple[float, float]] = {}
         for law in (host.accelerator, host.cpu):
             self._fits[law.name].seed(

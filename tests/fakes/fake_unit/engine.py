@@ -194,5 +194,7 @@ class Engine:
             "kv_tokens": sum(s.computed for s in self.running),
             "pool_chunks_free": 100,
             "pool_chunks_total": 100,
+            "max_num_seqs": self.law.max_num_seqs,
+            "max_step_tokens": self.law.chunk,
         }
         self.outbox.write_stats(fields)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Mapping, Optional, Sequence
 
 STATS_OFFSET = 4096
-STATS = struct.Struct("<IIQQQIIIIIIQQQQQIIIII")  # sx_unit_stats without its crc
+STATS = struct.Struct("<IIQQQIIIIIIQQQQQIIIIHH")  # sx_unit_stats without its crc
 LEASE = 30.0  # seconds an unconsumed ticket lives
 
 
@@ -110,9 +110,7 @@ class Outbox:
         if self._folder is None:
             return
         self.sequence += 1
-        page = STATS.pack(
-            120, 1, self.sequence, self.generation, time.monotonic_ns(), *stats.values(), 0
-        )  # fields in the struct's order, then `reserved`
+        page = STATS.pack(120, 1, self.sequence, self.generation, time.monotonic_ns(), *stats.values())
         with open(self._folder / self._name, "r+b") as file:
             file.seek(STATS_OFFSET)
             file.write(page + struct.pack("<I", zlib.crc32(page)))

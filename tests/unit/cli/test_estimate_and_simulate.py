@@ -6,9 +6,10 @@ import json
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from syshaxd.cli import main
 from syshaxd.cli.bench.openai import Outcome
 from syshaxd.cli.bench.serve import Run, summary, table
 from syshaxd.cli.estimate import estimate
@@ -90,7 +91,8 @@ def test_the_report_ends_with_what_the_cpus_bring() -> None:
     [
         ("a.csv", "t_s,input,output\n0,1,1\n1,x,1\n", ":3: expected the columns"),
         ("a.csv", "t_s,input,output\n0,1,1\n", "expected at least 2 requests, found 1"),
-        ("a.jsonl", '{"time": 1, "prompt_tokens": 3}\n', ":1: expected a JSON object"),
+        ("a.jsonl", '{"time": 1, "prompt_tokens": 3}\n{broken\n', r"expected at least 2 requests \(log lines"),
+        ("a.log", "", "found 0"),
     ],
 )
 def test_a_broken_trace_is_named(tmp_path: Path, name: str, text: str, said: str) -> None:
@@ -104,7 +106,58 @@ def test_an_access_log_is_a_trace(tmp_path: Path) -> None:
     path = tmp_path / "access.jsonl"
     rows = [{"time": 5.0 + i, "prompt_tokens": 10 + i, "completion_tokens": 3} for i in range(3)]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    assert read_trace(path) == [(5.0, 10, 3), (6.0, 11, 3), (7.0, 12, 3)]
+    assert read_trace(path) == [(5.0, 10, 3, None), (6.0, 11, 3, None), (7.0, 12, 3, None)]
+
+
+LINE = "13:00:{s:02} conductor: request request_id=r{s} arrived=2026-11-21T13:00:0{a}.250+00:00 status={status} "
+LINE += (
+    'route=accelerator reason="accelerator_fits: gpu is free" tier={tier} prompt_tokens=12 output_tokens={out} ms=9\n'
+)
+
+
+def test_a_log_is_read_in_the_order_of_arrival_and_broken_lines_are_counted(tmp_path: Path) -> None:
+    path, said = tmp_path / "syshax.log", []
+    served = [
+        LINE.format(s=9, a=4, status=200, tier="flex", out=5),
+        LINE.format(s=9, a=2, status=200, tier="default", out=7),
+    ]
+    refused = LINE.format(s=3, a=3, status=429, tier="default", out=0)
+    journal = {"SYSHAX_ARRIVED": "2026-11-21T13:00:03+00:00", "SYSHAX_PROMPT_TOKENS": "8", "SYSHAX_OUTPUT_TOKENS": "2"}
+    broken = [
+        "13:00:01 engine: ready\n",
+        "{half a line\n",
+        '{"time": Infinity, "prompt_tokens": 1, "output_tokens": 1}\n',
+    ]
+    broken += [served[0][:100] + "\n", served[0].replace("2026", "0000"), "\x00\xff garbage prompt_tokens=-3\n", "\n"]
+    path.write_text("".join([*served, refused, json.dumps(journal) + "\n", *broken]))
+    rows = read_trace(path, said.append)
+    assert [(row.prompt, row.output, row.tier) for row in rows] == [
+        (12, 7, Tier.DEFAULT),
+        (8, 2, None),
+        (12, 5, Tier.FLEX),
+    ]
+    assert [row.at - rows[0].at for row in rows] == [0.0, 0.75, 2.0]
+    assert said == ["7 lines of the log are no request that was served, 3 are"]
+    assert [arrival.at for arrival in arrivals(rows, Demand(None, 9))] == [0.0, 0.75, 2.0]
+
+
+@given(st.text(), st.sampled_from(["a.log", "a.csv"]))
+@settings(max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_any_text_is_a_trace_or_an_error(tmp_path: Path, text: str, name: str) -> None:
+    path = tmp_path / name
+    path.write_text(text, encoding="utf-8", errors="replace")
+    try:
+        assert len(read_trace(path)) >= 2
+    except TraceError:
+        pass
+
+
+@pytest.mark.parametrize(
+    "option", ["--rate=0", "--rate=-1", "--rate=nan", "--requests=1", "--clients=0", "--flex-share=2"]
+)
+def test_absurd_options_of_simulate_are_named(capsys: pytest.CaptureFixture[str], option: str) -> None:
+    assert main(["simulate", str(TRACES / "azure_conv.csv"), option]) == 2
+    assert option.split("=")[0] in capsys.readouterr().err
 
 
 def test_the_bench_table_has_the_lines_that_scripts_read() -> None:

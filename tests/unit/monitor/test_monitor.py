@@ -47,7 +47,7 @@ class World:
         return PdStatus(False, "because")
 
     def write(self, **fields: int) -> None:
-        empty = Page(*(0,) * 22)._replace(size=120, format=1, time_ns=time.monotonic_ns())
+        empty = Page(*(0,) * 23)._replace(size=120, format=1, time_ns=time.monotonic_ns())
         page = encode(empty._replace(**fields))
         self.pool.write_bytes(bytes(OFFSET) + page + bytes(OFFSET - len(page)))
 

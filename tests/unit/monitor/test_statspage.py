@@ -17,7 +17,7 @@ PAGE = Page(
     size=120, format=1, sequence=7, generation=3, time_ns=5_000_000_000, running=2, waiting=1, kv_blocks_used=10,
     kv_blocks_total=40, kv_block_size=16, step_tokens=64, step_ns=20_000_000, preemptions=4, prompt_tokens=1000,
     generation_tokens=50, steps=60, waiting_prompt_tokens=300, kv_tokens=150, pool_chunks_free=30,
-    pool_chunks_total=40, reserved=0, crc=0,
+    pool_chunks_total=40, max_num_seqs=128, max_step_tokens=512, crc=0,
 )  # fmt: skip
 
 
@@ -25,7 +25,7 @@ def test_fields_are_those_of_the_header() -> None:
     text = HEADER.read_text(encoding="utf-8")
     body = text[text.index("typedef struct sx_unit_stats {") : text.index("} sx_unit_stats;")]
     names = []
-    for line in re.findall(r"^\s+uint(?:32|64)_t ([^;]+);", body, re.MULTILINE):
+    for line in re.findall(r"^\s+uint(?:16|32|64)_t ([^;]+);", body, re.MULTILINE):
         names += [name.strip() for name in line.split(",")]
     assert tuple(names) == Page._fields
     offset = re.search(r"SX_POOL_STATS_OFFSET (\d+)u", text)
@@ -39,11 +39,17 @@ def test_load_in_tokens_and_seconds() -> None:
     assert (load.at, load.source, load.running, load.waiting) == (5.0, "page", 2, 1)
     assert (load.kv_used, load.kv_total, load.kv_usage) == (160, 640, 0.25)
     assert (load.step_tokens, load.step_seconds, load.pool_free, load.generation) == (64, 0.02, 0.75, 3)
+    assert (load.max_num_seqs, load.max_step_tokens) == (128, 512)
 
 
 def test_a_unit_without_cache_has_no_usage() -> None:
     load = PAGE._replace(kv_blocks_total=0, pool_chunks_total=0).load()
     assert load.kv_usage is None and load.pool_free is None
+
+
+def test_limits_that_a_unit_does_not_tell_are_unknown() -> None:
+    load = PAGE._replace(max_num_seqs=0, max_step_tokens=0).load()
+    assert load.max_num_seqs is None and load.max_step_tokens is None
 
 
 @given(at=st.integers(0, 119), bit=st.integers(0, 7))
