@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Optional
 
 
@@ -47,3 +47,10 @@ class RequestInfo:
     slo_tpot: Optional[float] = None
     first_token_stays: Optional[str] = None  # reason why only k = 0 is allowed; None: k = 1 is
     stays: Optional[str] = None  # reason why it must not move at all; None: it may
+
+
+def left_of(info: RequestInfo, waited: float) -> RequestInfo:
+    """The request after `waited` seconds in a queue: its own TTFT limit, where it has one, is that much shorter."""
+    if info.slo_ttft is None:
+        return info
+    return replace(info, slo_ttft=max(1e-3, info.slo_ttft - waited))

@@ -30,6 +30,7 @@ class UnitLoad:
     pool_free: Optional[float] = None  # 0..1 of the outbox's chunks
     generation: Optional[int] = None  # of the outbox
     kv_token_bytes: Optional[int] = None  # of one token's KV in the outbox
+    kv_tokens: Optional[int] = None  # of running requests, a shared prefix as often as they share it
     max_num_seqs: Optional[int] = None
     max_step_tokens: Optional[int] = None  # budget of one step: decodes and prefill chunks
 

@@ -75,6 +75,7 @@ class Page(NamedTuple):
             steps=self.steps,
             pool_free=self.pool_chunks_free / self.pool_chunks_total if known_pool else None,
             generation=self.generation,
+            kv_tokens=self.kv_tokens,
             max_num_seqs=self.max_num_seqs or None,
             max_step_tokens=self.max_step_tokens or None,
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, Dict, List, Optional, Tuple
 
 from syshaxd.errors import UnitError
@@ -60,6 +61,10 @@ class Accounts:
         self._sides.clear()
         self._handoff = None
         self._reason, self._expected, self._planned_at = reason, expected, now
+
+    def stays(self) -> None:
+        """A split that is not carried out: what was predicted of its decode holds no more."""
+        self._expected = replace(self._expected, tpot=None)
 
     def tokens(self, now: float) -> None:
         """Tokens were committed."""

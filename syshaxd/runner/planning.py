@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Dict, FrozenSet, Optional
 
 from syshaxd.model.plan import Plan, Queue, Refuse, Split, Whole
-from syshaxd.model.request import RequestInfo
+from syshaxd.model.request import RequestInfo, left_of
 from syshaxd.scheduler import Failed
 
 from .request import RequestError, milliseconds
@@ -27,6 +27,7 @@ class Planner:
         self._info = info
         self._timeline = timeline
         self._loop = asyncio.get_running_loop()
+        self._arrived = self._loop.time()
         self._failed: Dict[Failed, float] = {}
 
     def note_failure(self, unit: str, epoch: int) -> None:
@@ -84,7 +85,8 @@ class Planner:
         snapshot = self._services.snapshots.snapshot()
         if queued:
             snapshot = replace(snapshot, queued=max(0, snapshot.queued - 1))
-        plan = self._services.scheduler.decide(self._info, snapshot, self._excluded())
+        info = left_of(self._info, self._loop.time() - self._arrived) if queued else self._info
+        plan = self._services.scheduler.decide(info, snapshot, self._excluded())
         if not (queued and isinstance(plan, Queue)):
             self._services.metrics.decided(type(plan).__name__.lower(), plan.reason.code)
         if isinstance(plan, Refuse):

@@ -376,6 +376,7 @@ class Stream:
             raise UnitError(step.then, UnitErrorKind.GONE, "stopped before the handoff")
         if not services.scheduler.keep_split(info, unit.name, self._entry.prompt_tokens, services.snapshots.snapshot()):
             services.metrics.decided("stay", "split_late")
+            self.accounts.stays()
             self._timeline.add(self._loop.time(), "kept", unit=step.unit.name, why=f"{unit.name} would be late")
             return replace(self._step_on(step.unit, step.reason, ""), load=step.save)
         return replace(self._step_on(unit, step.reason, "split"), load=step.save)

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import math
+from collections import deque
 from dataclasses import replace
-from typing import Dict, Iterable, Mapping, Optional, Tuple
+from typing import Deque, Dict, Iterable, Mapping, Optional, Tuple
 
 from syshaxd.model.snapshot import InFlight, Snapshot, UnitLoad, UnitSnapshot
 
 from .lengths import LengthLog
-from .outlook import Handoff, Knowledge
+from .outlook import Drift, Handoff, Knowledge
 from .steptime import TRUSTED_SAMPLES, StepFit, StepModel, StepSample
 
 PREFILL_MEMORY = 10.0  # seconds
 HANDOFF_WEIGHT = 0.1
-
-UnitKey = Tuple[str, int]  # name and epoch: a unit started anew is measured anew, from what was known of it
+HANDOFF_MEMORY = 600.0  # seconds after which the cost of a handoff is what it was at first: another try is due
+HANDOFF_OUTLIER = 4.0  # times the expected gap; a stuck handoff counts no more than that
+DRIFT_LOOKS = 8  # different figures of a unit that must agree, so that a request on its way is no drift
+HANDOFF_LEAST = 0.005  # seconds
+ROUNDING = 32  # KV tokens that a request may hold beyond its own, for the last block
 
 
 class Learner:
@@ -23,21 +27,29 @@ class Learner:
 
     def __init__(self) -> None:
         self._fits: Dict[str, StepFit] = {}
-        self._last_step: Dict[UnitKey, int] = {}
-        self._last_prompt: Dict[UnitKey, Tuple[float, int]] = {}
-        self._prefill_rate: Dict[str, float] = {}
+        # By name; epochs beside: a unit started anew is measured anew, from what was known of it.
+        self._last_step: Dict[str, Tuple[int, int]] = {}
+        self._last_prompt: Dict[str, Tuple[int, float, int]] = {}
+        self._prefill_rate: Dict[str, Tuple[float, float]] = {}  # at, tokens/s
+        self._drift: Dict[str, Drifts] = {}
         self._running: Dict[str, int] = {}
         self._moving: Dict[str, float] = {}
         self._lengths = LengthLog()
         self._handoff = Handoff()
+        self._looked = 0.0
 
-    def knowledge(self) -> Knowledge:
-        """Everything learned so far."""
+    def knowledge(self, now: float) -> Knowledge:
+        """Everything learned so far, at that monotonic second."""
+        rates = {
+            name: rate * math.exp(-max(0.0, now - at) / PREFILL_MEMORY)
+            for name, (at, rate) in self._prefill_rate.items()
+        }
         return Knowledge(
             {name: fit.model for name, fit in self._fits.items()},
             self._lengths.lengths,
-            dict(self._prefill_rate),
+            rates,
             self._handoff,
+            {name: drifts.drift() for name, drifts in self._drift.items()},
         )
 
     def models(self) -> Mapping[str, StepModel]:
@@ -57,24 +69,30 @@ class Learner:
             if unit.load is not None and unit.view.ready:
                 self._look_at(unit, unit.load)
         self._look_at_requests(snapshot)
+        faded = min(1.0, max(0.0, snapshot.at - self._looked) / HANDOFF_MEMORY)
+        self._looked = snapshot.at
+        fixed = self._handoff.fixed + faded * (Handoff().fixed - self._handoff.fixed)
+        self._handoff = replace(self._handoff, fixed=fixed)
 
     def _look_at(self, unit: UnitSnapshot, load: UnitLoad) -> None:
-        key = (unit.view.name, unit.view.epoch)
+        name, epoch = unit.view.name, unit.view.epoch
         sample = step_sample(load)
-        if sample is not None and load.steps is not None and self._last_step.get(key) != load.steps:
-            self._last_step[key] = load.steps
-            self._fits.setdefault(unit.view.name, StepFit()).add(sample)
+        if sample is not None and load.steps is not None and self._last_step.get(name) != (epoch, load.steps):
+            self._last_step[name] = (epoch, load.steps)
+            self._fits.setdefault(name, StepFit()).add(sample)
         if load.prompt_tokens is not None:
-            self._note_prefill(key, load.at, load.prompt_tokens)
+            self._note_prefill(name, epoch, load.at, load.prompt_tokens)
+        self._drift.setdefault(name, Drifts()).look(unit, load)
 
-    def _note_prefill(self, key: UnitKey, at: float, total: int) -> None:
-        before = self._last_prompt.get(key)
-        self._last_prompt[key] = (at, total)
-        if before is None or at <= before[0]:
+    def _note_prefill(self, name: str, epoch: int, at: float, total: int) -> None:
+        before = self._last_prompt.get(name)
+        self._last_prompt[name] = (epoch, at, total)
+        if before is None or before[0] != epoch or at <= before[1]:
             return
-        fading = math.exp(-(at - before[0]) / PREFILL_MEMORY)
-        rate = max(0, total - before[1]) / (at - before[0])
-        self._prefill_rate[key[0]] = self._prefill_rate.get(key[0], 0.0) * fading + rate * (1.0 - fading)
+        passed = at - before[1]
+        fading = math.exp(-passed / PREFILL_MEMORY)
+        rate = max(0, total - before[2]) / passed
+        self._prefill_rate[name] = (at, self._prefill_rate.get(name, (at, 0.0))[1] * fading + rate * (1.0 - fading))
 
     def _look_at_requests(self, snapshot: Snapshot) -> None:
         present = {entry.info.request_id: entry for entry in snapshot.in_flight}
@@ -95,9 +113,36 @@ class Learner:
         began = self._moving.pop(request_id, None)
         if began is not None:
             context = entry.prompt_tokens + entry.output_tokens
-            fixed = max(0.0, at - began - self._handoff.per_token * context)
-            gap = self._handoff.fixed + HANDOFF_WEIGHT * (fixed - self._handoff.fixed)
-            self._handoff = replace(self._handoff, fixed=gap)
+            gap = min(at - began, HANDOFF_OUTLIER * self._handoff.seconds(context))
+            fixed = max(0.0, gap - self._handoff.per_token * context)
+            weighed = self._handoff.fixed + HANDOFF_WEIGHT * (fixed - self._handoff.fixed)
+            self._handoff = replace(self._handoff, fixed=max(HANDOFF_LEAST, weighed))
+
+
+class Drifts:
+    """The last figures of one unit beside the daemon's counters. One owner."""
+
+    def __init__(self) -> None:
+        self._at = 0.0
+        self._seen: Deque[Tuple[int, int, int]] = deque(maxlen=DRIFT_LOOKS)
+
+    def look(self, unit: UnitSnapshot, load: UnitLoad) -> None:
+        """Takes a new figure into account; one seen before changes nothing."""
+        if load.at == self._at or load.running is None or load.kv_used is None:
+            return
+        self._at = load.at
+        seqs = load.running + (load.waiting or 0) - unit.in_flight
+        decoding = unit.in_flight_tokens - unit.queued_prompt_tokens
+        beyond = load.kv_used - unit.in_flight_tokens - ROUNDING * (unit.in_flight + 1)
+        self._seen.append((seqs, beyond, load.kv_used - decoding))
+
+    def drift(self) -> Drift:
+        """Only what all of them agree on."""
+        if len(self._seen) < DRIFT_LOOKS:
+            return Drift()
+        seqs, beyond = (max(0, min(column)) for column in list(zip(*self._seen))[:2])
+        shared = max(seen[2] for seen in self._seen)
+        return Drift(seqs, beyond if beyond > 0 else min(0, shared))
 
 
 def step_sample(load: UnitLoad) -> Optional[StepSample]:
@@ -112,4 +157,5 @@ def step_sample(load: UnitLoad) -> Optional[StepSample]:
     else:
         decoding = max(0, load.running - 1)
         prefill = load.step_tokens - decoding
-    return StepSample(decoding, prefill, load.kv_used or 0, load.step_seconds)
+    kv_tokens = load.kv_tokens if load.kv_tokens is not None else load.kv_used or 0
+    return StepSample(decoding, prefill, kv_tokens, load.step_seconds)

@@ -69,7 +69,7 @@ def _move_out(
     if snapshot.at - memory.last_out < policy.move_out_pause:
         return None
     for side in accelerators:
-        fill = (side.kv + side.queued_tokens) / side.capacity
+        fill = (side.held + side.queued_tokens) / side.capacity
         if fill <= policy.move_out_at:
             continue
         for cpu in sorted((c for c in cpus if c.unit.arriving < 2), key=lambda c: c.step(1)):

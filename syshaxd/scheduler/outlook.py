@@ -50,6 +50,12 @@ class PredictivePolicy:
     queue_timeout: float = 30.0
     max_queue: int = 256
 
+    @property
+    def tpot_safety(self) -> float:
+        """Share of a TPOT limit that may be filled on an accelerator: a third of the margin is enough there, because
+        the mean over a request's life swings less than the moment it is predicted from."""
+        return 1.0 - (1.0 - self.safety) / 3.0
+
 
 @dataclass(frozen=True)
 class UnitTraits:
@@ -80,6 +86,15 @@ class Handoff:
 
 
 @dataclass(frozen=True)
+class Drift:
+    """What a unit's own figures have shown beyond the daemon's counters for some time: requests that others sent, and
+    KV tokens held for them, or (below 0) saved because requests share a prefix."""
+
+    seqs: int = 0
+    kv: int = 0
+
+
+@dataclass(frozen=True)
 class Knowledge:
     """Everything learned so far, as a value. Scheduler is the only writer; replaced whole."""
 
@@ -87,6 +102,7 @@ class Knowledge:
     lengths: Lengths = Lengths()
     prefill_rate: Mapping[str, float] = field(default_factory=dict)  # tokens/s, 10 s memory
     handoff: Handoff = Handoff()
+    drift: Mapping[str, Drift] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -99,7 +115,8 @@ class Side:
     decoding: int
     queued: int
     queued_tokens: int
-    kv: int  # tokens of decoding requests, arriving ones included
+    kv: int  # tokens of decoding requests, arriving ones included: what a step reads
+    held: int  # KV tokens that these occupy
     capacity: float  # KV tokens
     prefill_share: float  # of its time, 0..0.9
 
@@ -114,28 +131,39 @@ class Side:
 
 
 def side_of(unit: UnitSnapshot, knowledge: Knowledge) -> Side:
-    """The unit's load from the daemon's own counters; the stats page only says how much it can hold."""
+    """The unit's load from the daemon's own counters, corrected by what the unit itself has told for some time."""
     name = unit.view.name
     model = knowledge.models.get(name, StepModel(0.02, 0.0, 0.0, 0.0))
     total = unit.load.kv_total if unit.load is not None else None
-    share = min(0.9, knowledge.prefill_rate.get(name, 0.0) * model.per_prefill)
+    traits = traits_of(unit.load)
+    drift = knowledge.drift.get(name, Drift())
+    decoding = unit.in_flight - unit.queued + unit.arriving + drift.seqs
+    kv = max(0, unit.in_flight_tokens - unit.queued_prompt_tokens) + unit.arriving_tokens
+    share = min(0.9, knowledge.prefill_rate.get(name, 0.0) * _prefill_cost(model, traits, decoding, kv))
     return Side(
         unit=unit,
         model=model,
-        traits=traits_of(unit.load),
-        decoding=unit.in_flight - unit.queued + unit.arriving,
+        traits=traits,
+        decoding=decoding,
         queued=unit.queued,
         queued_tokens=unit.queued_prompt_tokens,
-        kv=max(0, unit.in_flight_tokens - unit.queued_prompt_tokens) + unit.arriving_tokens,
+        kv=kv + max(0, drift.kv),
+        held=max(0, kv + drift.kv),
         capacity=float(total) if total else UNBOUNDED,
         prefill_share=share,
     )
 
 
+def _prefill_cost(model: StepModel, traits: UnitTraits, decoding: int, kv: int) -> float:
+    """Seconds that a prompt token adds to steps that decode anyway."""
+    chunk = max(1, traits.prefill_chunk - decoding)
+    return (model.seconds(decoding, chunk, kv) - model.seconds(decoding, 0, kv)) / chunk
+
+
 def reserve(side: Side, extra: float, lengths: Lengths, growth: float) -> float:
     """Share of the KV capacity that is, or will soon be, needed with `extra` tokens more."""
     residents = side.decoding + side.queued
-    return (side.kv + side.queued_tokens + extra + growth * residents * lengths.residual) / side.capacity
+    return (side.held + side.queued_tokens + extra + growth * residents * lengths.residual) / side.capacity
 
 
 def predicted_ttft(side: Side, prompt: int, knowledge: Knowledge, policy: PredictivePolicy) -> float:
@@ -159,7 +187,7 @@ def own_prefill(side: Side, prompt: int) -> float:
 
 def _kv_wait(side: Side, prompt: int, lengths: Lengths, policy: PredictivePolicy) -> float:
     growth = 0.5 * policy.growth * (side.decoding + side.queued) * lengths.residual
-    over = side.kv + side.queued_tokens + prompt + growth - policy.full_at * side.capacity
+    over = side.held + side.queued_tokens + prompt + growth - policy.full_at * side.capacity
     if over <= 0 or not side.decoding:
         return 0.0
     at_end = side.kv / side.decoding * 1.15  # KV that a finishing request gives back
@@ -224,7 +252,7 @@ def cpu_keeps_promises(
     """Whether the newcomer and every resident of the CPU unit stay within their own limits."""
     if cpu.decoding + cpu.queued >= cpu.traits.max_num_seqs:
         return False
-    if cpu.kv + cpu.queued_tokens + who.context + who.remaining > policy.full_at * cpu.capacity:
+    if cpu.held + cpu.queued_tokens + who.context + who.remaining > policy.full_at * cpu.capacity:
         return False
     if cpu_mean_tpot(cpu, who, knowledge) > policy.safety * who.tpot:
         return False

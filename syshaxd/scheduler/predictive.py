@@ -5,8 +5,8 @@ Pure: `decide(info, snapshot, knowledge, memory, policy)` returns the plan and t
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import Optional
+from dataclasses import dataclass, field, replace
+from typing import Mapping, Optional
 
 from syshaxd.model.plan import Plan, Prediction, Queue, Reason, Refuse, Split, Whole
 from syshaxd.model.request import RequestInfo, Route, Tier
@@ -32,6 +32,7 @@ from .outlook import (
 
 ARRIVAL_WEIGHT = 0.01
 PROTECTED_SHARE = 0.02
+RETRY_LEAST, RETRY_MOST = 0.1, 60.0  # seconds
 
 
 @dataclass(frozen=True)
@@ -39,8 +40,7 @@ class Memory:
     """What a decision remembers of the ones before: hysteresis and the tightest class of recent arrivals."""
 
     offloading: bool = False
-    tightest: float = 1e9  # TPOT limit, seconds
-    tightest_share: float = 0.0  # of recent arrivals
+    shares: Mapping[Tier, float] = field(default_factory=dict)  # of each tier in recent arrivals
     last_out: float = -1e9
     last_back: float = -1e9
 
@@ -58,8 +58,8 @@ class Outlook:
     """One request against one accelerator unit."""
 
     side: Side
-    limits: Limits
-    tpot_limit: float  # tightened by tier protection
+    limits: Limits  # the request's own
+    house: Limits  # of its tier, tightened by tier protection: a client's hint must not change what others get
     ttft: float
     own: float  # the part of ttft that is the request's own prefill
     tpot: float
@@ -68,7 +68,17 @@ class Outlook:
     @property
     def pressure(self) -> float:
         """1.0: something is at its limit. The request's own prefill is no pressure: no other unit would shorten it."""
-        return max(self.reserved, (self.ttft - self.own) / self.limits.ttft, self.tpot / self.tpot_limit)
+        return max(self.reserved, (self.ttft - self.own) / self.house.ttft, self.tpot / self.house.tpot)
+
+    @property
+    def ttft_limit(self) -> float:
+        """The tighter one of the request's own and its tier's, seconds: who has time waits in the daemon's queue."""
+        return min(self.limits.ttft, self.house.ttft)
+
+    @property
+    def tpot_limit(self) -> float:
+        """The tighter one of the request's own and the protected one, seconds."""
+        return min(self.limits.tpot, self.house.tpot)
 
     @property
     def prediction(self) -> Prediction:
@@ -76,28 +86,29 @@ class Outlook:
         return Prediction(self.ttft, self.tpot)
 
 
-def remember_arrival(memory: Memory, tpot_limit: float) -> Memory:
-    """Tracks the tightest class that holds at least 2 % of recent arrivals."""
-    if tpot_limit <= memory.tightest:
-        share = memory.tightest_share + ARRIVAL_WEIGHT * (1 - memory.tightest_share)
-        memory = replace(memory, tightest=tpot_limit, tightest_share=share)
-    else:
-        memory = replace(memory, tightest_share=memory.tightest_share * (1 - ARRIVAL_WEIGHT))
-    if memory.tightest_share < PROTECTED_SHARE and tpot_limit > memory.tightest:
-        memory = replace(memory, tightest=tpot_limit, tightest_share=ARRIVAL_WEIGHT)
-    return memory
+def remember_arrival(memory: Memory, tier: Tier) -> Memory:
+    """Follows what share of recent arrivals each tier has."""
+    shares = {known: share * (1 - ARRIVAL_WEIGHT) for known, share in memory.shares.items()}
+    shares[tier] = shares.get(tier, 0.0) + ARRIVAL_WEIGHT
+    return replace(memory, shares=shares)
+
+
+def house_limits(tier: Tier, memory: Memory, policy: PredictivePolicy) -> Limits:
+    """The tier's limits, its TPOT no longer than that of the tightest tier with at least 2 % of recent arrivals."""
+    own = policy.limits.get(tier, Limits())
+    present = (known for known, share in memory.shares.items() if share >= PROTECTED_SHARE)
+    return Limits(own.ttft, min([own.tpot, *(policy.limits.get(known, Limits()).tpot for known in present)]))
 
 
 def decide(
     info: RequestInfo, snapshot: Snapshot, knowledge: Knowledge, memory: Memory, policy: PredictivePolicy
 ) -> Decision:
-    """Where a new request goes. Expects that forced routes were handled before (`syshaxd.scheduler`)."""
+    """Where a new request goes. Forced routes, and snapshots without a READY accelerator, are Scheduler's to handle."""
     limits = limits_of(info, policy)
-    memory = remember_arrival(memory, limits.tpot)
+    memory = remember_arrival(memory, info.tier)
+    house = house_limits(info.tier, memory, policy)
     accelerators = snapshot.ready(Role.ACCELERATOR)
-    if not accelerators:
-        return Decision(_cpu_only(info, snapshot, knowledge, policy), memory)
-    outlooks = [_outlook(side_of(unit, knowledge), info, limits, memory, knowledge, policy) for unit in accelerators]
+    outlooks = [_outlook(side_of(unit, knowledge), info, limits, house, knowledge, policy) for unit in accelerators]
     best = min(outlooks, key=lambda o: o.pressure)
     threshold = policy.offload_below if memory.offloading else policy.offload_above
     memory = replace(memory, offloading=best.pressure > threshold)
@@ -105,12 +116,12 @@ def decide(
 
 
 def _outlook(
-    side: Side, info: RequestInfo, limits: Limits, memory: Memory, knowledge: Knowledge, policy: PredictivePolicy
+    side: Side, info: RequestInfo, limits: Limits, house: Limits, knowledge: Knowledge, policy: PredictivePolicy
 ) -> Outlook:
     return Outlook(
         side=side,
         limits=limits,
-        tpot_limit=min(limits.tpot, memory.tightest),
+        house=house,
         ttft=predicted_ttft(side, info.prompt_tokens, knowledge, policy),
         own=own_prefill(side, info.prompt_tokens),
         tpot=predicted_tpot(side, info.prompt_tokens),
@@ -121,14 +132,14 @@ def _outlook(
 def _place(
     info: RequestInfo, seen: Outlook, snapshot: Snapshot, knowledge: Knowledge, memory: Memory, policy: PredictivePolicy
 ) -> Plan:
-    if seen.ttft > policy.safety * seen.limits.ttft and not _serve_late(info, seen, policy):
-        return _turn_away(info, snapshot, seen, policy, "ttft", seen.ttft - policy.safety * seen.limits.ttft)
-    fits = seen.tpot <= policy.safety * seen.tpot_limit and seen.reserved <= 1.0
+    if seen.ttft > policy.safety * seen.ttft_limit and not _serve_late(info, seen, policy):
+        return _turn_away(info, snapshot, seen, policy, "ttft", seen.ttft - policy.safety * seen.ttft_limit)
+    fits = seen.tpot <= policy.tpot_safety * seen.tpot_limit and seen.reserved <= 1.0
     if memory.offloading or not fits:
         split = _split(info, seen, snapshot, knowledge, policy)
         if split is not None:
             return split
-    if fits or (seen.tpot <= policy.safety * seen.tpot_limit and seen.reserved <= 1.15):
+    if fits or (seen.tpot <= policy.tpot_safety * seen.tpot_limit and seen.reserved <= 1.15):
         return Whole(seen.side.name, Route.ACCELERATOR, _fits_reason(seen), seen.prediction)
     return _turn_away(info, snapshot, seen, policy, "tpot" if seen.reserved <= 1.15 else "kv", _drain_seconds(seen))
 
@@ -144,7 +155,7 @@ def _serve_late(info: RequestInfo, seen: Outlook, policy: PredictivePolicy) -> b
     """A prompt too long to be on time even alone is served late while nobody waits."""
     if not policy.serve_late:
         return False
-    limit = seen.limits.ttft
+    limit = seen.ttft_limit
     alone = seen.own > 0.6 * policy.safety * limit and seen.ttft - seen.own <= 0.15 * limit
     return alone and seen.reserved <= policy.offload_above
 
@@ -188,26 +199,13 @@ def _turn_away(
     info: RequestInfo, snapshot: Snapshot, seen: Outlook, policy: PredictivePolicy, what: str, wait: float
 ) -> Plan:
     text = (
-        f"predicted on {seen.side.name}: TTFT {seen.ttft:.2f} s of {seen.limits.ttft:g} s, "
+        f"predicted on {seen.side.name}: TTFT {seen.ttft:.2f} s of {seen.ttft_limit:g} s, "
         f"TPOT {seen.tpot * 1e3:.0f} ms of {seen.tpot_limit * 1e3:.0f} ms, KV {seen.reserved:.0%}"
     )
-    if info.tier is Tier.FLEX and snapshot.queued < policy.max_queue:
+    patient = info.tier is Tier.FLEX or seen.limits.ttft > seen.house.ttft
+    if patient and snapshot.queued < policy.max_queue:
         return Queue(Reason(f"queue_{what}", text), policy.queue_timeout)
-    return Refuse(Reason(f"refuse_{what}", text), 429, max(0.1, wait))
-
-
-def _cpu_only(info: RequestInfo, snapshot: Snapshot, knowledge: Knowledge, policy: PredictivePolicy) -> Plan:
-    """No accelerator unit is READY: the CPU units serve whole requests, within the room they have."""
-    cpus = [side_of(unit, knowledge) for unit in snapshot.ready(Role.CPU)]
-    if not cpus:
-        return Refuse(Reason("no_unit", "no unit is ready"), 503, 5.0)
-    best = min(cpus, key=lambda side: predicted_ttft(side, info.prompt_tokens, knowledge, policy))
-    reserved = reserve(best, info.prompt_tokens, knowledge.lengths, policy.growth)
-    if best.decoding + best.queued < best.traits.max_num_seqs and reserved <= 1.15:
-        return Whole(best.name, Route.CPU, Reason("accelerator_down", "no accelerator unit is ready"))
-    held = f"{best.decoding + best.queued} requests, KV {reserved:.0%}"
-    text = f"no accelerator unit is ready and {best.name} is full ({held})"
-    return Refuse(Reason("refuse_cpu_full", text), 429, max(0.5, best.step() * 50))
+    return Refuse(Reason(f"refuse_{what}", text), 429, min(max(RETRY_LEAST, wait), RETRY_MOST))
 
 
 def keep_split(

@@ -49,7 +49,7 @@ class Scheduler:
         usable = _usable(info, snapshot, self._policy, failed)
         if info.route is not None or not self._predicts(usable):
             return threshold.decide(info, snapshot, self._policy, failed)
-        decision = predictive.decide(info, usable, self._learner.knowledge(), self._memory, self._predictive)
+        decision = predictive.decide(info, usable, self._learner.knowledge(snapshot.at), self._memory, self._predictive)
         self._memory = decision.memory
         return decision.plan
 
@@ -57,7 +57,9 @@ class Scheduler:
         """Asked at the first token of a split: does the CPU unit still keep every promise?"""
         if info.route is not None or not self._predicts(snapshot):
             return True
-        return predictive.keep_split(info, decode, prompt_tokens, snapshot, self._learner.knowledge(), self._predictive)
+        return predictive.keep_split(
+            info, decode, prompt_tokens, snapshot, self._learner.knowledge(snapshot.at), self._predictive
+        )
 
     def rescue(self, info: RequestInfo, snapshot: Snapshot, failed: FrozenSet[Failed]) -> Optional[Whole]:
         """Where a running request goes on after its unit failed; None: nowhere at the moment."""
@@ -71,7 +73,7 @@ class Scheduler:
         drains = pressure.drains(snapshot, self._policy)
         if drains or not self._policy.pd.enabled:
             return drains
-        chosen = choose_moves(snapshot, self._learner.knowledge(), self._memory, self._predictive)
+        chosen = choose_moves(snapshot, self._learner.knowledge(snapshot.at), self._memory, self._predictive)
         self._memory = chosen.memory
         return chosen.moves
 

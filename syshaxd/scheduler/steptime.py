@@ -1,20 +1,22 @@
-"""How long one engine step of a unit takes: a four-coefficient model fitted online.
+"""How long one engine step of a unit takes: a five-coefficient model fitted online.
 
-t(b, c, K) = base + per_seq*b + per_prefill*c + per_kv*K/1000 seconds for b decoding sequences that hold K KV tokens
-together with c prefill tokens. The form follows the roofline of a decoder (weights read once, KV read per token);
-the fit is exponentially forgotten least squares with non-negative coefficients.
+t(b, c, K) = base + per_seq*b + per_prefill*c + per_kv*K/1000 + per_crowd*max(0, b + c - KNEE) seconds for b decoding
+sequences that hold K KV tokens together with c prefill tokens. The form follows the roofline of a decoder: weights are
+read once, whatever the first tokens, compute counts from a knee on, KV is read per token. The fit is exponentially
+forgotten least squares with non-negative coefficients.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Iterable, Optional, Sequence
 
 FORGETTING = 0.998
 SOLVE_EVERY = 25
 OUTLIER_RATIO = 4.0
 TRUSTED_SAMPLES = 50
-DIMENSIONS = 4
+DIMENSIONS = 5
+KNEE = 128  # tokens of a step up to which accelerators wait for the weights, about
 
 
 @dataclass(frozen=True)
@@ -27,12 +29,13 @@ class StepModel:
     per_kv: float
     samples: int = 0
     error: float = 1.0  # smoothed relative error of one-step predictions
+    per_crowd: float = 0.0  # a token beyond KNEE
 
     def seconds(self, decoding: float, prefill_tokens: float, kv_tokens: float) -> float:
         """Duration of one step."""
-        return (
-            self.base + self.per_seq * decoding + self.per_prefill * prefill_tokens + self.per_kv * kv_tokens / 1000.0
-        )
+        crowd = max(0.0, decoding + prefill_tokens - KNEE)
+        linear = self.base + self.per_seq * decoding + self.per_prefill * prefill_tokens
+        return linear + self.per_kv * kv_tokens / 1000.0 + self.per_crowd * crowd
 
     @property
     def trusted(self) -> bool:
@@ -81,7 +84,8 @@ class StepFit:
         """Takes one step into account. Lone outliers (a page fault, a suspended machine) count little; a run of
         surprises means that the machine has changed, and then they count in full."""
         seconds = self._tempered(sample)
-        row = (1.0, float(sample.decoding), float(sample.prefill_tokens), sample.kv_tokens / 1000.0)
+        crowd = max(0.0, float(sample.decoding + sample.prefill_tokens - KNEE))
+        row = (1.0, float(sample.decoding), float(sample.prefill_tokens), sample.kv_tokens / 1000.0, crowd)
         for i in range(DIMENSIONS):
             self._scale[i] = max(self._scale[i], abs(row[i]))
             for j in range(DIMENSIONS):
@@ -116,7 +120,7 @@ class StepFit:
         weight = max(0.02, 1.0 / (1 + self.model.samples))
         error = self.model.error + weight * (relative - self.model.error)
         m = self.model
-        self.model = StepModel(m.base, m.per_seq, m.per_prefill, m.per_kv, m.samples + 1, error)
+        self.model = replace(m, samples=m.samples + 1, error=error)
 
     def _refit(self) -> None:
         self._since_solve = 0
@@ -129,9 +133,9 @@ class StepFit:
                 weights = [0.0] * DIMENSIONS
                 for index, value in zip(active, found):
                     weights[index] = value
-                base, per_seq, per_prefill, per_kv = weights
+                base, per_seq, per_prefill, per_kv, per_crowd = weights
                 m = self.model
-                self.model = StepModel(base, per_seq, per_prefill, per_kv, m.samples, m.error)
+                self.model = StepModel(base, per_seq, per_prefill, per_kv, m.samples, m.error, per_crowd)
                 return
             # Non-negative by active set: drop the most negative coefficient, relative to what it weighs.
             active.remove(min(zip(active, found), key=lambda pair: pair[1] * self._scale[pair[0]])[0])

@@ -10,12 +10,12 @@ from time import perf_counter
 from typing import Callable, Mapping, Optional, Sequence
 
 from syshaxd.model.plan import Move, Plan, Reason, Refuse, Split, Whole
-from syshaxd.model.request import Endpoint, RequestInfo, Route
+from syshaxd.model.request import Endpoint, RequestInfo, Route, left_of
 from syshaxd.model.snapshot import InFlight, Snapshot, UnitLoad, UnitSnapshot
 from syshaxd.model.unit import BackendKind, Role, UnitKind, UnitState, UnitView
 from syshaxd.scheduler.lengths import LengthLog
 from syshaxd.scheduler.moving import choose_moves
-from syshaxd.scheduler.outlook import Handoff, Knowledge, Limits, PredictivePolicy, limits_of
+from syshaxd.scheduler.outlook import Handoff, Knowledge, Limits, PredictivePolicy
 from syshaxd.scheduler.predictive import Memory, decide, keep_split
 from syshaxd.scheduler.steptime import StepFit, StepSample
 
@@ -43,8 +43,7 @@ def snapshot_of(world: World, only: Optional[str] = None) -> Snapshot:
 
 def _unit_snapshot(world: World, unit: Unit) -> UnitSnapshot:
     queued = len(unit.waiting) + len(unit.prefilling)
-    left = unit.waiting_tokens + sum(request.prefill_left for request in unit.prefilling)
-    done = sum(request.need - request.prefill_left for request in unit.prefilling)
+    prompts = unit.waiting_tokens + sum(request.need for request in unit.prefilling)  # whole: all the daemon knows
     law = unit.law
     load = UnitLoad(
         world.now, "page", kv_total=law.capacity, max_num_seqs=law.max_num_seqs, max_step_tokens=law.prefill_chunk
@@ -53,9 +52,9 @@ def _unit_snapshot(world: World, unit: Unit) -> UnitSnapshot:
         VIEWS[unit.law.name],
         load,
         in_flight=len(unit.running) + queued,
-        in_flight_tokens=unit.kv_running + left + done,
+        in_flight_tokens=unit.kv_running + prompts,
         queued=queued,
-        queued_prompt_tokens=left,
+        queued_prompt_tokens=prompts,
         arriving=unit.arriving,
         arriving_tokens=unit.arriving_tokens,
     )
@@ -75,6 +74,14 @@ def _entry(unit: Unit, request: Request) -> InFlight:
     )
 
 
+def _info(world: World, request: Request) -> RequestInfo:
+    """As the Runner asks again for a request that waits: with what is left of its own TTFT limit."""
+    info = request.info
+    if info.slo_ttft is None or request.queued_since is None:
+        return info
+    return left_of(info, world.now - request.queued_since)
+
+
 class AcceleratorOnly:
     """Everything on the accelerator, no admission control. Base of the other baselines."""
 
@@ -86,11 +93,7 @@ class AcceleratorOnly:
         """As planned."""
         return True
 
-    def too_late(self, world: World, request: Request) -> bool:
-        """Never."""
-        return False
-
-    def moves(self, world: World, urgent: bool) -> Sequence[Move]:
+    def moves(self, world: World) -> Sequence[Move]:
         """None."""
         return ()
 
@@ -161,7 +164,7 @@ class Predictive(AcceleratorOnly):
         self._lengths, self._rate, self._rate_at, self._steps = LengthLog(), 0.0, 0.0, 0
         handoff = Handoff(host.handoff, host.model.kv_bytes / host.link)
         self._knowledge = Knowledge(handoff=handoff)
-        self.predictions: dict[int, tuple[float, float]] = {}
+        self.predictions: dict[int, tuple[float, float, Optional[float]]] = {}  # seconds: when, TTFT from then on, TPOT
         for law in (host.accelerator, host.cpu):
             self._fits[law.name].seed(
                 self._profile(law.seconds, law.prefill_chunk, law is host.accelerator, calibration)
@@ -189,11 +192,13 @@ class Predictive(AcceleratorOnly):
 
     def arrive(self, world: World, request: Request) -> Plan:
         """The daemon's decision."""
-        decision = decide(request.info, snapshot_of(world, CPU), self._learned(world.now), self._memory, self._policy)
+        decision = decide(
+            _info(world, request), snapshot_of(world, CPU), self._learned(world.now), self._memory, self._policy
+        )
         self._memory = decision.memory
         plan = decision.plan
         if isinstance(plan, (Whole, Split)) and plan.prediction.ttft is not None and plan.prediction.tpot is not None:
-            self.predictions[request.number] = (plan.prediction.ttft, plan.prediction.tpot)
+            self.predictions[request.number] = (world.now, plan.prediction.ttft, plan.prediction.tpot)
         return plan
 
     def time_of_decision(self, snapshot: Snapshot, prompt: int, rounds: int) -> float:
@@ -207,24 +212,19 @@ class Predictive(AcceleratorOnly):
         return median(spent)
 
     def keep_split(self, world: World, request: Request) -> bool:
-        """Asked again at the first token."""
+        """Asked again at the first token; a request that stays has no prediction of its TPOT any more."""
         snapshot, knowledge = snapshot_of(world, CPU), self._learned(world.now)
-        return keep_split(request.info, CPU, request.arrival.prompt, snapshot, knowledge, self._policy)
+        kept = keep_split(request.info, CPU, request.arrival.prompt, snapshot, knowledge, self._policy)
+        if not kept and request.number in self.predictions:
+            self.predictions[request.number] = (*self.predictions[request.number][:2], None)
+        return kept
 
-    def too_late(self, world: World, request: Request) -> bool:
-        """No prefill for an answer that is already late."""
-        limit = limits_of(request.info, self._policy).ttft
-        own = self._fits[ACCELERATOR].model.per_prefill * request.arrival.prompt
-        return own <= 0.6 * self._policy.safety * limit and world.now - request.arrival.at > limit
-
-    def moves(self, world: World, urgent: bool) -> Sequence[Move]:
+    def moves(self, world: World) -> Sequence[Move]:
         """The daemon's victims and returns."""
         unit = world.accelerator
         pressed = unit.kv + unit.waiting_tokens > self._policy.move_out_at * unit.law.capacity
         if not pressed and not world.cpu.running:
             return ()
-        if urgent:
-            self._memory = replace(self._memory, last_out=-1e9)
         chosen = choose_moves(snapshot_of(world), self._learned(world.now), self._memory, self._policy)
         self._memory = chosen.memory
         return chosen.moves

@@ -63,8 +63,9 @@ def _kept(request: Request, policy: PredictivePolicy) -> bool:
     return not request.refused and ttft(request) <= limits.ttft and tpot(request) <= limits.tpot
 
 
-def _error(pairs: Sequence[tuple[float, float]]) -> Optional[float]:
-    return percentile([abs(seen - said) / seen for said, seen in pairs if seen > 0], 0.5) if pairs else None
+def _error(pairs: Sequence[tuple[Optional[float], float]]) -> Optional[float]:
+    errors = [abs(seen - said) / seen for said, seen in pairs if said is not None and seen > 0]
+    return percentile(errors, 0.5) if errors else None
 
 
 def score(name: str, world: World, policy: PredictivePolicy) -> Score:
@@ -90,8 +91,8 @@ def score(name: str, world: World, policy: PredictivePolicy) -> Score:
         splits=world.count["split"],
         moves_out=world.count["moved_to_cpu"],
         moves_back=world.count["moved_to_accelerator"],
-        ttft_error=_error([(said[r.number][0], ttft(r)) for r in first_try]),
-        tpot_error=_error([(said[r.number][1], tpot(r)) for r in first_try if r.arrival.output > 1]),
+        ttft_error=_error([(said[r.number][1], (r.first_token or 0.0) - said[r.number][0]) for r in first_try]),
+        tpot_error=_error([(said[r.number][2], tpot(r)) for r in first_try if r.arrival.output > 1]),
     )
 
 

@@ -12,11 +12,12 @@ import itertools
 import math
 import random
 from collections import Counter, deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Callable, Optional, Protocol, Sequence
 
 from syshaxd.model.plan import Move, Plan, Queue, Refuse, Split
-from syshaxd.model.request import Endpoint, RequestInfo
+from syshaxd.model.request import Endpoint, RequestInfo, Tier
+from syshaxd.scheduler.outlook import Limits
 from syshaxd.scheduler.steptime import StepSample
 
 from .law import Host, Law
@@ -24,7 +25,7 @@ from .workload import Arrival
 
 STEP_NOISE = 0.05
 SDK_RETRIES = 2
-QUEUE_PERIOD = 0.25
+CYCLE = 0.05  # seconds between two looks of the daemon at what runs
 
 
 @dataclass
@@ -62,11 +63,8 @@ class Decider(Protocol):
     def keep_split(self, world: "World", request: Request) -> bool:
         """Whether a split is carried out, asked at the first token."""
 
-    def too_late(self, world: "World", request: Request) -> bool:
-        """Whether a waiting request is refused before its prefill starts."""
-
-    def moves(self, world: "World", urgent: bool) -> Sequence[Move]:
-        """Running requests that change sides now; `urgent`: a unit is about to preempt."""
+    def moves(self, world: "World") -> Sequence[Move]:
+        """Running requests that change sides now."""
 
     def step(self, world: "World", unit: "Unit", sample: StepSample) -> None:
         """A step was observed."""
@@ -143,6 +141,7 @@ class World:
         self._order = itertools.count()
         self._link_free = 0.0
         self._last_moves = -1.0
+        self._asking = False
 
     def unit(self, name: str) -> Unit:
         """By name."""
@@ -152,6 +151,8 @@ class World:
         """Open loop: requests come at their times. Closed loop: `clients` send `think` seconds after an answer."""
         for number, arrival in enumerate(arrivals):
             info = RequestInfo(str(number), Endpoint.COMPLETIONS, "m", True, arrival.prompt, None, tier=arrival.tier)
+            if arrival.tier is Tier.FLEX:  # whom the daemon would let wait: these clients say how long
+                info = replace(info, slo_ttft=Limits().ttft)
             self.requests.append(Request(number, arrival, info))
         self._next_client = iter(self.requests) if clients else iter(())
         self._think = think
@@ -201,15 +202,28 @@ class World:
     def _hold(self, request: Request, plan: Queue) -> None:
         if request.queued_since is None:
             request.queued_since = self.now
-        if self.now - request.queued_since >= plan.deadline:
+        until = request.queued_since + min(plan.deadline, request.info.slo_ttft or plan.deadline)
+        if self.now >= until:
             request.attempts = SDK_RETRIES
             self._refuse(request, 0.0)
             return
-        heapq.heappush(self.held_back, (request.queued_since + plan.deadline, request.number, request))
-        self._at(self.now + QUEUE_PERIOD, self._release_one)
+        heapq.heappush(self.held_back, (until, request.number, request))
+        if not self._asking:
+            self._asking = True
+            self._at(self.now + CYCLE, self._ask_queue)
 
-    def _release_one(self) -> None:
-        if self.held_back:
+    def _ask_queue(self) -> None:
+        """As the daemon's cycle: the head asks, and the next one where the head could go."""
+        self._asking = False
+        self._release()
+        if self.held_back and not self._asking:
+            self._asking = True
+            self._at(self.now + CYCLE, self._ask_queue)
+
+    def _release(self) -> None:
+        waiting = len(self.held_back) + 1
+        while self.held_back and len(self.held_back) < waiting:
+            waiting = len(self.held_back)
             self._arrive(heapq.heappop(self.held_back)[2])
 
     def _submit(self, unit: Unit, request: Request) -> None:
@@ -226,15 +240,10 @@ class World:
     def _admit(self, unit: Unit) -> None:
         while unit.waiting and unit.residents() < unit.law.max_num_seqs:
             request = unit.waiting[0]
-            late = request.first_token is None and self.decider.too_late(self, request)
-            if not late and unit.kv + request.need > 0.99 * unit.law.capacity and unit.kv > 0:
+            if unit.kv + request.need > 0.99 * unit.law.capacity and unit.kv > 0:
                 return
             unit.waiting.popleft()
             unit.waiting_tokens -= request.need
-            if late:
-                request.attempts = SDK_RETRIES
-                self._refuse(request, 0.0)
-                continue
             unit.kv += request.need
             request.prefill_left = request.need
             unit.prefilling.append(request)
@@ -272,7 +281,7 @@ class World:
             self._prefilled(unit, request)
         self.decider.step(self, unit, sample)
         self._relieve(unit)
-        self._consider_moves(urgent=False)
+        self._consider_moves()
         unit.busy = False
         self._kick(unit)
 
@@ -303,12 +312,10 @@ class World:
     def _finish(self, request: Request) -> None:
         request.end, request.unit = self.now, ""
         self.decider.finished(self, request)
-        self._release_one()
+        self._release()
         self._client_sends(self._think)
 
     def _relieve(self, unit: Unit) -> None:
-        if unit.kv > unit.law.capacity and unit is self.accelerator:
-            self._consider_moves(urgent=True)
         while unit.kv > unit.law.capacity and unit.running:
             request = next(reversed(unit.running.values()))
             unit.kv -= unit.leave(request)
@@ -319,11 +326,11 @@ class World:
             unit.waiting_tokens += request.need
 
     # ---- moves ----
-    def _consider_moves(self, urgent: bool) -> None:
-        if not urgent and self.now - self._last_moves < 0.05:
+    def _consider_moves(self) -> None:
+        if self.now - self._last_moves < CYCLE:
             return
         self._last_moves = self.now
-        for move in self.decider.moves(self, urgent):
+        for move in self.decider.moves(self):
             self._move(self.requests[int(move.request_id)], self.unit(move.target))
 
     def _move(self, request: Request, target: Unit) -> None:

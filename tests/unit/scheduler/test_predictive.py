@@ -15,8 +15,18 @@ from syshaxd.model.snapshot import InFlight, PdStatus, Snapshot, UnitLoad, UnitS
 from syshaxd.model.unit import BackendKind, Role, UnitKind, UnitState, UnitView
 from syshaxd.scheduler.lengths import LengthLog, Lengths
 from syshaxd.scheduler.moving import choose_moves
-from syshaxd.scheduler.outlook import Knowledge, PredictivePolicy, candidate, cpu_mean_tpot, limits_of, side_of
-from syshaxd.scheduler.predictive import Memory, decide
+from syshaxd.scheduler.outlook import (
+    Drift,
+    Knowledge,
+    Limits,
+    PredictivePolicy,
+    candidate,
+    cpu_mean_tpot,
+    limits_of,
+    predicted_ttft,
+    side_of,
+)
+from syshaxd.scheduler.predictive import Memory, decide, keep_split
 from syshaxd.scheduler.steptime import StepModel
 
 POLICY = PredictivePolicy()
@@ -70,14 +80,20 @@ loads = st.builds(
     queued=st.integers(0, 50),
     context=st.integers(1, 6000),
     capacity=st.sampled_from([2000, 30_000, 250_000]),
-    states=st.tuples(st.sampled_from(list(UnitState)), st.sampled_from(list(UnitState))),
+    states=st.tuples(st.just(UnitState.READY), st.sampled_from(list(UnitState))),
 )
+hints = st.one_of(st.none(), st.sampled_from([1e-9, 0.05, 3.0, 1e6]), st.floats(1e-6, 1e6))
 requests = st.builds(
-    info,
-    number=st.just(9999),
-    prompt=st.integers(1, 20_000),
-    tier=st.sampled_from(list(Tier)),
-    stays=st.sampled_from([None, "tools"]),
+    replace,
+    st.builds(
+        info,
+        number=st.just(9999),
+        prompt=st.integers(1, 20_000),
+        tier=st.sampled_from(list(Tier)),
+        stays=st.sampled_from([None, "tools"]),
+    ),
+    slo_ttft=hints,
+    slo_tpot=hints,
 )
 
 
@@ -96,10 +112,12 @@ def test_only_ready_units_are_chosen(snapshot: Snapshot, request: RequestInfo) -
 def test_a_plan_never_breaks_a_predicted_limit_it_was_told_to_keep(snapshot: Snapshot, request: RequestInfo) -> None:
     policy = replace(POLICY, serve_late=False)
     plan = decide(request, snapshot, KNOWLEDGE, Memory(), policy).plan
-    if isinstance(plan, (Whole, Split)) and plan.prediction.ttft is not None and plan.prediction.tpot is not None:
+    if isinstance(plan, (Whole, Split)):
+        assert plan.prediction.ttft is not None and plan.prediction.tpot is not None
         limits = limits_of(request, policy)
         assert plan.prediction.ttft <= policy.safety * limits.ttft
-        assert plan.prediction.tpot <= policy.safety * limits.tpot
+        assert plan.prediction.tpot <= (policy.tpot_safety if isinstance(plan, Whole) else policy.safety) * limits.tpot
+        assert policy.tpot_safety < 1.0
 
 
 @given(requests)
@@ -162,11 +180,9 @@ def test_flex_is_queued_where_others_are_refused() -> None:
 
 
 def test_routes_when_a_side_is_down() -> None:
-    no_gpu = world(states=(UnitState.FAILED, UnitState.READY))
-    plan = decide(info(), no_gpu, KNOWLEDGE, Memory(), POLICY).plan
-    assert isinstance(plan, Whole) and plan.unit == "cpu"
-    nothing = decide(info(), world(states=(UnitState.FAILED, UnitState.STARTING)), KNOWLEDGE, Memory(), POLICY).plan
-    assert isinstance(nothing, Refuse) and nothing.status == 503
+    no_cpu = world(gpu=50, capacity=30_000, states=(UnitState.READY, UnitState.FAILED))
+    plan = decide(info(prompt=400), no_cpu, KNOWLEDGE, Memory(), POLICY).plan
+    assert isinstance(plan, Whole) and plan.unit == "gpu"
 
 
 def test_a_prompt_too_long_for_its_limit_is_served_late_while_nobody_waits() -> None:
@@ -246,3 +262,67 @@ def test_length_statistics_match_their_definition(outputs: list[int], generated:
 
 def test_unknown_lengths_have_a_default() -> None:
     assert Lengths().remaining(0) == 50.0
+
+
+def test_a_clients_absurd_hint_changes_nothing_for_others() -> None:
+    memory = Memory()
+    for number in range(200):
+        absurd = replace(info(number), slo_ttft=1e-6, slo_tpot=1e-6)
+        memory = decide(absurd, world(gpu=3), KNOWLEDGE, memory, POLICY).memory
+    assert not memory.offloading
+    plan = decide(info(), world(gpu=3), KNOWLEDGE, memory, POLICY).plan
+    assert isinstance(plan, Whole) and plan.unit == "gpu"
+
+
+def test_who_has_more_time_than_its_tier_waits_in_the_daemon_not_before_others() -> None:
+    busy = world(gpu=20, queued=40, context=3000, capacity=250_000)
+    patient = decide(replace(info(), slo_ttft=500.0), busy, KNOWLEDGE, Memory(), POLICY).plan
+    assert isinstance(patient, Queue) and patient.reason.code == "queue_ttft"
+    assert isinstance(decide(info(), busy, KNOWLEDGE, Memory(), POLICY).plan, Refuse)
+
+
+def test_the_time_to_come_back_after_is_bounded() -> None:
+    crawling = Knowledge(models={"gpu": replace(GPU, base=50.0, per_prefill=10.0), "cpu": CPU})
+    plan = decide(info(), world(gpu=200, queued=50), crawling, Memory(), POLICY).plan
+    assert isinstance(plan, Refuse) and 0.1 <= plan.retry_after <= 60.0
+
+
+def test_what_the_unit_tells_of_itself_bounds_the_predictions() -> None:
+    told = UnitLoad(100.0, "page", kv_total=100_000, max_num_seqs=8, max_step_tokens=64)
+    plain = world(gpu=7, queued=4)
+    gpu = plain.units[0]
+    small = side_of(replace(gpu, load=told), KNOWLEDGE)
+    assert (small.traits.max_num_seqs, small.traits.prefill_chunk) == (8, 64)
+    usual = side_of(gpu, KNOWLEDGE)
+    assert predicted_ttft(small, 500, KNOWLEDGE, POLICY) > 2 * predicted_ttft(usual, 500, KNOWLEDGE, POLICY)
+
+
+def test_requests_of_others_on_a_unit_count_and_shared_prefixes_are_held_once() -> None:
+    gpu = world(gpu=10, capacity=30_000).units[0]
+    foreign = side_of(gpu, replace(KNOWLEDGE, drift={"gpu": Drift(seqs=5, kv=9000)}))
+    alone = side_of(gpu, KNOWLEDGE)
+    assert (foreign.decoding, foreign.kv, foreign.held) == (alone.decoding + 5, alone.kv + 9000, alone.held + 9000)
+    sharing = side_of(gpu, replace(KNOWLEDGE, drift={"gpu": Drift(kv=-3000)}))
+    assert (sharing.kv, sharing.held) == (alone.kv, alone.held - 3000)
+
+
+@pytest.mark.parametrize("cpu, gpu_batch, kept", [(replace(CPU, base=0.02), 0, True), (CPU, 0, True), (CPU, 40, False)])
+def test_the_cpus_promise_is_asked_again_at_the_first_token(cpu: StepModel, gpu_batch: int, kept: bool) -> None:
+    known = Knowledge(models={"gpu": GPU, "cpu": cpu})
+    assert keep_split(info(9999), "cpu", 500, world(cpu=gpu_batch), known, POLICY) is kept
+
+
+def test_the_cpu_of_a_split_that_is_gone_by_then_keeps_nothing() -> None:
+    gone = world(states=(UnitState.READY, UnitState.FAILED))
+    assert not keep_split(info(), "cpu", 500, gone, KNOWLEDGE, POLICY)
+    assert not keep_split(info(), "nobody", 500, gone, KNOWLEDGE, POLICY)
+
+
+def test_the_guard_keeps_a_weak_cpu_for_flex() -> None:
+    strong = StepModel(0.002, 0.00001, 0.00001, 0.0002, samples=1000, error=0.05)
+    weak = StepModel(0.15, 0.030, 0.0020, 0.0030, samples=1000, error=0.05)
+    known = Knowledge(models={"gpu": strong, "cpu": weak})
+    full = world(gpu=100, context=500, capacity=56_000)
+    policy = replace(POLICY, limits={tier: Limits(2.0, 0.25) for tier in Tier})
+    assert isinstance(decide(info(prompt=400), full, known, Memory(), policy).plan, Whole)
+    assert isinstance(decide(info(prompt=400, tier=Tier.FLEX), full, known, Memory(), policy).plan, Split)
