@@ -1,6 +1,6 @@
 """Scheduler benchmark: the goals of docs/scheduling.md, by simulation. Saves bench/results/scheduler.json.
 
-    python -m bench.scheduler [--quick] [--out FILE]
+    python -m bench.scheduler [--quick] [--again POLICY ...] [--out FILE]
 
 G1 goodput at 1.3 of the accelerator's saturation rate against the best fixed threshold in hindsight and the original;
 G2 capacity at 90 % attainment; G3 no harm at half load; G4 what the CPU adds on KV-bound hosts; G5 error of the
@@ -144,17 +144,25 @@ def decision_microseconds(running: int = 256, rounds: int = 400) -> float:
     return decider.time_of_decision(snapshot, load[0].prompt, rounds)
 
 
-def run(pairs: Sequence[Pair], loads: Sequence[float], quick: bool) -> dict[str, Any]:
-    """Plays everything on two processes."""
+def run(
+    pairs: Sequence[Pair], loads: Sequence[float], quick: bool, known: Sequence[dict[str, Any]] = ()
+) -> dict[str, Any]:
+    """Plays everything that is not known yet on two processes."""
+    have = {(row["pair"], row["load"], row["skip"], row["policy"]) for row in known}
     jobs = [
-        (pair, load, skip, c.name) for pair in pairs for load in loads for skip in pair.skips for c in contestants()
+        (pair, load, skip, c.name)
+        for pair in pairs
+        for load in loads
+        for skip in pair.skips
+        for c in contestants()
+        if (pair.name, load, skip, c.name) not in have
     ]
-    rows: list[dict[str, Any]] = []
+    rows: list[dict[str, Any]] = list(known)
     with Pool(2) as pool:
         for row in pool.imap_unordered(one, jobs, chunksize=2):
             rows.append(row)
             if sys.stderr.isatty() and len(rows) % 20 == 0:
-                print(f"{len(rows)} of {len(jobs)}", file=sys.stderr)
+                print(f"{len(rows)} of {len(jobs) + len(known)}", file=sys.stderr)
     return {
         "machine": {"cpu": platform.machine(), "python": platform.python_version()},
         "date": time.strftime("%Y-%m-%d"),
@@ -163,6 +171,19 @@ def run(pairs: Sequence[Pair], loads: Sequence[float], quick: bool) -> dict[str,
         "decision_us_at_256": decision_microseconds(),
         "rows": rows,
     }
+
+
+def kept(file: Path, again: Sequence[str]) -> list[dict[str, Any]]:
+    """Rows of a saved result, without those of policies to be played again."""
+    rows: list[dict[str, Any]] = json.loads(file.read_text(encoding="utf-8"))["rows"]
+    return [row for row in rows if row["policy"] not in again]
+
+
+def as_text(result: Mapping[str, Any]) -> str:
+    """JSON with a line a row, rows to four decimals."""
+    head = json.dumps({name: value for name, value in result.items() if name != "rows"}, indent=1)
+    rows = ({k: round(v, 4) if isinstance(v, float) else v for k, v in row.items()} for row in result["rows"])
+    return head[:-2] + ',\n "rows": [\n' + ",\n".join(f"  {json.dumps(row)}" for row in rows) + "\n ]\n}\n"
 
 
 def verdict(result: Mapping[str, Any]) -> str:
@@ -198,16 +219,18 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     parser.add_argument(
         "--quick", action="store_true", help="a quarter of the requests, three loads, the five main pairs"
     )
+    parser.add_argument("--again", nargs="+", help="play only these policies; the other rows stay as --out has them")
     parser.add_argument("--out", type=Path, default=RESULT)
     args = parser.parse_args(argv)
+    known = kept(args.out, args.again) if args.again else []
     pairs: Sequence[Pair] = MAIN + MORE
     loads: Sequence[float] = LOADS
     if args.quick:
         pairs = tuple(Pair(p.host, p.trace, p.saturation, p.requests // 4, (0,), p.longest) for p in MAIN)
         loads = (0.5, 1.0, 1.3)
-    result = run(pairs, loads, args.quick)
+    result = run(pairs, loads, args.quick, known)
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    args.out.write_text(as_text(result), encoding="utf-8")
     print(verdict(result))
     return 0
 
