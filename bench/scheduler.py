@@ -1,6 +1,6 @@
 """Scheduler benchmark: the goals of docs/scheduling.md, by simulation. Saves bench/results/scheduler.json.
 
-    python -m bench.scheduler [--quick] [--again POLICY ...] [--out FILE]
+    python -m bench.scheduler [--quick] [--again POLICY ... | --resume] [--out FILE]
 
 G1 goodput at 1.3 of the accelerator's saturation rate against the best fixed threshold in hindsight and the original;
 G2 capacity at 90 % attainment; G3 no harm at half load; G4 what the CPU adds on KV-bound hosts; G5 error of the
@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from functools import partial
 from multiprocessing import Pool
 from pathlib import Path
-from typing import Any, Mapping, Optional, Sequence
+from typing import Any, Callable, Mapping, Optional, Sequence
 
 from syshaxd.cli.simulate.deciders import Predictive, contestants, snapshot_of
 from syshaxd.cli.simulate.law import hosts
@@ -62,6 +62,7 @@ MORE = (
     Pair("A100x2-32B", "mooncake_conv", 0.5, 1500, (0,), 32_768),
     Pair("A100x2-32B", "azure_code", 3.0, 3000, (0,)),
 )
+SAVE_EVERY = 8  # rows
 LOADS = (0.5, 0.7, 0.85, 1.0, 1.15, 1.3, 1.6)
 
 
@@ -145,9 +146,13 @@ def decision_microseconds(running: int = 256, rounds: int = 400) -> float:
 
 
 def run(
-    pairs: Sequence[Pair], loads: Sequence[float], quick: bool, known: Sequence[dict[str, Any]] = ()
+    pairs: Sequence[Pair],
+    loads: Sequence[float],
+    quick: bool,
+    known: Sequence[dict[str, Any]] = (),
+    save: Callable[[Mapping[str, Any]], None] = lambda result: None,
 ) -> dict[str, Any]:
-    """Plays everything that is not known yet on two processes."""
+    """Plays everything that is not known yet on two processes; `save` gets what there is every few rows."""
     have = {(row["pair"], row["load"], row["skip"], row["policy"]) for row in known}
     jobs = [
         (pair, load, skip, c.name)
@@ -161,6 +166,8 @@ def run(
     with Pool(2) as pool:
         for row in pool.imap_unordered(one, jobs, chunksize=2):
             rows.append(row)
+            if len(rows) % SAVE_EVERY == 0:
+                save({"rows": rows})
             if sys.stderr.isatty() and len(rows) % 20 == 0:
                 print(f"{len(rows)} of {len(jobs) + len(known)}", file=sys.stderr)
     return {
@@ -181,7 +188,7 @@ def kept(file: Path, again: Sequence[str]) -> list[dict[str, Any]]:
 
 def as_text(result: Mapping[str, Any]) -> str:
     """JSON with a line a row, rows to four decimals."""
-    head = json.dumps({name: value for name, value in result.items() if name != "rows"}, indent=1)
+    head = json.dumps({"rounded_to": 4, **{name: value for name, value in result.items() if name != "rows"}}, indent=1)
     rows = ({k: round(v, 4) if isinstance(v, float) else v for k, v in row.items()} for row in result["rows"])
     return head[:-2] + ',\n "rows": [\n' + ",\n".join(f"  {json.dumps(row)}" for row in rows) + "\n ]\n}\n"
 
@@ -220,17 +227,22 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         "--quick", action="store_true", help="a quarter of the requests, three loads, the five main pairs"
     )
     parser.add_argument("--again", nargs="+", help="play only these policies; the other rows stay as --out has them")
+    parser.add_argument("--resume", action="store_true", help="play only what --out lacks")
     parser.add_argument("--out", type=Path, default=RESULT)
     args = parser.parse_args(argv)
-    known = kept(args.out, args.again) if args.again else []
+    known = kept(args.out, args.again or ()) if args.again or args.resume else []
     pairs: Sequence[Pair] = MAIN + MORE
     loads: Sequence[float] = LOADS
     if args.quick:
         pairs = tuple(Pair(p.host, p.trace, p.saturation, p.requests // 4, (0,), p.longest) for p in MAIN)
         loads = (0.5, 1.0, 1.3)
-    result = run(pairs, loads, args.quick, known)
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(as_text(result), encoding="utf-8")
+
+    def save(result: Mapping[str, Any]) -> None:
+        args.out.write_text(as_text(result), encoding="utf-8")
+
+    result = run(pairs, loads, args.quick, known, save)
+    save(result)
     print(verdict(result))
     return 0
 

@@ -25,7 +25,8 @@ FIELDS = (
 @pytest.fixture
 async def daemon(tmp_path: Path) -> AsyncIterator[Daemon]:
     made = Daemon(tmp_path)
-    made.config["units"]["cpu"] = unit("cpu", "--fault", "slow=0.002")
+    made.config["units"]["gpu"] = unit("accelerator", "--law", "0.01,0.0002,0.00002,0.0005")
+    made.config["units"]["cpu"] = unit("cpu", "--law", "0.02,0.001,0.0001,0.001")
     await made.start()
     await made.ready()
     yield made

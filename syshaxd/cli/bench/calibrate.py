@@ -65,8 +65,10 @@ def _prefill(outcomes: Sequence[Outcome], length: int) -> list[StepSample]:
 
 
 def _decode(outcomes: Sequence[Outcome], context: int, batch: int) -> list[StepSample]:
-    """The median gap while all of the batch decode: the second half of the shortest stream."""
-    gaps = [gap for outcome in outcomes for gap in outcome.gaps[len(outcome.gaps) // 2 :]]
-    if not gaps:
+    """The pace of the median stream over its second half, while all of the batch decode. Means, because tokens that are
+    read late are read together: single gaps are then 0 or several steps."""
+    halves = [outcome.gaps[len(outcome.gaps) // 2 :] for outcome in outcomes]
+    paces = [statistics.fmean(half) for half in halves if half]
+    if not paces:
         return []
-    return [StepSample(batch, 0, batch * (context + DECODE_TOKENS * 3 // 4), statistics.median(gaps))]
+    return [StepSample(batch, 0, batch * (context + DECODE_TOKENS * 3 // 4), statistics.median(paces))]
