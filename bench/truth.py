@@ -94,7 +94,7 @@ async def real(folder: Path, load: Sequence[Arrival], policy: str) -> list[Outco
 async def calibrated(daemon: Daemon) -> None:
     """What `syshax bench calibrate` would measure on an idle machine: the law itself."""
     for name, law in (("gpu", GPU), ("cpu", CPU)):
-        points = [(b, c, b * k) for b in (1, 4, 16) for k in (500, 2000) for c in (0, CHUNK)]
+        points = [(b, c, b * k) for b in (1, 4, 16) for k in (500, 2000) for c in (0, CHUNK // 4, CHUNK)]
         rows = [
             {"decoding": b, "prefill_tokens": c, "kv_tokens": k, "seconds": law.seconds(b, c, k)} for b, c, k in points
         ]

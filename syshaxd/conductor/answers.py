@@ -42,12 +42,18 @@ def _parsed(body: bytes) -> Optional[Dict[str, Any]]:
     return own if isinstance(own.get("error"), dict) else {"error": own}
 
 
+def reason_of(err: RequestError) -> str:
+    """Code and sentence in one line."""
+    return " ".join(f"{err.code}: {err}".split())
+
+
 def error_response(err: RequestError, headers: Mapping[str, str]) -> web.Response:
     """An HTTP error; both forms of the retry hint, because the OpenAI clients read both."""
     made = dict(headers)
     if err.retry_after is not None:
         made["Retry-After"] = str(max(1, math.ceil(err.retry_after)))
         made["retry-after-ms"] = str(max(1, round(err.retry_after * 1000)))
+        made["x-syshax-reason"] = reason_of(err)
     return web.json_response(error_object(err), status=err.status, headers=made)
 
 

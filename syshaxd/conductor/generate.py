@@ -14,7 +14,7 @@ from syshaxd.log import Log
 from syshaxd.model.request import Endpoint, Route
 from syshaxd.runner import ClientRequest, Head, RequestError, Runner, Stream
 
-from .answers import error_events
+from .answers import error_events, reason_of
 from .parsing import parse_json, parse_request
 from .watch import DisconnectWatch
 
@@ -43,7 +43,7 @@ class Generation:
         """The answer; raises RequestError when nothing has been sent yet."""
         stream = self._runner.submit(request)
         until = request.arrived + self._runner.config.limits.request_timeout
-        status = CLIENT_GONE
+        status, refusal = CLIENT_GONE, None
         try:
             with self._watch.over(http, until):
                 head = await stream.open()
@@ -55,10 +55,10 @@ class Generation:
                 status = 200
                 return web.Response(body=answer, content_type="application/json", headers=headers)
         except RequestError as err:
-            status = err.status
+            status, refusal = err.status, reason_of(err)
             raise
         finally:
-            await self._finish(stream, status)
+            await self._finish(stream, status, refusal)
 
     async def _stream(
         self, http: web.Request, stream: Stream, headers: Dict[str, str]
@@ -79,13 +79,14 @@ class Generation:
         await response.write_eof()
         return response, status
 
-    async def _finish(self, stream: Stream, status: int) -> None:
+    async def _finish(self, stream: Stream, status: int, refusal: Optional[str]) -> None:
         await self._runner.finish(stream, status)
         if self._runner.config.log.access:
             entry, now = stream.entry, asyncio.get_running_loop().time()
             arrived = datetime.fromtimestamp(time.time() - (now - entry.started), timezone.utc)
             about = {"request_id": entry.info.request_id, "arrived": arrived.isoformat(timespec="milliseconds")}
-            self._log.info("request", **about, status=status, **stream.summary())
+            known = dict(stream.summary())
+            self._log.info("request", **about, status=status, **{**known, "reason": known["reason"] or refusal})
 
 
 def _headers(stream: Stream, head: Head) -> Dict[str, str]:

@@ -90,6 +90,7 @@ class Planner:
         if not (queued and isinstance(plan, Queue)):
             self._services.metrics.decided(type(plan).__name__.lower(), plan.reason.code)
         if isinstance(plan, Refuse):
+            self._timeline.add(self._loop.time(), "refused", reason=plan.reason.code, why=plan.reason.text)
             raise RequestError(plan.status, plan.reason.code, plan.reason.text, plan.retry_after)
         if isinstance(plan, (Whole, Split)):
             place = plan.unit if isinstance(plan, Whole) else f"{plan.prefill}>{plan.decode}"
