@@ -48,7 +48,8 @@ class State:
             size=120, format=1, sequence=self.steps, generation=1, time_ns=time.monotonic_ns(), running=self.running,
             waiting=0, kv_blocks_used=self.running, kv_blocks_total=100, kv_block_size=16, step_tokens=1, step_ns=1000,
             preemptions=0, prompt_tokens=self.steps, generation_tokens=self.steps, steps=self.steps,
-            waiting_prompt_tokens=0, kv_tokens=0, pool_chunks_free=1, pool_chunks_total=1, max_num_seqs=0, max_step_tokens=0, crc=0,
+            waiting_prompt_tokens=0, kv_tokens=0, pool_chunks_free=1, pool_chunks_total=1,
+            max_num_seqs=0, max_step_tokens=0, crc=0,
         )  # fmt: skip
         with (Path(folder) / os.environ["SYSHAX_POOL_NAME"]).open("r+b") as file:
             file.truncate(2 * OFFSET)

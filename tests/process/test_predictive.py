@@ -1,4 +1,4 @@
-"""The predictive decider in a whole daemon over fake units that obey a step-time law: what it refuses, splits, keeps."""
+"""The predictive decider in a whole daemon over fake units that obey a step-time law."""
 
 from __future__ import annotations
 

@@ -116,7 +116,7 @@ LINE += (
 
 
 def test_a_log_is_read_in_the_order_of_arrival_and_broken_lines_are_counted(tmp_path: Path) -> None:
-    path, said = tmp_path / "syshax.log", []
+    path, said = tmp_path / "syshax.log", list[str]()
     served = [
         LINE.format(s=9, a=4, status=200, tier="flex", out=5),
         LINE.format(s=9, a=2, status=200, tier="default", out=7),

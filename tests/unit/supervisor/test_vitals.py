@@ -20,7 +20,7 @@ def _entry(first_token: Optional[float], tokens: int = 0) -> InFlight:
 
 
 def _page(steps: int, running: int) -> Page:
-    return Page(*(0,) * 22)._replace(steps=steps, running=running)
+    return Page(*(0,) * 23)._replace(steps=steps, running=running)
 
 
 def test_a_slow_client_does_not_make_its_unit_look_stalled() -> None:
