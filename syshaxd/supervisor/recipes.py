@@ -16,7 +16,7 @@ from syshaxd.topology import format_cpu_list
 
 from . import vllm_recipe
 from .binding.apply import environment, vllm_environment
-from .binding.inputs import without_decided
+from .binding.inputs import own_environment
 from .binding.plan import Binding
 from .container_spec import CONTAINERS, PLUGIN_START, Inside, container_spec, listen_host
 
@@ -184,8 +184,8 @@ def _environment(unit: UnitConfig, around: Surroundings) -> Mapping[str, str]:
 
 
 def _own_env(unit: UnitConfig, around: Surroundings) -> Mapping[str, str]:
-    """The user's variables, but for those that are in the binding already (and `auto`, which no library knows)."""
-    return without_decided(unit, unit.env) if around.binding.cpus else unit.env
+    """The user's variables, but for those that the binding has taken over."""
+    return own_environment(unit, bool(around.binding.cpus))
 
 
 def _pool(unit: UnitConfig, around: Surroundings) -> Mapping[str, str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import os
 from pathlib import Path
 
 import pytest
@@ -38,6 +39,13 @@ def test_the_environment_of_the_guides() -> None:
     }.items():
         with pytest.raises(SetupError, match=name):
             read_environment({name: value})
+
+
+def test_auto_is_every_cpu_of_the_process() -> None:
+    own = tuple(sorted(os.sched_getaffinity(0)))
+    assert read_environment({"CUSTOM_CPU_AFFINITY": "auto"}).cpus == own
+    assert read_environment({"CUSTOM_CPU_AFFINITY": "auto", "GOMP_CPU_AFFINITY": "3"}).cpus == (3,)
+    assert read_environment({"CUSTOM_CPU_AFFINITY": "1", "GOMP_CPU_AFFINITY": "3"}).cpus == (1,)
 
 
 def test_the_old_form_of_the_command() -> None:

@@ -11,14 +11,21 @@ import time
 import uuid
 from dataclasses import replace
 from pathlib import Path
-from typing import AsyncIterator, Callable, Iterator, List
+from typing import Any, AsyncIterator, Callable, Dict, Iterator, List
 
 import pytest
 
 from syshaxd.backends.base import LaunchSpec, Running
 from syshaxd.backends.container import ContainerBackend
 from syshaxd.backends.container_spec import ContainerSpec, EngineKind, Mount, Publish
+from syshaxd.config.types import Config, ContainerConfig, UnitConfig
 from syshaxd.errors import BackendError
+from syshaxd.model.unit import BackendKind, Role, UnitKind
+from syshaxd.supervisor.binding.asks import binding_plan
+from syshaxd.supervisor.binding.granted import Allowed, allowed
+from syshaxd.supervisor.binding.host import read_host
+from syshaxd.supervisor.recipes import Surroundings, launch_spec
+from syshaxd.topology import format_cpu_list
 
 from .engines import IMAGE, RealEngine
 
@@ -142,6 +149,62 @@ async def test_what_a_container_gets(bench: Bench) -> None:
     text = "\n".join(bench.lines)
     assert f"Cpus_allowed_list:\t{cpu}\n" in text and f"shm {1 << 20}\n" in text
     assert "read-only" in text and "unit=cpu" in text and "4711" in text
+
+
+BOUND = """
+import ctypes, json, os
+words = dict(line.split(":", 1) for line in open("/proc/1/status"))
+mask = ctypes.c_ulong(1)
+number = {"x86_64": 238, "aarch64": 237}[os.uname().machine]
+refused = ctypes.CDLL(None, use_errno=True).syscall(number, 2, ctypes.byref(mask), 65)
+policy = open("/proc/self/numa_maps").readline().split()[1]
+names = ("OMP_NUM_THREADS", "GOMP_CPU_AFFINITY", "CUSTOM_CPU_AFFINITY", "VLLM_CPU_OMP_THREADS_BIND",
+         "CPU_VISIBLE_MEMORY_NODES", "VLLM_CPU_NUM_OF_RESERVED_CPU")
+print(json.dumps({
+    "cpus": words["Cpus_allowed_list"].strip(), "mems": words["Mems_allowed_list"].strip(),
+    "set_mempolicy": refused, "policy": policy, "env": {name: os.environ.get(name) for name in names},
+}))
+"""
+
+
+@pytest.mark.parametrize("kind", [UnitKind.VLLM, UnitKind.SYSINFER])
+async def test_a_planned_binding_is_in_force_inside(bench: Bench, kind: UnitKind) -> None:
+    """From the configuration through the plan to the engine: its own words, the kernel's, and the unit's."""
+    host = read_host()
+    cpu = str(max(host.usable))
+    config = UnitConfig(
+        "cpu", Role.CPU, kind, BackendKind(bench.engine.kind.value), model_path="/usr", command=("x",),
+        env={"CUSTOM_CPU_AFFINITY": cpu, "OMP_NUM_THREADS": "1"}, container=ContainerConfig(image=IMAGE),
+    )  # fmt: skip
+    (binding,) = binding_plan(Config(units=(config,)), host).units
+    spec = launch_spec(config, Surroundings("m", "/dev/shm/none", 0, binding, port=1)).container
+    assert spec is not None
+    names = ("cpuset_cpus", "cpuset_mems", "cap_add", "env")
+    own: Dict[str, Any] = {name: getattr(spec, name) for name in names}
+    unit = await bench.start(f"python3 -c '{BOUND}'; echo up; exec sleep 600", **own)
+    await bench.until_line("up")
+    host_config = (await _inspect(bench.engine, unit.container))["HostConfig"]
+    nodes = format_cpu_list(binding.memory_nodes)
+    assert (host_config["CpusetCpus"], host_config["CpusetMems"]) == (cpu, ",".join(map(str, binding.memory_nodes)))
+    assert any(name.endswith("SYS_NICE") for name in host_config["CapAdd"])
+    assert allowed(unit.pid) == Allowed(binding.cpus, frozenset(binding.memory_nodes))
+    inside = json.loads(next(line for line in bench.lines if line.startswith("{")))
+    assert (inside["cpus"], inside["mems"]) == (cpu, nodes)
+    assert (inside["set_mempolicy"], inside["policy"]) == (0, "bind:0"), "the capability is enough"
+    expected = {"OMP_NUM_THREADS": "1", "GOMP_CPU_AFFINITY": cpu, "CUSTOM_CPU_AFFINITY": cpu}
+    if kind is UnitKind.VLLM:
+        expected["VLLM_CPU_OMP_THREADS_BIND"] = cpu
+        expected.update(CPU_VISIBLE_MEMORY_NODES=nodes, VLLM_CPU_NUM_OF_RESERVED_CPU="0")
+    assert {name: value for name, value in inside["env"].items() if value is not None} == expected
+
+
+async def _inspect(engine: RealEngine, container: str) -> Any:
+    """The engine's own words, from its API as `docker inspect` and `podman inspect` print them."""
+    url = f"http://engine/v1.40/containers/{container}/json"
+    curl = ("curl", "-sf", "--max-time", "30", "--unix-socket", engine.socket, url)
+    process = await asyncio.create_subprocess_exec(*curl, stdout=asyncio.subprocess.PIPE)
+    out, _ = await asyncio.wait_for(process.communicate(), 40)
+    return json.loads(out)
 
 
 async def test_refusals(bench: Bench) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
 from typing import List, Mapping, Optional, Tuple
@@ -17,7 +18,7 @@ class Environment:
     """What the variables say; None or empty where they are not set."""
 
     threads: Optional[int] = None  # OMP_NUM_THREADS
-    cpus: Tuple[int, ...] = ()  # CUSTOM_CPU_AFFINITY, else GOMP_CPU_AFFINITY
+    cpus: Tuple[int, ...] = ()  # CUSTOM_CPU_AFFINITY (auto: all of this process), else GOMP_CPU_AFFINITY
     nrc: int = 0  # NRC: weight rows a tile step; 0: the core's choice
     quantize: str = ""  # SYSHAX_QUANTIZE: q8_0 or q4_0
     pool_dir: str = ""
@@ -55,8 +56,11 @@ def read_environment(values: Mapping[str, str]) -> Environment:
         raise SetupError(f"SYSHAX_QUANTIZE is {quantize!r}, expected q8_0 or q4_0")
     cpus: Tuple[int, ...] = ()
     for name in ("CUSTOM_CPU_AFFINITY", "GOMP_CPU_AFFINITY"):
-        if not cpus and values.get(name, "").strip():
-            cpus = parse_cpus(values[name], name)
+        text = values.get(name, "").strip()
+        if text and text != "auto" and not cpus:
+            cpus = parse_cpus(text, name)
+    if not cpus and values.get("CUSTOM_CPU_AFFINITY", "").strip() == "auto":
+        cpus = tuple(sorted(os.sched_getaffinity(0)))
     return Environment(
         threads=_number(values, "OMP_NUM_THREADS", 1), cpus=cpus, nrc=_number(values, "NRC", 0) or 0,
         quantize=quantize, pool_dir=values.get("SYSHAX_POOL_DIR", ""), pool_name=values.get("SYSHAX_POOL_NAME", ""),

@@ -55,6 +55,7 @@ def _ask(config: Config, unit: UnitConfig, host: HostTree, read: ReadModel) -> A
         one_rank_a_node=on_cpu_vllm,
         memory=unit_memory(unit, facts, pool, sum(node.memory or 0 for node in host.nodes)),
         memory_unknown=unknown,
+        kv_heads=facts.kv_heads if facts and unit.kind is UnitKind.SYSINFER else 0,
         problems=said.problems,
     )
 

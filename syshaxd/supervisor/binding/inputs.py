@@ -29,10 +29,12 @@ class Inputs:
     problems: Tuple[str, ...] = ()
 
 
-def decided(unit: UnitConfig) -> frozenset[str]:
+def _decided(unit: UnitConfig, bound: bool) -> frozenset[str]:
     """Variables of `env` that the binding takes over: what they say is in the plan, and comes back from there."""
-    if unit.accelerator != "none" or affinity_none(unit):
+    if unit.accelerator != "none":
         return frozenset()
+    if not bound:  # `auto` would bind it after all, or is not known to its libraries
+        return frozenset(name for name in LISTS if unit.env.get(name, "").strip() == "auto")
     return frozenset((*LISTS, THREADS, RANKS) if unit.kind is UnitKind.VLLM else (*LISTS, THREADS))
 
 
@@ -149,6 +151,7 @@ def _threads(unit: UnitConfig, problems: List[str]) -> Optional[int]:
     return threads
 
 
-def without_decided(unit: UnitConfig, env: Mapping[str, str]) -> Mapping[str, str]:
-    """`env` less what the binding decides."""
-    return {name: value for name, value in env.items() if name not in decided(unit)}
+def own_environment(unit: UnitConfig, bound: bool) -> Mapping[str, str]:
+    """The unit's `env` less what the binding decides; `bound`: whether the plan gives it CPUs."""
+    taken = _decided(unit, bound)
+    return {name: value for name, value in unit.env.items() if name not in taken}

@@ -46,6 +46,7 @@ class ModelFacts:
     width: int  # d_model
     widest: int  # of d_model, d_ff and the queries
     vocab: int
+    kv_heads: int = 0  # that nodes can share; 0: not known
 
 
 class NoFacts(Exception):
@@ -85,6 +86,7 @@ def _read_folder(folder: Path) -> ModelFacts:
         width=width,
         widest=max(width, int(config.get("intermediate_size") or 0), heads * head),
         vocab=int(config["vocab_size"]),
+        kv_heads=kv_heads,
     )
 
 
@@ -180,6 +182,7 @@ def _gguf_facts(values: Mapping[str, Any], tensors: Mapping[str, Tuple[Tuple[int
         width=width,
         widest=max(width, key("feed_forward_length", 0), heads * head),
         vocab=tensors["token_embd.weight"][0][-1],
+        kv_heads=key("attention.head_count_kv", heads),
     )
 
 

@@ -6,6 +6,7 @@ CPUs on every NUMA node. A plan with problems is never applied.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
 from typing import Mapping, Optional, Sequence
 
@@ -36,6 +37,7 @@ class Ask:
     one_rank_a_node: bool = False  # stock vLLM: the threads of one rank stay inside one node
     memory: Memory = Memory()
     memory_unknown: str = ""  # why `memory` lacks the model
+    kv_heads: int = 0  # that its nodes share whole; 0: KV is spread evenly
     problems: tuple[str, ...] = ()  # in what was asked for
 
     @property
@@ -262,7 +264,7 @@ def _binding(
     host: HostTree, ask: Ask, cpus: frozenset[int], helpers: frozenset[int], problems: list[str], notes: list[str]
 ) -> Binding:
     nodes = _memory_nodes(host, ask, cpus, problems, notes)
-    each = -(-ask.memory.total // len(nodes)) if nodes else 0
+    each = _share(ask, len(nodes))
     bound = (bool(cpus) or bool(ask.memory_nodes)) and set(nodes) != set(host.memory_nodes)
     binding = Binding(
         ask.name, cpus, nodes, bound, helpers - cpus, (), ask.memory, {node: each for node in nodes} if each else {}
@@ -272,6 +274,15 @@ def _binding(
     if not ask.on_accelerator:
         _check_rules(host, ask, cpus, problems)
     return replace(binding, rank_cpus=_ranks(host, ask, cpus, problems, notes))
+
+
+def _share(ask: Ask, nodes: int) -> int:
+    """Bytes of the fullest node: whole KV heads, the rest evenly."""
+    if not nodes:
+        return 0
+    heads = ask.kv_heads
+    kv = ask.memory.kv * -(-heads // nodes) / heads if heads else ask.memory.kv / nodes
+    return math.ceil((ask.memory.total - ask.memory.kv) / nodes + kv)
 
 
 def _check_rules(host: HostTree, ask: Ask, cpus: frozenset[int], problems: list[str]) -> None:

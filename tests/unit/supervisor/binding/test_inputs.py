@@ -8,7 +8,7 @@ import pytest
 
 from syshaxd.config.types import CpuConfig, UnitConfig
 from syshaxd.model.unit import Role, UnitKind
-from syshaxd.supervisor.binding.inputs import parse_affinity, read_inputs, without_decided
+from syshaxd.supervisor.binding.inputs import own_environment, parse_affinity, read_inputs
 from syshaxd.topology import parse_cpu_list
 
 GUIDE = "0-21,24-45,48-69,72-93"
@@ -75,11 +75,10 @@ def test_vllms_own_ranks() -> None:
 
 def test_what_the_plan_decides_is_not_passed_on_twice() -> None:
     env = {"CUSTOM_CPU_AFFINITY": "auto", "OMP_NUM_THREADS": "2", "MINE": "1"}
-    assert without_decided(unit(env), env) == {"MINE": "1"}
-    loose = unit(env, affinity="none")
-    assert without_decided(loose, env) == env
+    assert own_environment(unit(env), True) == {"MINE": "1"}
+    assert own_environment(unit(env, affinity="none"), False) == {"OMP_NUM_THREADS": "2", "MINE": "1"}
     device = UnitConfig("npu", Role.ACCELERATOR, UnitKind.VLLM, accelerator="ascend", env=env)
-    assert without_decided(device, env) == env and read_inputs(device).threads is None
+    assert own_environment(device, True) == env and read_inputs(device).threads is None
 
 
 @pytest.mark.parametrize("text", ["", " ", ",", "a-b", "5-2", "-1", "1-2-3", "0x3", "1.5", "٣", "0-3:2:1", "1e9"])

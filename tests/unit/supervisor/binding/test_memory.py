@@ -129,6 +129,16 @@ def test_the_plan_refuses_more_than_a_node_has_and_says_of_what() -> None:
     assert "weights 15.0 GiB + KV 160.0 GiB + pool 8.0 GiB + activations 4.2 GiB" in problems[0]
 
 
+def test_kv_heads_are_not_cut() -> None:
+    """2 heads on 4 nodes lie on two of them, whichever: every node must have room for one."""
+    unit, two = replace(CPU, kv_blocks=1 << 14), replace(LLAMA, kv_heads=2)
+    (binding,) = plan_units(Config(units=(unit,), pd=PdConfig(pool_size=0)), _host(64 * GIB), lambda path: two).units
+    rest = binding.memory.total - binding.memory.kv
+    assert binding.memory_per_node[3] == -(-rest // 4) + binding.memory.kv // 2
+    (even,) = plan_units(Config(units=(unit,), pd=PdConfig(pool_size=0)), _host(64 * GIB), lambda path: LLAMA).units
+    assert even.memory_per_node[3] == -(-even.memory.total // 4)
+
+
 def test_an_unknown_model_is_a_note() -> None:
     def absent(path: str) -> ModelFacts:
         raise NoFacts(f"{path} is not there")
