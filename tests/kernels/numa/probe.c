@@ -2,11 +2,16 @@
  * its threads and its memory really are. Prints one line a fact; "ok" begins the good ones, "BAD" the others. */
 #define _GNU_SOURCE
 #include <dirent.h>
+#include <errno.h>
+#include <linux/filter.h>
+#include <linux/seccomp.h>
 #include <sched.h>
+#include <stddef.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/prctl.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -120,6 +125,20 @@ static void check_threads(const int32_t *cpus, int n) {
     report(pinned == n - 1 && placed == n - 1, "worker threads each on a CPU of the plan", placed);
 }
 
+/* From now on this process may neither bind memory nor pin threads, as in a container without CAP_SYS_NICE. */
+static void refuse_binding(void) {
+    struct sock_filter code[] = {
+        BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)),
+        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_mbind, 1, 0),
+        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_sched_setaffinity, 0, 1),
+        BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | EPERM),
+        BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
+    };
+    const struct sock_fprog program = {sizeof code / sizeof *code, code};
+    const int refused = prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) || prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program);
+    report(!refused, "binding forbidden", refused);
+}
+
 int main(void) {
     const int32_t all[8] = {0, 1, 2, 3, 4, 5, 6, 7}, mixed[8] = {6, 0, 3, 5, 1, 7, 2, 4}, uneven[3] = {0, 1, 2};
     static float once[VOCAB], twice[VOCAB], alone[VOCAB];
@@ -154,6 +173,18 @@ int main(void) {
     model = build(context);
     forward(model, alone);
     report(memcmp(once, twice, sizeof once) == 0 && memcmp(once, alone, sizeof once) == 0, "logits equal bit for bit", VOCAB);
+    sx_model_free(model);
+    sx_context_destroy(context);
+
+    refuse_binding();
+    args.n_threads = 8, args.cpus = all;
+    must(sx_context_create(&args, &context), "context that can't pin");
+    model = build(context);
+    forward(model, twice);
+    must(sx_context_describe(context, &info), "describe");
+    report(info.n_pinned == 0, "threads pinned although forbidden", info.n_pinned);
+    report(info.n_unbound >= LAYERS * 4, "ranges told as not bound", info.n_unbound);
+    report(memcmp(once, twice, sizeof once) == 0, "logits equal all the same", VOCAB);
     sx_model_free(model);
     sx_context_destroy(context);
 
