@@ -65,7 +65,7 @@ async def _serve(source: Source, config: Config, notifier: Notifier, invocation:
         source=source,
         notifier=notifier,
         environ=dict(environ),
-        host=read_host(),
+        look_at_host=read_host,
         sockets=sockets,
         systemctl=Systemctl() if available(invocation) else None,
         on_settled=_greet if foreground else lambda engine: None,

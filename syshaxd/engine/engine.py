@@ -58,7 +58,7 @@ class Surroundings:
     source: Source
     notifier: Notifier
     environ: Mapping[str, str]
-    host: HostTree
+    look_at_host: Callable[[], HostTree]  # at start, and again at each reload: CPUs go offline, cpusets change
     sockets: Sequence[Any] = ()
     systemctl: Optional[Systemctl] = None  # where units are services of their own (docs/adr/0005)
     on_settled: Callable[["Engine"], None] = lambda engine: None  # once, when the first start is over
@@ -71,7 +71,8 @@ class Engine:
     def __init__(self, config: Config, around: Surroundings) -> None:
         self._config = config
         self._around = around
-        self._plan = binding_plan(config, around.host)
+        self._host = around.look_at_host()
+        self._plan = binding_plan(config, self._host)
         self._desired = desired_units(config, self._plan)
         self._began = time.monotonic()
         self._state = "starting"
@@ -276,10 +277,11 @@ class Engine:
         loop = asyncio.get_running_loop()
         wanted = await loop.run_in_executor(None, self._around.source.load)
         plan, config = diff(self._config, wanted), effective(self._config, wanted)
-        binding = await loop.run_in_executor(None, binding_plan, config, self._around.host)
+        host = await loop.run_in_executor(None, self._around.look_at_host)
+        binding = await loop.run_in_executor(None, binding_plan, config, host)
         desired = desired_units(config, binding)
         await self.conductor.reconfigure(config)  # opens new listeners; the last step that can fail
-        self._config, self._desired, self._plan = config, desired, binding
+        self._config, self._desired, self._plan, self._host = config, desired, binding, host
         self._client.reconfigure(config.limits.connect_timeout)
         self._scheduler.reconfigure(config)
         self._runner.reconfigure(config)
@@ -323,12 +325,12 @@ class Engine:
             "reload": dict(self._last_reload),
             "host": host_json(snapshot.host),
             "units": [self._unit_json(unit, snapshot.at) for unit in snapshot.units],
-            "binding": plan_json(self._plan, self._around.host),
+            "binding": plan_json(self._plan, self._host),
         }
 
     def _unit_json(self, unit: UnitSnapshot, now: float) -> Mapping[str, Any]:
         binding = self._plan.unit(unit.view.name)
-        bound = binding_json(unit.view, binding, self._around.host) if binding is not None else None
+        bound = binding_json(unit.view, binding, self._host) if binding is not None else None
         return {**unit_json(unit, now), "binding": bound}
 
     async def reload(self) -> Mapping[str, Any]:

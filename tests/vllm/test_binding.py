@@ -23,7 +23,8 @@ CPUS = frozenset(sorted(os.sched_getaffinity(0))[:2])
 LIST = format_cpu_list(CPUS)
 UNIT = (  # formatted twice: here, and with the house's folder
     "  cpu: {{{{kind: vllm, role: cpu, python: {python}, model_path: {folder}, max_model_len: 512, block_size: 32,"
-    " start_timeout: 10m, env: {{{{CUSTOM_CPU_AFFINITY: '{list}', VLLM_CPU_KVCACHE_SPACE: '1'}}}}, extra_args: [{flags}]}}}}"
+    " start_timeout: 10m, env: {{{{CUSTOM_CPU_AFFINITY: '{list}', VLLM_CPU_KVCACHE_SPACE: '1'}}}},"
+    " extra_args: [{flags}]}}}}"
 )
 
 

@@ -38,7 +38,7 @@ class World:
         self.unit = free_port()  # nobody listens there
         self.write(0)
         source = Source(self.file)
-        around = Surroundings(source=source, notifier=Notifier(), environ={}, host=read_host())
+        around = Surroundings(source=source, notifier=Notifier(), environ={}, look_at_host=read_host)
         self.engine = Engine(source.load(), around)
         self.run = asyncio.ensure_future(self.engine.run())
 
