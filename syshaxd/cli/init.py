@@ -25,7 +25,7 @@ from .options import add_config
 INSTALLED_MODEL = Path("/usr/share/syshax/models/syshax-demo.gguf")
 IMAGES = {
     "nvidia": "docker.io/vllm/vllm-openai:v0.32.0",
-    "ascend": "quay.io/ascend/vllm-ascend:v0.11.0",
+    "ascend": "quay.io/ascend/vllm-ascend:v0.23.0",
 }
 
 
