@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from typing import Any, Callable, Dict, List
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from syshax_vllm.layout import CHUNK_TOKENS, Fill, Indexed, LayerKV, Strided, kernel_blocks, layer_of, pieces
+from syshax_kernels.errors import KernelError
+from syshax_kernels.pages import Chunk, Part
+from syshax_kernels.pool_types import BF16, F16, F32
+from syshax_vllm.layout import CHUNK_TOKENS, Fill, Indexed, LayerKV, Strided, kernel_blocks, layer_of, pages_of, pieces
 
 HEADS, HEAD_SIZE, TOKENS = 2, 32, 300
 
@@ -33,6 +37,9 @@ def joined_by_token(blocks: int, size: int) -> Any:
 MAKERS: Dict[str, Callable[[int, int], Any]] = {
     "cuda, heads first": lambda blocks, size: torch.zeros(blocks, HEADS, size, 2 * HEAD_SIZE),
     "cuda, tokens first": joined_by_token,
+    "cuda, every second block of a larger cache": lambda blocks, size: torch.zeros(
+        2 * blocks, size, 2 * HEADS, 2 * HEAD_SIZE
+    ).transpose(1, 2)[::2, :HEADS],
     "cuda, K and V apart": lambda blocks, size: torch.zeros(2, blocks, size, HEADS, HEAD_SIZE),
     "flashinfer": lambda blocks, size: torch.zeros(blocks, 2, size, HEADS, HEAD_SIZE),
     "ascend": lambda blocks, size: tuple(torch.zeros(2, blocks, size, HEADS, HEAD_SIZE)),
@@ -40,12 +47,21 @@ MAKERS: Dict[str, Callable[[int, int], Any]] = {
     "cpu, tiles": lambda blocks, size: torch.zeros(blocks, HEADS, size, 2 * HEAD_SIZE),
     "cpu, K and V apart": lambda blocks, size: torch.zeros(2, blocks, HEADS, size, HEAD_SIZE),
 }
+TYPES = {torch.float32: F32, torch.float16: F16, torch.bfloat16: BF16}
 FILLS: Dict[str, Fill] = {"cpu, vectors": fill_vec, "cpu, tiles": fill_pairs, "cpu, K and V apart": fill_vec}
 
 
-def layer(kind: str, size: int) -> LayerKV:
+def layer(kind: str, size: int, dtype: torch.dtype = torch.float32) -> LayerKV:
     """An empty cache of that kind with room for TOKENS tokens twice."""
-    return layer_of(MAKERS[kind](2 * TOKENS // size + 4, size), HEAD_SIZE, FILLS.get(kind))
+    made = MAKERS[kind](2 * TOKENS // size + 4, size)
+    typed = tuple(half.to(dtype) for half in made) if isinstance(made, tuple) else retyped(made, dtype)
+    return layer_of(typed, HEAD_SIZE, FILLS.get(kind))
+
+
+def retyped(cache: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Zeros of another type with the same strides."""
+    size = 1 + sum((n - 1) * step for n, step in zip(cache.shape, cache.stride()))
+    return torch.zeros(size, dtype=dtype).as_strided(cache.shape, cache.stride())
 
 
 def copy(cache: LayerKV, chunks: torch.Tensor, start: int, end: int, table: List[int], out: bool) -> None:
@@ -86,6 +102,52 @@ def test_small_blocks_of_the_cache_inside_large_ones(size: int, small: int, star
     tokens = [p.block * small + p.at + i for p in found for i in range(p.n)]
     assert tokens == list(range(start, end))
     assert tokens == [p.chunk * CHUNK_TOKENS + p.chunk_at + i for p in found for i in range(p.n)]
+
+
+@settings(deadline=None, max_examples=80)
+@given(
+    st.sampled_from(sorted(MAKERS)), st.sampled_from([32, 64, 128]), st.sampled_from(list(TYPES)),
+    st.sampled_from(list(TYPES)), st.integers(0, CHUNK_TOKENS - 1), st.integers(1, CHUNK_TOKENS),
+    st.sampled_from([0, 1]), st.randoms(),
+)  # fmt: skip
+def test_the_native_core_copies_what_torch_does(
+    kind: str, size: int, dtype: torch.dtype, wire: torch.dtype, start: int, length: int, first_head: int, random: Any
+) -> None:
+    """One layer; a chunk has one more head than the cache, as that of a rank among several."""
+    end = min(start + length, CHUNK_TOKENS)
+    table = random.sample(range(2 * TOKENS // size + 4), -(-end // size) - start // size)
+    truth = torch.randn(1, 2, CHUNK_TOKENS, HEADS + 1, HEAD_SIZE).to(wire)
+    mine = slice(first_head, first_head + HEADS)
+    by_torch, native = layer(kind, size, dtype), layer(kind, size, dtype)
+    part = Part(table, start % size, end - start, start)
+    copy(by_torch, truth[:, :, :, mine], start, end, table, out=False)
+    pages_of([native], HEAD_SIZE).copy_in(part, chunk_of(truth, first_head))
+    found = [torch.zeros_like(truth) for _ in range(3)]
+    copy(by_torch, found[0][:, :, :, mine], start, end, table, out=True)
+    copy(native, found[1][:, :, :, mine], start, end, table, out=True)
+    pages_of([native], HEAD_SIZE).copy_out(part, chunk_of(found[2], first_head))
+    assert found[0].any() and torch.equal(found[0], found[1]) and torch.equal(found[0], found[2])
+
+
+def chunk_of(data: torch.Tensor, first_head: int) -> Chunk:
+    """The tensor [1, K or V, token, head, head size] as a chunk."""
+    return Chunk(data.data_ptr(), TYPES[data.dtype], CHUNK_TOKENS, data.shape[3], first_head)
+
+
+def test_infinity_becomes_finite_in_half_precision() -> None:
+    cache = layer("cpu, vectors", 32, torch.float16)
+    wire = torch.full((1, 2, CHUNK_TOKENS, HEADS, HEAD_SIZE), float("-inf"), dtype=torch.float16)
+    pages_of([cache], HEAD_SIZE).copy_in(Part([0, 1], 0, CHUNK_TOKENS, 0), chunk_of(wire, 0))
+    found = torch.zeros_like(wire)
+    copy(cache, found, 0, CHUNK_TOKENS, [0, 1], out=True)
+    assert (found == -65504).all()
+
+
+@pytest.mark.parametrize("part", [Part([9999], 0, 8, 0), Part([0], 30, 8, 0), Part([0], 0, 8, 60), Part([-1], 0, 8, 0)])
+def test_tokens_that_are_not_there_are_refused(part: Part) -> None:
+    wire = torch.zeros(1, 2, CHUNK_TOKENS, HEADS, HEAD_SIZE)
+    with pytest.raises(KernelError, match="pages:"):
+        pages_of([layer("cpu, vectors", 32)], HEAD_SIZE).copy_out(part, chunk_of(wire, 0))
 
 
 def test_probing_finds_strides_where_there_are_some() -> None:

@@ -192,6 +192,31 @@ typedef struct sx_kv_copy_args {
 SX_API sx_status sx_kv_export(const sx_model *model, const sx_kv_copy_args *args);
 SX_API sx_status sx_kv_import(sx_model *model, const sx_kv_copy_args *args);
 
+/* The same for the paged cache of another engine in this process. */
+typedef struct sx_pages_side { /* K or V of one layer; strides in elements */
+    void *data;
+    int64_t block, token, head, dim;
+    const int32_t *places; /* where not NULL, in place of token and dim: [block_size][head_size], offset within a block and head */
+} sx_pages_side;
+
+typedef struct sx_pages_args {
+    uint32_t size;
+    uint32_t n_sides;            /* K and V of each layer, in the chunk's order */
+    const sx_pages_side *sides;
+    const int32_t *block_table;  /* of the sequence; entries below cache_blocks */
+    uint32_t n_blocks, cache_blocks;
+    int32_t type, wire_type;     /* of the cache and of the chunk: SX_F32, SX_F16 or SX_BF16 */
+    uint32_t block_size;         /* tokens */
+    uint32_t heads, head_size;   /* of the cache; head_size at most 1024 */
+    uint32_t first_token, n_tokens;
+    uint32_t chunk_tokens, chunk_first; /* tokens a chunk holds, and where first_token lies in it */
+    uint32_t chunk_heads, chunk_head_first; /* kv heads a chunk holds, and where the cache's first one lies in it */
+    void *chunk;
+} sx_pages_args;
+
+SX_API sx_status sx_pages_export(const sx_pages_args *args);
+SX_API sx_status sx_pages_import(const sx_pages_args *args);
+
 #ifdef __cplusplus
 }
 #endif

@@ -10,6 +10,7 @@ from typing import Any, Sequence
 
 import torch
 import vllm
+from vllm.distributed.kv_transfer.kv_connector.factory import KVConnectorFactory
 from vllm.distributed.kv_transfer.kv_connector.v1 import base
 
 OLDEST, NEWEST = (0, 23, 0), (0, 32, 0)
@@ -64,6 +65,13 @@ def cache_hit_source() -> Any:
     except ImportError:
         return None
     return CacheHitSource.P2P
+
+
+def make_known(connector: type) -> None:
+    """Registers the connector by its name, under which MultiConnector looks for it when it hands counts on."""
+    name, registry = connector.__name__, KVConnectorFactory._registry
+    if name not in registry:
+        KVConnectorFactory.register_connector(name, connector.__module__, name)
 
 
 def write_cpu_cache(key: torch.Tensor, value: torch.Tensor, cache: torch.Tensor) -> None:

@@ -6,7 +6,8 @@ import logging
 from typing import Any
 
 from syshax_kernels.errors import KernelError
-from syshax_kernels.pool import Geometry, Outbox, chunks_that_fit
+from syshax_kernels.library import Library
+from syshax_kernels.pool import Geometry, Outbox, chunks_that_fit, pool_library
 from syshax_vllm import compat
 from syshax_vllm.counts import Counts, HandoffMetrics, HandoffStats
 from syshax_vllm.env import Pool, own_pool
@@ -143,24 +144,29 @@ class SyshaxConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
         return HandoffMetrics(vllm_config, metric_types, labelnames, per_engine_labelvalues)
 
 
+compat.make_known(SyshaxConnector)
+
+
 def _scheduler_side(vllm_config: Any, pool: Pool, pages: Pages, counts: Counts) -> SchedulerSide:
     geometry = geometry_of(vllm_config)
     block_size = vllm_config.cache_config.block_size
-    outbox = _outbox(pool, geometry, vllm_config.model_config.max_model_len)
+    library = pool_library()
+    outbox = _outbox(pool, geometry, vllm_config.model_config.max_model_len, library)
     saver = Saver(outbox, block_size, counts) if outbox is not None else None
-    return SchedulerSide(saver, Loader(pool, geometry, counts), pages, counts, block_size)
+    return SchedulerSide(saver, Loader(pool, geometry, counts, library), pages, counts, block_size)
 
 
-def _outbox(pool: Pool, geometry: Geometry, max_tokens: int) -> Outbox | None:
+def _outbox(pool: Pool, geometry: Geometry, max_tokens: int, library: Library) -> Outbox | None:
     """The unit's own pool file; None (and a log line) where it can't be had: the unit then serves without saving."""
     if not pool.name or not pool.size:
         return None
     try:
-        chunks = chunks_that_fit(pool.size, geometry, tickets=TICKETS, max_tokens=max_tokens)
+        chunks = chunks_that_fit(pool.size, geometry, tickets=TICKETS, max_tokens=max_tokens, library=library)
         if chunks == 0:
             log.error("no handoff from this unit: SYSHAX_POOL_BYTES is %d, too small for one chunk", pool.size)
             return None
-        return Outbox.create(str(pool.outbox), geometry, chunks=chunks, tickets=TICKETS, max_tokens=max_tokens)
+        limits = {"chunks": chunks, "tickets": TICKETS, "max_tokens": max_tokens}
+        return Outbox.create(str(pool.outbox), geometry, **limits, library=library)
     except (KernelError, OSError) as err:
         log.error("no handoff from this unit: %s", err)
         return None

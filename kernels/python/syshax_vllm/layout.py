@@ -11,8 +11,12 @@ from dataclasses import dataclass
 from typing import Any, Callable, Iterator, NamedTuple, Protocol, Sequence
 
 import torch
+from syshax_kernels.library import Library
+from syshax_kernels.pages import Pages, Shape, Side
+from syshax_kernels.pool_types import BF16, F16, F32
 
 CHUNK_TOKENS = 64
+KINDS = {torch.float32: F32, torch.float16: F16, torch.bfloat16: BF16}
 Fill = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], None]
 
 
@@ -52,6 +56,9 @@ class Half(Protocol):
     def write(self, piece: Piece, data: torch.Tensor) -> None:
         """Copies `data` [n, heads, head size] into the cache, converting."""
 
+    def side(self) -> Side:
+        """The same for the native core; the memory must be the CPU's."""
+
 
 @dataclass(frozen=True)
 class Strided:
@@ -64,6 +71,10 @@ class Strided:
 
     def write(self, piece: Piece, data: torch.Tensor) -> None:
         self.view[piece.block, piece.at : piece.at + piece.n].copy_(data, non_blocking=True)
+
+    def side(self) -> Side:
+        block, token, head, dim = self.view.stride()
+        return Side(self.view.data_ptr(), block, token, head, dim)
 
 
 @dataclass(frozen=True)
@@ -81,6 +92,10 @@ class Indexed:
         places = self.places[piece.at : piece.at + piece.n]
         self.cells[piece.block][:, places] = data.transpose(0, 1).to(self.cells.dtype)
 
+    def side(self) -> Side:
+        block, head, _ = self.cells.stride()
+        return Side(self.cells.data_ptr(), block, 0, head, 0, self.places.flatten().tolist())
+
 
 @dataclass(frozen=True)
 class LayerKV:
@@ -90,6 +105,15 @@ class LayerKV:
     v: Half
     block_size: int
     heads: int
+    blocks: int
+    dtype: torch.dtype
+
+
+def pages_of(layers: Sequence[LayerKV], head_size: int, library: Library | None = None) -> Pages:
+    """All layers of a cache in the CPU's memory, for the native core."""
+    one = layers[0]
+    sides = [half.side() for layer in layers for half in (layer.k, layer.v)]
+    return Pages(sides, Shape(KINDS[one.dtype], one.blocks, one.block_size, one.heads, head_size), library)
 
 
 def layer_of(cache: Any, head_size: int, fill: Fill | None = None) -> LayerKV:
@@ -110,13 +134,13 @@ def layer_of(cache: Any, head_size: int, fill: Fill | None = None) -> LayerKV:
 
 def _split(k: torch.Tensor, v: torch.Tensor) -> LayerKV:
     """K and V [block, token, head, head size] each: Ascend, and CUDA in older versions."""
-    return LayerKV(Strided(k), Strided(v), k.shape[1], k.shape[2])
+    return LayerKV(Strided(k), Strided(v), k.shape[1], k.shape[2], k.shape[0], k.dtype)
 
 
 def _joined(cache: torch.Tensor) -> LayerKV:
     """[block, head, token, K and V], in any order of memory."""
     k, v = cache.permute(0, 2, 1, 3).split(cache.shape[3] // 2, dim=3)
-    return LayerKV(Strided(k), Strided(v), cache.shape[2], cache.shape[1])
+    return LayerKV(Strided(k), Strided(v), cache.shape[2], cache.shape[1], cache.shape[0], cache.dtype)
 
 
 def _cpu_joined(cache: torch.Tensor, fill: Fill) -> LayerKV:
@@ -124,7 +148,7 @@ def _cpu_joined(cache: torch.Tensor, fill: Fill) -> LayerKV:
     blocks, heads, block_size, both = cache.shape
     cells = cache.view(blocks, heads, block_size * both)
     k, v = probe(block_size, both // 2, cache.dtype, fill)
-    return LayerKV(_half(cells, k), _half(cells, v), block_size, heads)
+    return LayerKV(_half(cells, k), _half(cells, v), block_size, heads, blocks, cache.dtype)
 
 
 def _cpu_split(k: torch.Tensor, v: torch.Tensor, fill: Fill) -> LayerKV:
@@ -133,7 +157,7 @@ def _cpu_split(k: torch.Tensor, v: torch.Tensor, fill: Fill) -> LayerKV:
     cells = block_size * head_size
     of_k, of_v = probe(block_size, head_size, k.dtype, fill)
     flat_k, flat_v = k.view(blocks, heads, cells), v.view(blocks, heads, cells)
-    return LayerKV(_half(flat_k, of_k), _half(flat_v, of_v - cells), block_size, heads)
+    return LayerKV(_half(flat_k, of_k), _half(flat_v, of_v - cells), block_size, heads, blocks, k.dtype)
 
 
 def _half(cells: torch.Tensor, places: torch.Tensor) -> Half:

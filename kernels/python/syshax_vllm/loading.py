@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Sequence
 
 from syshax_kernels.errors import BusyError, KernelError, NotFoundError
+from syshax_kernels.library import Library
 from syshax_kernels.pool import Geometry, Inbox, View
 from syshax_vllm.counts import Counts, reason_of
 from syshax_vllm.env import Pool
@@ -41,8 +42,9 @@ class Arrival:
 class Loader:
     """Pins tickets of other units; the workers copy; then they are released. One thread."""
 
-    def __init__(self, pool: Pool, geometry: Geometry, counts: Counts) -> None:
-        self._pool, self.geometry, self._counts = pool, geometry, counts
+    def __init__(self, pool: Pool, geometry: Geometry, counts: Counts, library: Library) -> None:
+        """`library`: loaded already, since its file may be replaced while we run."""
+        self._pool, self.geometry, self._counts, self._library = pool, geometry, counts, library
         self._inboxes: dict[str, Inbox] = {}
 
     def expect(self, source: LoadFrom) -> Arrival:
@@ -77,7 +79,7 @@ class Loader:
             path = self._pool.folder / name
             if not path.is_file():
                 raise NotFoundError(f"{path}: no such pool file", -7)
-            self._inboxes[name] = Inbox.open(str(path), self.geometry)
+            self._inboxes[name] = Inbox.open(str(path), self.geometry, library=self._library)
         return self._inboxes[name]
 
     def fail(self, request_id: str, arrival: Arrival, err: Exception) -> None:

@@ -1,29 +1,33 @@
 """The connector in a worker: copies KV between the paged cache and the pool.
 
-Where the cache lies on CPUs, saves run in the step (they are strided copies of what the step made) and loads on one
-thread beside it. On an accelerator both run on that thread, on a stream of their own, with the pool registered as
-pinned memory, so that no step waits for them. That part follows CUDA's documentation and has not been run.
+Where the cache lies on CPUs, the native core copies on a few threads: saves in the step (the compute threads rest
+then), loads beside it. On an accelerator torch does, on one thread and a stream of its own, with the pool registered as
+pinned memory, so that no step waits. That part follows CUDA's documentation and has not been run.
 """
 
 from __future__ import annotations
 
 import ctypes
 import logging
+import os
 import threading
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any, Callable, Iterator
+from typing import Any, Callable, Iterator, Sequence
 
 import torch
+from syshax_kernels import pages
 from syshax_kernels.errors import KernelError
-from syshax_kernels.pool import BF16, CHUNK_TOKENS, F16, F32, Inbox, PoolInfo, View, Worker
+from syshax_kernels.pool import BF16, CHUNK_TOKENS, F16, F32, Inbox, PoolInfo, View, Worker, pool_library
 from syshax_vllm import compat
 from syshax_vllm.env import Pool
-from syshax_vllm.layout import Fill, LayerKV, kernel_blocks, layer_of, pieces
+from syshax_vllm.layout import Fill, LayerKV, kernel_blocks, layer_of, pages_of, pieces
 from syshax_vllm.meta import HandoffMetadata, Load, Write
 
 log = logging.getLogger("vllm.syshax")
+
+MAX_HELPERS = 4  # threads that copy on CPUs: a few reach the bandwidth of memory
 
 TYPES = {F32: torch.float32, F16: torch.float16, BF16: torch.bfloat16}
 
@@ -58,17 +62,33 @@ def chunk_tensor(address: int, info: PoolInfo) -> torch.Tensor:
     return flat.view(shape.n_layers, 2, CHUNK_TOKENS, shape.n_kv_heads, shape.head_size)
 
 
+def roam() -> None:
+    """Lets this thread run where the unit may: vLLM pins its worker to one CPU, and threads take that over."""
+    try:
+        os.sched_setaffinity(0, os.sched_getaffinity(os.getppid()))
+    except OSError as err:
+        log.debug("copies stay on the CPU of the compute thread: %s", err)
+
+
+def helpers(ranks: int) -> int:
+    """How many threads one of `ranks` workers copies with."""
+    return max(1, min(MAX_HELPERS, len(os.sched_getaffinity(os.getppid())) // ranks))
+
+
 class WorkerSide:
     """One rank. Results are collected until the engine asks for them."""
 
     def __init__(self, pool: Pool, share: Share, block_size: int, head_size: int) -> None:
         self._pool, self._share, self._block_size, self._head_size = pool, share, block_size, head_size
+        self._library = pool_library()  # now: its file may be replaced while we run
         self._layers: list[LayerKV] = []
         self._device: torch.device | None = None
         self._stream: Any = None
         self._own: tuple[Worker, PoolInfo] | None = None
         self._inboxes: dict[str, Inbox] = {}
-        self._thread = ThreadPoolExecutor(1, "syshax-kv")
+        self._pages: pages.Pages | None = None  # of a cache on CPUs
+        self._thread = ThreadPoolExecutor(1, "syshax-kv", roam)
+        self._helpers = ThreadPoolExecutor(helpers(share.ranks), "syshax-copy", roam)
         self._lock = threading.Lock()
         self._sent: set[str] = set()
         self._received: set[str] = set()
@@ -81,6 +101,8 @@ class WorkerSide:
         self._device = first[0].device
         if self._device.type == "cuda":
             self._stream = torch.cuda.Stream(self._device)
+        elif self._device.type == "cpu":
+            self._pages = pages_of(self._layers, self._head_size, self._library)
 
     # ---- orders of a step ----
     def start(self, meta: HandoffMetadata) -> None:
@@ -110,6 +132,7 @@ class WorkerSide:
 
     def close(self) -> None:
         self._thread.shutdown(wait=True)
+        self._helpers.shutdown(wait=True)
         if self._own is not None:
             self._own[0].close()
         for inbox in self._inboxes.values():
@@ -164,17 +187,51 @@ class WorkerSide:
         mine = self._share.writes
         if mine.start == mine.stop:
             return
+        chunks = range(write.start // CHUNK_TOKENS, -(-write.end // CHUNK_TOKENS))
+        if self._pages is not None:
+            return self._spread(lambda chunk: self._save_chunk(write, chunk), chunks)
         with self._beside(mark):
-            for chunk in range(write.start // CHUNK_TOKENS, -(-write.end // CHUNK_TOKENS)):
-                data = chunk_tensor(worker.chunk_address(write.slot, chunk), info)
-                self._copy_out(write, chunk, data[:, :, :, mine])
+            for chunk in chunks:
+                self._copy_out(write, chunk, chunk_tensor(worker.chunk_address(write.slot, chunk), info)[:, :, :, mine])
         self._settle()
-        for chunk in range(write.start // CHUNK_TOKENS, -(-write.end // CHUNK_TOKENS)):
-            valid = min(write.end - chunk * CHUNK_TOKENS, CHUNK_TOKENS)
-            worker.seal(write.slot, chunk, self._share.rank, valid)
+        for chunk in chunks:
+            self._seal(write, chunk)
 
-    def _copy_out(self, order: Write, chunk: int, data: torch.Tensor) -> None:
-        for piece in self._pieces(order, chunk):
+    def _spread(self, job: Callable[[int], None], chunks: Sequence[int]) -> None:
+        """Does a job for each chunk on the helper threads; back when all have ended. Raises the first error."""
+        if len(chunks) == 1:
+            return job(chunks[0])
+        jobs = [self._helpers.submit(job, chunk) for chunk in chunks]
+        wait(jobs)
+        for done in jobs:
+            done.result()
+
+    def _save_chunk(self, write: Write, chunk: int) -> None:
+        worker, info = self._outbox()
+        assert self._pages is not None
+        address = worker.chunk_address(write.slot, chunk)
+        self._pages.copy_out(self._part(write, chunk), self._native(address, info, self._share.writes))
+        self._seal(write, chunk)
+
+    def _seal(self, write: Write, chunk: int) -> None:
+        valid = min(write.end - chunk * CHUNK_TOKENS, CHUNK_TOKENS)
+        self._outbox()[0].seal(write.slot, chunk, self._share.rank, valid)
+
+    def _native(self, address: int, info: PoolInfo, heads: slice) -> pages.Chunk:
+        shape = info.geometry
+        return pages.Chunk(address, shape.wire_type, CHUNK_TOKENS, shape.n_kv_heads, heads.start)
+
+    def _part(self, order: Write | Load, chunk: int) -> pages.Part:
+        """The part of an order that lies in one chunk."""
+        start, end = max(order.start, chunk * CHUNK_TOKENS), min(order.end, (chunk + 1) * CHUNK_TOKENS)
+        small = self._layers[0].block_size
+        blocks = kernel_blocks(order.start, order.blocks, self._block_size, small)
+        skipped = start // small - order.start // small
+        needed = -(-end // small) - start // small
+        return pages.Part(blocks[skipped : skipped + needed], start % small, end - start, start % CHUNK_TOKENS)
+
+    def _copy_out(self, write: Write, chunk: int, data: torch.Tensor) -> None:
+        for piece in self._pieces(write, chunk):
             to = slice(piece.chunk_at, piece.chunk_at + piece.n)
             for layer, target in zip(self._layers, data):
                 layer.k.read(piece, target[0, to])
@@ -183,7 +240,7 @@ class WorkerSide:
     def _outbox(self) -> tuple[Worker, PoolInfo]:
         """Our own pool file. The scheduler's side makes it after the workers have started."""
         if self._own is None:
-            worker = Worker.join(str(self._pool.outbox))
+            worker = Worker.join(str(self._pool.outbox), library=self._library)
             info = worker.info()
             if self._stream is not None:
                 torch.cuda.cudart().cudaHostRegister(info.chunks, info.chunks_size, 0)
@@ -215,19 +272,32 @@ class WorkerSide:
 
     def _load_all(self, load: Load) -> None:
         view, info = self._source(load)
-        for chunk in range(load.start // CHUNK_TOKENS, -(-load.end // CHUNK_TOKENS)):
-            address = self._outbox()[0].chunk_address(load.slot, chunk) if view is None else view.chunk_address(chunk)
-            self._copy_in(load, chunk, chunk_tensor(address, info)[:, :, :, self._share.reads])
-        self._settle()
+        chunks = range(load.start // CHUNK_TOKENS, -(-load.end // CHUNK_TOKENS))
+        if self._pages is not None:
+            self._spread(lambda chunk: self._load_chunk(load, chunk, view, info), chunks)
+        else:
+            for chunk in chunks:
+                data = chunk_tensor(self._address(load, chunk, view), info)
+                self._copy_in(load, chunk, data[:, :, :, self._share.reads])
+            self._settle()
         if view is not None:
             view.check()
+
+    def _address(self, load: Load, chunk: int, view: View | None) -> int:
+        return self._outbox()[0].chunk_address(load.slot, chunk) if view is None else view.chunk_address(chunk)
+
+    def _load_chunk(self, load: Load, chunk: int, view: View | None, info: PoolInfo) -> None:
+        assert self._pages is not None
+        memory = self._native(self._address(load, chunk, view), info, self._share.reads)
+        self._pages.copy_in(self._part(load, chunk), memory)
 
     def _source(self, load: Load) -> tuple[View | None, PoolInfo]:
         if load.pinned is None:
             return None, self._outbox()[1]
         if load.pool not in self._inboxes:
             assert load.geometry is not None
-            self._inboxes[load.pool] = Inbox.open(str(self._pool.folder / load.pool), load.geometry)
+            path = str(self._pool.folder / load.pool)
+            self._inboxes[load.pool] = Inbox.open(path, load.geometry, library=self._library)
         inbox = self._inboxes[load.pool]
         view = inbox.attach(load.pinned)
         return view, inbox.info()

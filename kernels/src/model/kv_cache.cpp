@@ -108,6 +108,14 @@ void KvCache::load(uint32_t layer, uint32_t head, uint32_t block, uint32_t slot,
     read(group_at(layer, head, block, slot, 1), slot % tokens(), 1, v);
 }
 
+KvSide KvCache::side(uint32_t layer, uint32_t head, uint32_t side) const {
+    const int64_t group = static_cast<int64_t>(group_bytes(tokens()) / element_);
+    const int64_t plane = static_cast<int64_t>(plane_bytes_ / element_), n = tokens();
+    uint8_t *data = group_at(layer, head, 0, 0, side);
+    if (side == 0) return {data, group, 1, plane, n, 0, shape_.head_dim, nullptr};
+    return {data, group, 16, plane, 1, n * 16, 16, nullptr};
+}
+
 size_t KvCache::gather_bytes() const { return 2 * kAttnBlock / kKvGroup * group_bytes(kKvGroup); }
 
 // Copies the small group that is part `part` of a group of 16 to its place there.

@@ -4,6 +4,7 @@
 #include <stdint.h>
 
 #include "core/context.h"
+#include "core/kv_pages.h"
 #include "core/layout.h"
 #include "core/memory.h"
 #include "core/ops.h"
@@ -26,6 +27,12 @@ class KvCache {
     void store(uint32_t layer, uint32_t head, uint32_t block, uint32_t slot, const float *k, const float *v);
     // The same, read back as f32.
     void load(uint32_t layer, uint32_t head, uint32_t block, uint32_t slot, float *k, float *v) const;
+
+    // K (0) or V (1) of the heads of a layer from `head` on, with groups for blocks: group `i` of block `b` is number
+    // 2 * b * groups_per_block() + i. Not for Q8_0.
+    KvSide side(uint32_t layer, uint32_t head, uint32_t side) const;
+    uint32_t groups_per_block() const { return shape_.block_size / tokens(); }
+    uint32_t group_tokens() const { return tokens(); }
 
     // Groups of 16 tokens for AttendArgs: `n` tokens from token `first` (a multiple of 16) of a sequence whose blocks
     // are `table`. Blocks of fewer than 16 tokens are gathered into `scratch` (gather_bytes() long).

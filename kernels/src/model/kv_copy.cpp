@@ -6,7 +6,7 @@
 #include <new>
 
 #include "core/args.h"
-#include "core/numeric.h"
+#include "core/kv_pages.h"
 #include "core/pack.h"
 #include "model/model.h"
 
@@ -40,17 +40,6 @@ sx_status take_copy(const sx_model *m, const sx_kv_copy_args *given, Copy *copy)
     return SX_OK;
 }
 
-void encode(int32_t type, const float *x, uint32_t n, uint8_t *out) {
-    if (type == SX_F32) {
-        memcpy(out, x, n * sizeof *x);
-        return;
-    }
-    for (uint32_t i = 0; i < n; i++) {
-        const uint16_t half = type == SX_F16 ? f32_to_f16(clamp_f16(x[i])) : f32_to_bf16(x[i]);
-        memcpy(out + i * 2, &half, 2);
-    }
-}
-
 // Calls visit(layer, head, block, slot, K on the wire, V on the wire) for everything the copy names.
 template <class Visit>
 void each(const sx_model *m, const Copy &copy, const Visit &visit) {
@@ -70,6 +59,62 @@ std::unique_ptr<float[]> pair_of_heads(const sx_model *m) {
     return std::unique_ptr<float[]>(new (std::nothrow) float[2 * m->shape.head_dim]);
 }
 
+// The blocks of the copy as the groups that KvCache::side() counts.
+std::unique_ptr<int32_t[]> group_table(const KvCache &kv, const sx_kv_copy_args &a) {
+    const uint32_t per = kv.groups_per_block();
+    std::unique_ptr<int32_t[]> table(new (std::nothrow) int32_t[size_t{a.n_blocks} * per + 1]);
+    for (uint32_t i = 0; table && i < a.n_blocks * per; i++)
+        table[i] = a.block_table[i / per] * 2 * static_cast<int32_t>(per) + static_cast<int32_t>(i % per);
+    return table;
+}
+
+// Copies every layer's K and V by `move` (kv_out or kv_in).
+template <class Move>
+sx_status each_side(const sx_model *m, const Copy &copy, const Move &move) {
+    const sx_kv_copy_args &a = copy.args;
+    const std::unique_ptr<int32_t[]> table = group_table(m->kv, a);
+    if (!table) return fail(SX_ENOMEM, "no memory for a block table");
+    const size_t head = m->shape.head_dim * copy.element, row = m->shape.n_kv_heads * head;
+    const KvRun run{table.get(), m->kv.group_tokens(), a.first_token, a.n_tokens, a.head_count, m->shape.head_dim,
+                    m->kv.shape().type, a.wire_type, row};
+    Team &team = *m->context->team;
+    team.run([&](uint32_t thread) {
+        for (uint32_t i = thread; i < 2 * m->shape.n_layers; i += team.size()) {
+            const size_t token = size_t{i} * a.chunk_tokens + a.chunk_first;
+            uint8_t *wire = static_cast<uint8_t *>(a.chunk) + token * row + a.head_first * head;
+            move(m->kv.side(i / 2, a.head_first, i % 2), run, wire);
+        }
+    });
+    return SX_OK;
+}
+
+// 8 bits and a scale: through f32, token by token.
+sx_status export_q8(const sx_model *model, const Copy &copy) {
+    const std::unique_ptr<float[]> values = pair_of_heads(model);
+    if (!values) return fail(SX_ENOMEM, "no memory for a head");
+    const uint32_t dim = model->shape.head_dim;
+    float *k = values.get(), *v = k + dim;
+    each(model, copy, [&](uint32_t layer, uint32_t head, uint32_t block, uint32_t slot, uint8_t *wire_k, uint8_t *wire_v) {
+        model->kv.load(layer, head, block, slot, k, v);
+        encode_row(copy.args.wire_type, k, dim, wire_k);
+        encode_row(copy.args.wire_type, v, dim, wire_v);
+    });
+    return SX_OK;
+}
+
+sx_status import_q8(sx_model *model, const Copy &copy) {
+    const std::unique_ptr<float[]> values = pair_of_heads(model);
+    if (!values) return fail(SX_ENOMEM, "no memory for a head");
+    const uint32_t dim = model->shape.head_dim;
+    float *k = values.get(), *v = k + dim;
+    each(model, copy, [&](uint32_t layer, uint32_t head, uint32_t block, uint32_t slot, const uint8_t *wire_k, const uint8_t *wire_v) {
+        decode_row(copy.args.wire_type, wire_k, dim, k);
+        decode_row(copy.args.wire_type, wire_v, dim, v);
+        model->kv.store(layer, head, block, slot, k, v);
+    });
+    return SX_OK;
+}
+
 }  // namespace
 }  // namespace sx
 
@@ -77,30 +122,12 @@ sx_status sx_kv_export(const sx_model *model, const sx_kv_copy_args *given) {
     sx::Copy copy;
     const sx_status status = sx::take_copy(model, given, &copy);
     if (status != SX_OK) return status;
-    const std::unique_ptr<float[]> values = sx::pair_of_heads(model);
-    if (!values) return sx::fail(SX_ENOMEM, "no memory for a head");
-    const uint32_t dim = model->shape.head_dim;
-    float *k = values.get(), *v = k + dim;
-    sx::each(model, copy, [&](uint32_t layer, uint32_t head, uint32_t block, uint32_t slot, uint8_t *wire_k, uint8_t *wire_v) {
-        model->kv.load(layer, head, block, slot, k, v);
-        sx::encode(copy.args.wire_type, k, dim, wire_k);
-        sx::encode(copy.args.wire_type, v, dim, wire_v);
-    });
-    return SX_OK;
+    return model->kv.shape().type == SX_Q8_0 ? sx::export_q8(model, copy) : sx::each_side(model, copy, sx::kv_out);
 }
 
 sx_status sx_kv_import(sx_model *model, const sx_kv_copy_args *given) {
     sx::Copy copy;
     const sx_status status = sx::take_copy(model, given, &copy);
     if (status != SX_OK) return status;
-    const std::unique_ptr<float[]> values = sx::pair_of_heads(model);
-    if (!values) return sx::fail(SX_ENOMEM, "no memory for a head");
-    const uint32_t dim = model->shape.head_dim;
-    float *k = values.get(), *v = k + dim;
-    sx::each(model, copy, [&](uint32_t layer, uint32_t head, uint32_t block, uint32_t slot, const uint8_t *wire_k, const uint8_t *wire_v) {
-        sx::decode_row(copy.args.wire_type, wire_k, dim, k);
-        sx::decode_row(copy.args.wire_type, wire_v, dim, v);
-        model->kv.store(layer, head, block, slot, k, v);
-    });
-    return SX_OK;
+    return model->kv.shape().type == SX_Q8_0 ? sx::import_q8(model, copy) : sx::each_side(model, copy, sx::kv_in);
 }

@@ -102,6 +102,7 @@ const uint8_t *run_blocks(const ShiftTable &table, uint32_t &crc, const uint8_t 
     while (bytes >= 3 * Block) {
         uint32_t a = crc, b = 0, c = 0;
         for (size_t i = 0; i < Block; i += 8) {
+            __builtin_prefetch(p + 3 * Block + 3 * i);
             a = step8(a, word_at(p + i));
             b = step8(b, word_at(p + Block + i));
             c = step8(c, word_at(p + 2 * Block + i));
