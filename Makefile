@@ -9,8 +9,9 @@ DEV := packaging/dev
 export PYTHONDONTWRITEBYTECODE := $(if $(CI),1,)
 
 .DEFAULT_GOAL := help
-.PHONY: help run native check test test-unit test-process test-39 test-kernels test-sysinfer test-vllm test-system \
-        summary manuals vllm-env rpm repo clean $(VENV) $(ORACLE)
+.PHONY: help run native check test test-unit test-process test-39 test-kernels test-sysinfer test-vllm \
+        test-vllm-breadth test-system \
+        summary manuals plugin vllm-env rpm repo clean $(VENV) $(ORACLE)
 
 help:  ## this list
 	@sed -n 's/^\([a-z0-9$$(){}A-Z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | sed 's/^[$$](VENV)/$(VENV)/;s/^[$$](ORACLE)/$(ORACLE)/' \
@@ -92,7 +93,17 @@ vllm-env:  ## stock vLLM for CPUs, newest and older, in environments of their ow
 	@tests/vllm/environment.sh $(VLLM_OLD_VERSION) $(VLLM_OLD_VENV)
 
 test-vllm: $(TEST_STAMP) native $(if $(CI),vllm-env)  ## the plugin in real vLLM units under the daemon (15 min)
-	@VLLM_VENV=$(VLLM_VENV) VLLM_OLD_VENV=$(VLLM_OLD_VENV) $(TIER) vllm -- $(PYTEST) -q tests/vllm
+	@VLLM_VENV=$(VLLM_VENV) VLLM_OLD_VENV=$(VLLM_OLD_VENV) $(TIER) vllm -- $(PYTEST) -q tests/vllm \
+	    --ignore tests/vllm/breadth
+
+test-vllm-breadth: $(TEST_STAMP) native  ## degrees, precisions, preemption, damage between engines: VLLM_VENV=...; not in CI
+	@VLLM_VENV=$(VLLM_VENV) $(PYTEST) -q tests/vllm/breadth
+
+PLUGIN ?= build/plugin
+plugin: native  ## the folder that a vLLM elsewhere is started with (PYTHONPATH, mounted read-only): PLUGIN=FOLDER
+	rm -rf $(PLUGIN)
+	mkdir -p $(PLUGIN)
+	cd kernels/python && tar -c --exclude=__pycache__ syshax_kernels syshax_vllm *.dist-info | tar -x -C $(abspath $(PLUGIN))
 
 test-system: $(TEST_STAMP)  ## install, start, reload, upgrade under a real systemd; needs root (12 min)
 	@$(TIER) system -- $(PYTEST) -q tests/system

@@ -6,8 +6,9 @@ version=${1:?usage: environment.sh VERSION FOLDER}
 folder=${2:?usage: environment.sh VERSION FOLDER}
 python=${PYTHON:-python3}
 case $version in
+    0.2[3456].*) torch=2.11.0 ;;  # on PyPI only with CUDA: 3.5 GB to fetch; it runs on CPUs too
     0.2[789].*|0.3[012].*) torch=2.13.0 ;;
-    *) echo "environment.sh: vLLM $version: expected 0.27.1 to 0.32.0 (0.23.0 needs torch 2.11.0: see docs/vllm.md)" >&2; exit 2 ;;
+    *) echo "environment.sh: vLLM $version: expected 0.23.0 to 0.32.0" >&2; exit 2 ;;
 esac
 if [ -f "$folder/ok-$version" ]; then exit 0; fi
 rm -rf "$folder"
