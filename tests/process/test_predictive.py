@@ -36,11 +36,11 @@ def calibration(law: Law) -> Mapping[str, object]:
     return {"format": 1, "samples": [dict(zip(names, (*point, seconds(law, *point)))) for point in points]}
 
 
-async def started(folder: Path, gpu: Law, cpu: Law, slo: Mapping[str, Any]) -> Daemon:
+async def started(folder: Path, gpu: Law, cpu: Law, slo: Mapping[str, Any], blocks: int = GPU_BLOCKS) -> Daemon:
     """With both units' calibrations in force from the start of the second life on."""
     daemon = Daemon(folder)
     for name, role, law in (("gpu", "accelerator", gpu), ("cpu", "cpu", cpu)):
-        options = ["--law", ",".join(map(str, law)), *(["--kv-blocks", str(GPU_BLOCKS)] if name == "gpu" else [])]
+        options = ["--law", ",".join(map(str, law)), *(["--kv-blocks", str(blocks)] if name == "gpu" else [])]
         daemon.config["units"][name] = unit(role, *options)
     daemon.config["scheduler"] = {"decider": "predictive", "slo": slo}
     daemon.config["monitor"] = {"interval": "50ms"}
@@ -157,3 +157,38 @@ async def test_what_a_weak_cpu_and_hints_do(tmp_path: Path, closing: List[Daemon
         async with session.get("/metrics") as answer:
             text = await answer.text()
         assert re.search(r'syshax_prediction_error_ratio_count\{what="ttft"\} [1-9]', text)
+
+
+async def long_answer(session: aiohttp.ClientSession, number: int, tokens: int) -> None:
+    prompt = encode(f"{number:04}" + "x" * 56)
+    body = {"model": MODEL, "prompt": prompt, "max_tokens": tokens, "temperature": 0, "ignore_eos": True}
+    async with session.post("/v1/completions", json=body) as answer:
+        data = await answer.json()
+        assert answer.status == 200, data
+        assert data["choices"][0]["text"] == text_after(prompt, tokens)
+
+
+@pytest.mark.timeout(180)
+async def test_victims_go_when_kv_is_short_and_return_when_a_limit_would_break(
+    tmp_path: Path, closing: List[Daemon]
+) -> None:
+    law = (0.040, 0.0005, 0.0001, 0.0)
+    daemon = await started(tmp_path, law, law, slo(60, 5.0), blocks=60)
+    closing.append(daemon)
+    async with clients(daemon) as session:
+        lengths = [300, 300, *[120] * 6]  # the first two are the first victims, and outlive the others
+        answers = asyncio.gather(*(long_answer(session, number, tokens) for number, tokens in enumerate(lengths)))
+        try:
+            await daemon.until(lambda: daemon.output.count(b"cpu keeps the request's promise") >= 2, 60)
+            daemon.config["scheduler"]["slo"] = slo(60, 0.001)  # which no unit keeps: whoever can goes back
+            daemon.write()
+            daemon.signal(HUP)
+            await asyncio.wait_for(answers, 90)
+        finally:
+            answers.cancel()
+        counted = await decisions(session)
+        assert counted["move", "kv_pressure"] >= 2 and counted["move", "return"] >= 1, counted
+        assert b"would miss the request's target and gpu has room again" in daemon.output
+        async with session.get("/metrics") as answer:
+            text = await answer.text()
+        assert re.search(r'syshax_handoffs_total\{kind="return",result="ok"\} [1-9]', text)
