@@ -77,6 +77,8 @@ class UnitError(SysHaxError):
 class BackendError(SysHaxError):
     """Starting, stopping or looking at a unit's process or container failed."""
 
+    passing = False  # the unit is not at fault: it is tried again for as long as this lasts
+
 
 class ControlError(SysHaxError):
     """A control request can't be served; `status` is the HTTP status of the answer."""

@@ -32,6 +32,8 @@ MAX_FRAME = 16 * 1024 * 1024
 class EngineGone(BackendError):
     """Nobody answers on the socket, or the connection broke: says nothing about containers."""
 
+    passing = True
+
 
 class EngineRefused(BackendError):
     """The engine answered with an error."""

@@ -13,6 +13,7 @@ from typing import Optional
 from syshaxd.config.types import RestartConfig
 from syshaxd.model.unit import UnitState
 
+PASSING = 5.0  # seconds between two starts while the unit is not at fault
 STABLE = 60.0  # seconds in READY after which earlier failures are forgotten
 
 
@@ -45,12 +46,16 @@ class Act(enum.Enum):
 
 @dataclass(frozen=True)
 class Event:
-    """`epoch`: the start it belongs to; None for commands. `own`: it ended by itself, before we ended it."""
+    """`epoch`: the start it belongs to; None for commands. `own`: it ended by itself, before we ended it.
+
+    `passing`: no fault of the unit, so that there is no limit to its starts.
+    """
 
     what: What
     reason: str = ""
     epoch: Optional[int] = None
     own: bool = False
+    passing: bool = False
 
 
 @dataclass(frozen=True)
@@ -138,6 +143,9 @@ def _broken(life: Life, reason: str, now: float) -> tuple[Life, Optional[Act]]:
 
 
 def _exited(life: Life, event: Event, now: float, policy: RestartConfig) -> tuple[Life, Optional[Act]]:
+    if life.state in _LIVE and event.passing:
+        failed = replace(_enter(life, UnitState.FAILED, now), reason=event.reason)
+        return replace(failed, retry_at=now + min(PASSING, policy.backoff_max)), Act.AWAIT_RETRY
     if life.state in _LIVE:
         ready_for = now - life.since if life.state is UnitState.READY else 0.0
         return _failed(replace(life, failures=0 if ready_for >= STABLE else life.failures), event.reason, now, policy)

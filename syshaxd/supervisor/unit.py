@@ -235,7 +235,7 @@ class Unit:
         try:
             start = self._start = await self._begin()
         except BackendError as err:
-            return self._report(What.EXITED, epoch, str(err))
+            return self._put(Event(What.EXITED, str(err), epoch, passing=err.passing))
         self._tasks.start("exit", self._await_exit(start, epoch))
         self._publish()
         config = self.desired.config

@@ -14,10 +14,13 @@ from typing import AsyncIterator, Callable, List, Sequence, Tuple
 import psutil
 import pytest
 
+from syshaxd.backends.container import ContainerBackend
+from syshaxd.backends.container_spec import EngineKind
 from syshaxd.backends.external import ExternalBackend
 from syshaxd.backends.process import ProcessBackend
 from syshaxd.config.types import (
-    Config, CpuConfig, HealthConfig, LifecycleConfig, LimitsConfig, PdConfig, RestartConfig, UnitConfig,
+    Config, ContainerConfig, CpuConfig, HealthConfig, LifecycleConfig, LimitsConfig, PdConfig, RestartConfig,
+    UnitConfig,
 )  # fmt: skip
 from syshaxd.errors import ConfigError, ControlError
 from syshaxd.model.request import Endpoint, RequestInfo
@@ -40,7 +43,10 @@ class World:
         self.in_flight: List[InFlight] = []
         self.failures: List[Tuple[str, BaseException]] = []
         self.supervisor = Supervisor(
-            backends={BackendKind.PROCESS: ProcessBackend(), BackendKind.EXTERNAL: ExternalBackend()},
+            backends={
+                BackendKind.PROCESS: ProcessBackend(), BackendKind.EXTERNAL: ExternalBackend(),
+                BackendKind.DOCKER: ContainerBackend(EngineKind.DOCKER, str(folder)),
+            },
             client=client,
             in_flight=lambda: tuple(self.in_flight),
             environ={**os.environ, "PYTHONPATH": str(ROOT), "NOTIFY_SOCKET": "/nowhere"},
@@ -167,6 +173,14 @@ async def test_start_without_a_sign_of_life_is_given_up(world: World) -> None:
     world.apply(world.unit("cpu", "--hang-at-start", start_timeout=0.5, restart=RestartConfig(0.05, 0.1, 1)))
     await world.until(lambda: world.view("cpu").state is UnitState.FAILED)
     assert world.view("cpu").reason == "did not answer within 0.5 s (start_timeout)"
+
+
+async def test_an_engine_that_is_away_is_no_fault_of_the_unit(world: World) -> None:
+    section = ContainerConfig(image="x:1", socket=str(world.folder / "none.sock"))
+    unit = world.unit("cpu", backend=BackendKind.DOCKER, container=section, restart=RestartConfig(0.01, 0.05, 2))
+    world.apply(unit)
+    await world.until(lambda: world.view("cpu").epoch > 5)
+    assert "cannot talk to the container engine" in world.view("cpu").reason
 
 
 async def test_another_model_than_configured_is_refused(world: World) -> None:

@@ -83,6 +83,15 @@ def test_what_ended_by_itself_tells_more_than_what_was_noticed_of_it() -> None:
     assert (ended.state, ended.reason) == (S.FAILED, "exited with status 3")
 
 
+def test_an_engine_that_is_away_counts_for_no_limit() -> None:
+    life = _run(Life(), Event(What.START))
+    for epoch in range(1, 9):
+        life, act = step(life, Event(What.EXITED, "no engine", epoch, passing=True), 10.0, POLICY)
+        assert (life.state, life.failures, life.retry_at, act) == (S.FAILED, 0, 15.0, Act.AWAIT_RETRY)
+        life, _ = step(life, _own(What.RETRY, epoch), 15.0, POLICY)
+    assert life.state is S.STARTING
+
+
 def test_restart_drains_first() -> None:
     life = _run(READY, Event(What.RESTART, "new configuration"), _own(What.DRAINED))
     life, act = step(life, _own(What.EXITED), 1.0, POLICY)
