@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import collections
 import contextlib
+import functools
 import sys
 import time
 from dataclasses import dataclass, replace
@@ -57,7 +58,7 @@ class Desired:
     stall_timeout: float
     idle_start: float = 120.0  # seconds without a sign of work before a start is given up
 
-    @property
+    @functools.cached_property  # asked for at every look of the supervisor, a millisecond each
     def digest(self) -> str:
         """Changes when the unit has to be replaced."""
         return recipes.digest(self.config, self.around)

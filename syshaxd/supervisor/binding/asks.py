@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Callable, Optional, Tuple
 
 from syshaxd.config.types import Config, UnitConfig
@@ -20,7 +21,8 @@ ReadModel = Callable[[str], ModelFacts]
 def plan_units(config: Config, host: HostTree, read: ReadModel = read_model) -> BindingPlan:
     """CPUs and memory of the units that run here, problems included."""
     here = [unit for unit in config.units if unit.backend is not BackendKind.EXTERNAL]
-    return plan(host, [_ask(config, unit, host, read) for unit in here])
+    once = functools.lru_cache(maxsize=None)(read)  # units mostly share one model
+    return plan(host, [_ask(config, unit, host, once) for unit in here])
 
 
 def binding_plan(config: Config, host: HostTree) -> BindingPlan:
