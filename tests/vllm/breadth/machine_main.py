@@ -61,7 +61,7 @@ class World:
         self.worker, self.inbox = Worker.join(path), Inbox.open(path, GEOMETRY)
         counts, pool = Counts(), Pool(folder, "own.pool")
         loader = Loader(pool, GEOMETRY, counts, pool_library())
-        self.side = SchedulerSide(Saver(self.outbox, BLOCK, counts), loader, Pages(BLOCK), counts, BLOCK)
+        self.side = SchedulerSide(Saver(self.outbox, BLOCK, counts), loader, Pages(BLOCK, 64, 2048), counts, BLOCK)
         self.lives: dict[str, Life] = {}
         self.held: dict[str, Life] = {}  # finished, blocks kept
         self.late: list[tuple[int, str]] = []  # step, request whose writes are done
