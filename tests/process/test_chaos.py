@@ -166,6 +166,32 @@ async def test_the_text_is_that_of_an_undisturbed_run(house: House, fault: str, 
     await nothing_left(house, fault, victim)
 
 
+@pytest.mark.parametrize("turns", [0, 2, 5])
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+async def test_the_unit_that_hands_over_dies_in_the_middle_of_it(
+    house: House, number: signal.Signals, turns: int
+) -> None:
+    """Before it has heard of the order, or somewhere between that and the end of its stream."""
+    for unit in ("gpu", "cpu"):
+        await house.faults(unit, slow=0.004)
+    requests, names = bodies(), [f"source.{number.name}.{turns}.{index}" for index in range(4)]
+    calls = [
+        asyncio.ensure_future(house.post(path_of(body), body, {"x-request-id": name, "x-syshax-route": "accelerator"}))
+        for body, name in zip(requests, names)
+    ]
+    await reached(house, names, "gpu", 15)
+    for name in names:
+        house.runner._begin(Move(name, "cpu", Reason("test", "ordered by a test")))
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    house.world.units["gpu"].send(number)
+    for body, name, reply in zip(requests, names, await asyncio.gather(*calls)):
+        story = house.runner.explain(name)["text"]
+        assert (reply.status, reply.text) == (200, text_after(render(body), TOKENS)), story
+        as_if_one_unit_had_served_it(reply, body, name)
+    await nothing_left(house, "kill" if number is signal.SIGKILL else "sigstop", "gpu")
+
+
 def as_if_one_unit_had_served_it(reply: Reply, body: Dict[str, Any], name: str) -> None:
     """One id, one role, the usage of the whole."""
     parts = reply.events if body["stream"] else [reply.json]
