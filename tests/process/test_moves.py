@@ -167,6 +167,32 @@ async def test_moves_that_come_too_late_or_are_refused_change_nothing(house: Hou
     await house.quiet()
 
 
+async def test_preempted_requests_are_resumed_elsewhere_or_here(tmp_path: Path) -> None:
+    """The accelerator is short of KV, the CPU takes one at a time: who is preempted waits with its KV saved, moves with
+    it when there is a seat, or takes it back."""
+    threshold = replace(CONFIG.scheduler.threshold, cpu_max_num_seqs=1, waiting=64)
+    limits = replace(CONFIG.limits, first_token_timeout=20.0, stall_timeout=20.0)  # to stand still is no fault here
+    config = replace(CONFIG, scheduler=replace(CONFIG.scheduler, threshold=threshold), limits=limits)
+    async with House(tmp_path, config, gpu=("--kv-blocks", "40"), cpu=()) as house:
+        for unit in ("gpu", "cpu"):
+            await house.faults(unit, slow=0.003)
+        bodies = [body_for(COMPLETIONS, f"long {index}", 300 + 20 * index) for index in range(5)]
+        names = [f"long{index}" for index in range(5)]
+        calls = [house.post(COMPLETIONS, body, {"x-request-id": name}) for body, name in zip(bodies, names)]
+        for body, reply in zip(bodies, await asyncio.gather(*calls)):
+            assert reply.text == text_after(render(body), body["max_tokens"])
+        gpu, cpu = await house.state("gpu"), await house.state("cpu")
+        assert gpu["totals"]["preemptions"] > 0 and gpu["totals"]["restored"] > 0
+        stories = [house.runner.explain(name)["events"] for name in names]
+        elsewhere = [story for story in stories if any(event.get("reason") == "preempted" for event in story)]
+        assert elsewhere and cpu["totals"]["external"] > 100
+        for story in elsewhere:
+            at = next(index for index, event in enumerate(story) if event.get("reason") == "preempted")
+            loaded = next(event for event in story[at:] if event["event"] == "loaded")
+            assert loaded["tokens"] >= loaded["of"] - 4
+        await house.quiet()
+
+
 async def test_a_draining_unit_gives_its_streams_away(house: House) -> None:
     await house.faults("gpu", slow=0.005)
     body = body_for(CHAT, "drain me", 120)

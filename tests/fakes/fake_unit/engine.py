@@ -41,6 +41,7 @@ class Sequence:
     output: List[int] = field(default_factory=list)
     computed: int = 0
     loaded: int = -1
+    kept: int = 0  # tokens whose KV is in its ticket since a preemption
     events: "asyncio.Queue[Emitted]" = field(default_factory=asyncio.Queue)
     done: bool = False
 
@@ -91,8 +92,9 @@ class Engine:
                 group.remove(sequence)
         save, save_on, _ = ticket_of(sequence.body)
         wanted = reason == "abort" or save_on == "finish" or (save_on, reason) == ("length", "length")
-        if save and publish and wanted and sequence.computed:
-            have = (sequence.prompt + sequence.output)[: max(sequence.computed, 0)]
+        computed = max(sequence.computed, sequence.kept)
+        if save and publish and wanted and computed:
+            have = (sequence.prompt + sequence.output)[:computed]
             self.outbox.publish(save, have, bool(self.faults.on("pool_full")), bool(self.faults.on("corrupt_tickets")))
         if reason == "abort":  # other finishes went with their token
             sequence.events.put_nowait((-1, "", reason))
@@ -130,6 +132,9 @@ class Engine:
             self.running.append(self.waiting.pop(0))
             if head.loaded < 0:
                 self._load(head)
+            elif head.kept:
+                self.totals["restored"] += head.kept
+                head.computed, head.kept = head.kept, 0
 
     def _load(self, sequence: Sequence) -> None:
         load = ticket_of(sequence.body)[2]
@@ -161,7 +166,7 @@ class Engine:
     def _room(self, sequence: Sequence) -> bool:
         while sequence in self.running and self.used() > self.law.kv_blocks and len(self.running) > 1:
             victim = self.running.pop()
-            victim.computed = 0
+            victim.kept, victim.computed = max(victim.kept, victim.computed), 0
             self.waiting.insert(0, victim)
             self.totals["preemptions"] += 1
         return sequence in self.running
