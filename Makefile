@@ -105,7 +105,7 @@ plugin: native  ## the folder that a vLLM elsewhere is started with (PYTHONPATH,
 	mkdir -p $(PLUGIN)
 	cd kernels/python && tar -c --exclude=__pycache__ syshax_kernels syshax_vllm *.dist-info | tar -x -C $(abspath $(PLUGIN))
 
-test-system: $(TEST_STAMP)  ## install, start, reload, upgrade under a real systemd; needs root (12 min)
+test-system: $(TEST_STAMP) native  ## install, start, reload, upgrade under a real systemd; needs root (12 min)
 	@$(TIER) system -- $(PYTEST) -q tests/system
 
 manuals: $(RUN_STAMP)  ## manual pages and shell completions, from the schema and the command's parsers

@@ -45,8 +45,8 @@ TIERS = {
     "vllm": Tier(15, tuple(f"{os.environ.get(name, '-')}/bin/python" for name in ENVIRONMENTS), "make vllm-env"),
     "system": Tier(
         12,
-        ("podman", "dockerd", "runc", "rpmbuild", "rpmlint", "createrepo_c", "mmdebstrap"),
-        "apt-get install -y podman docker.io runc rpm rpmlint createrepo-c mmdebstrap",
+        ("ip", "podman", "dockerd", "runc", "rpmbuild", "rpmlint", "createrepo_c", "mmdebstrap"),
+        "apt-get install -y iproute2 podman docker.io runc rpm rpmlint createrepo-c mmdebstrap",
         root=True,
     ),
 }

@@ -10,7 +10,7 @@ import json
 from dataclasses import dataclass
 from typing import Any, Dict, Iterator, List, Mapping, Optional, Tuple
 
-from syshaxd.model.unit import BackendKind, UnitKind
+from syshaxd.model.unit import BackendKind, Role, UnitKind
 
 from .nodes import Path, dotted
 from .schema import ANY_NAME, leaves
@@ -111,8 +111,10 @@ def effective(old: Config, new: Config) -> Config:
 
 def unit_digest(unit: UnitConfig, pool_size: int = 0) -> str:
     """16 hex digits over everything whose change needs the unit replaced. `pool_size` is pd.pool_size; it counts for
-    units with an outbox only."""
-    values = {dotted(path): value for path, value in _flat(unit).items() if _class_of(path, "units") is Reload.UNIT}
+    units with an outbox only. What has its default does not count: a release with a new key adopts running units."""
+    plain = _flat(UnitConfig(unit.name, Role.CPU))
+    said = {path: value for path, value in _flat(unit).items() if plain.get(path, _MISSING) != value}
+    values = {dotted(path): value for path, value in said.items() if _class_of(path, "units") is Reload.UNIT}
     if unit.kind is not UnitKind.OPENAI and unit.backend is not BackendKind.EXTERNAL:
         values["pd.pool_size"] = pool_size
     return hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()[:16]

@@ -16,7 +16,7 @@ CONTAINERS = (BackendKind.PODMAN, BackendKind.DOCKER)
 SHARED_SHM = 1 << 30  # bytes; a vLLM CPU unit alone takes 160 MiB of the /dev/shm it shares, and dies without
 _DEAD_ON_EXTERNAL = (
     "model_path", "device_ids", "tensor_parallel_size", "kv_blocks", "block_size", "quantize", "python", "command",
-    "env", "extra_args", "start_timeout", "stop_timeout", "cpu", "restart", "container",
+    "side_channel_port", "env", "extra_args", "start_timeout", "stop_timeout", "cpu", "restart", "container",
 )  # fmt: skip
 
 
@@ -158,6 +158,16 @@ def _container_names(config: Config, root: Node) -> Iterator[Fault]:
             taken.setdefault(name, unit.name)
 
 
+def _nixl(config: Config, root: Node) -> Iterator[Fault]:
+    if config.kv.transport != "nixl":
+        return
+    for unit in config.units:
+        path = _at(unit, "container", "network")
+        if unit.kind is UnitKind.VLLM and unit.backend in CONTAINERS and unit.container.network != "host":
+            message = f"found {unit.container.network}; NIXL opens ports of its own choice, so this must be host"
+            yield Fault(path if _written(root, path) else _at(unit), message, (path, ("kv", "transport")))
+
+
 # ---- one unit ------------------------------------------------------------------------------------------------------
 def _role(unit: UnitConfig, root: Node) -> Iterator[Fault]:
     if unit.role is Role.CPU and unit.accelerator != "none":
@@ -273,7 +283,7 @@ def bound_cpus(unit: UnitConfig) -> frozenset[int]:
 
 
 _RULES: Tuple[Callable[[Config, Node], Iterator[Fault]], ...] = (
-    _some_unit, _ports, _front_keys, _water_marks, _time_limits, _cpu_overlap, _ipc, _container_names,
+    _some_unit, _ports, _front_keys, _water_marks, _time_limits, _cpu_overlap, _ipc, _container_names, _nixl,
 )  # fmt: skip
 _UNIT_RULES: Tuple[Callable[[UnitConfig, Node], Iterator[Fault]], ...] = (
     _role, _kind, _external, _own_address, _model, _container, _binding, _devices, _backoff,

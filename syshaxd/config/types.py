@@ -53,6 +53,14 @@ class PdConfig:
 
 
 @dataclass(frozen=True)
+class KvConfig:
+    """`kv`: how KV cache gets from unit to unit."""
+
+    transport: str = "pool"  # pool | nixl
+    side_channel_host: str = "127.0.0.1"
+
+
+@dataclass(frozen=True)
 class ThresholdConfig:
     """`scheduler.threshold`: the original rule, repaired."""
 
@@ -168,7 +176,8 @@ class UnitConfig:
     block_size: Optional[int] = None
     quantize: str = ""  # q8_0 | q4_0 | ""
     reasoning_parser: str = ""  # vLLM's name of one, such as deepseek_r1
-    python: str = ""  # of a vLLM process; the one on PATH where empty
+    side_channel_port: int = 0  # NIXL; 0: chosen at start
+    python: str = ""  # of a vLLM, or of any unit in a container; the one on PATH where empty
     command: tuple[str, ...] = ()  # instead of the built-in launch recipe
     env: Mapping[str, str] = field(default_factory=dict)
     extra_args: tuple[str, ...] = ()
@@ -198,6 +207,7 @@ class Config:
     units: tuple[UnitConfig, ...] = ()
     limits: LimitsConfig = LimitsConfig()
     pd: PdConfig = PdConfig()
+    kv: KvConfig = KvConfig()
     scheduler: SchedulerConfig = SchedulerConfig()
     monitor: MonitorConfig = MonitorConfig()
     lifecycle: LifecycleConfig = LifecycleConfig()

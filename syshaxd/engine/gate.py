@@ -24,7 +24,7 @@ Pairs = tuple[tuple[UnitView, UnitView], ...]
 def pairs_of(views: Sequence[UnitView], *states: UnitState) -> Pairs:
     """Every READY accelerator unit with every READY CPU unit, where KV can go from one to the other. `states`: those
     that count like READY."""
-    able = [view for view in views if (view.ready or view.state in states) and view.can_hand_over]
+    able = [view for view in views if (view.ready or view.state in states) and view.can_split]
     accelerators = [view for view in able if view.role is Role.ACCELERATOR]
     return tuple((first, second) for first in accelerators for second in able if second.role is Role.CPU)
 

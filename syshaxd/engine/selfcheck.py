@@ -22,7 +22,7 @@ from syshaxd.errors import UnitError, UnitErrorKind
 from syshaxd.model.request import Endpoint
 from syshaxd.model.snapshot import PdStatus
 from syshaxd.model.unit import UnitView
-from syshaxd.unitclient import Target, UnitClient
+from syshaxd.unitclient import Target, UnitClient, remote_kv
 
 TOKENS = 64
 TIMEOUT = 120.0  # seconds of one call
@@ -102,9 +102,8 @@ class SelfCheck:
         target = Target(decode.name, decode.url, keys.get(decode.name, ""))
         prompt = await self._prompt(target, decode)
         before = await self._loaded(target)
-        ticket = secrets.token_hex(16)
-        await self._save(source, prefill.model, prompt, ticket)
-        choice = await self._continue(target, decode.model, prompt, ticket, prefill.pool_file)
+        kept = await self._kept(source, prefill, prompt)
+        choice = await self._continue(target, decode.model, prompt, kept)
         loaded = int(await self._loaded(target) - before)
         if not compared or loaded <= 0:
             return Verdict(prefill.name, decode.name, None, None, loaded, len(prompt), outbox_fault(prefill.pool_file))
@@ -125,15 +124,22 @@ class SelfCheck:
             raise UnitError(decode.name, UnitErrorKind.STATUS, text)
         return tokens[:limit]
 
-    async def _save(self, source: Target, model: str, prompt: Sequence[int], ticket: str) -> None:
-        body = _body(model, prompt, 1, {"save": ticket, "save_on": "finish"})
-        await self._client.complete(source, Endpoint.COMPLETIONS, body, _request_id(), TIMEOUT)
+    async def _kept(self, source: Target, prefill: UnitView, prompt: Sequence[int]) -> Mapping[str, Any]:
+        """Prefills; returns the kv_transfer_params with which another unit takes the KV."""
+        ticket = secrets.token_hex(16)
+        asked: Mapping[str, Any] = {"syshax": {"save": ticket, "save_on": "finish"}}
+        if prefill.nixl:
+            asked = {"do_remote_decode": True, "do_remote_prefill": False}
+        body = _body(prefill.model, prompt, 1, asked)
+        answer = await self._client.complete(source, Endpoint.COMPLETIONS, body, _request_id(), TIMEOUT)
+        if prefill.nixl:
+            return remote_kv(answer, prefill.name)
+        return {"syshax": {"load": {"ticket": ticket, "pool": prefill.pool_file.rpartition("/")[2]}}}
 
     async def _continue(
-        self, target: Target, model: str, prompt: Sequence[int], ticket: str, pool_file: str
+        self, target: Target, model: str, prompt: Sequence[int], kept: Mapping[str, Any]
     ) -> Mapping[str, Any]:
-        load = {"ticket": ticket, "pool": pool_file.rpartition("/")[2]}
-        body = {**_body(model, prompt, TOKENS, {"load": load}), "logprobs": 1, "return_token_ids": True}
+        body = {**_body(model, prompt, TOKENS, kept), "logprobs": 1, "return_token_ids": True}
         answer = await self._client.complete(target, Endpoint.COMPLETIONS, body, _request_id(), TIMEOUT)
         return _choice(target, answer)
 
@@ -160,12 +166,12 @@ class SelfCheck:
             raise _garbage(target, f"{LOADED}: expected numbers, got {found}") from err
 
 
-def _body(model: str, prompt: Sequence[int], max_tokens: int, syshax: Optional[Mapping[str, Any]]) -> dict[str, Any]:
+def _body(model: str, prompt: Sequence[int], max_tokens: int, transfer: Optional[Mapping[str, Any]]) -> dict[str, Any]:
     body: dict[str, Any] = {
         "model": model, "prompt": list(prompt), "max_tokens": max_tokens, "temperature": 0, "ignore_eos": True,
     }  # fmt: skip
-    if syshax is not None:
-        body["kv_transfer_params"] = {"syshax": syshax}
+    if transfer is not None:
+        body["kv_transfer_params"] = dict(transfer)
     return body
 
 

@@ -86,6 +86,7 @@ class UnitView:
     last_failure: Optional[Failure] = None
     digest: str = ""
     pending: str = ""  # what is still to be done to it, and why
+    nixl: bool = False  # its KV cache goes to and comes from other units by vLLM's NixlConnector
     granted: Optional[Granted] = None  # None where the unit does not say
 
     @property
@@ -100,5 +101,10 @@ class UnitView:
 
     @property
     def can_hand_over(self) -> bool:
-        """Whether its KV cache can be given to, or taken from, another unit."""
+        """Whether its KV cache can be given to, or taken from, another unit, also in the middle of a request."""
         return bool(self.pool_file) and self.kind is not UnitKind.OPENAI
+
+    @property
+    def can_split(self) -> bool:
+        """Whether it can prefill for another unit, or decode after one."""
+        return self.can_hand_over or self.nixl

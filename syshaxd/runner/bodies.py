@@ -87,6 +87,12 @@ def with_load(body: Dict[str, Any], ticket: Ticket) -> Dict[str, Any]:
     return _with_syshax(body, load=load)
 
 
+def kept_for_nixl(body: Dict[str, Any]) -> Dict[str, Any]:
+    """The unit keeps the KV for another one, and says in its answer where; it says so in no stream."""
+    made = {key: value for key, value in body.items() if key != "stream_options"}
+    return with_transfer({**made, "stream": False}, do_remote_decode=True, do_remote_prefill=False)
+
+
 def with_transfer(body: Dict[str, Any], **values: Any) -> Dict[str, Any]:
     """Adds to kv_transfer_params."""
     return {**body, "kv_transfer_params": {**body.get("kv_transfer_params", {}), **values}}

@@ -9,14 +9,14 @@ from syshaxd.errors import UnitError, UnitErrorKind
 from syshaxd.model.plan import Move
 from syshaxd.model.request import Endpoint
 from syshaxd.model.unit import Role, UnitKind
-from syshaxd.unitclient import PendingCall, UnitStream
+from syshaxd.unitclient import AnswerStream, PendingCall, UnitStream
 
 from .accounts import Accounts
 from .ledger import Entry
 from .services import Services
 from .steps import Step, response_ids
 
-Leg = Union[UnitStream, PendingCall]
+Leg = Union[UnitStream, AnswerStream, PendingCall]
 ABORT_TIMEOUT = 2.0  # seconds for an abort that nobody waits for
 PUBLISH_GUARD = 0.05  # seconds between closing a connection and aborting: a closed request publishes no ticket
 

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Optional, Protocol
+from typing import Any, Mapping, Optional, Protocol, Union
 
 from syshaxd.config.types import Config
 from syshaxd.log import Log
 from syshaxd.metrics import MetricsService
 from syshaxd.model.ports import Snapshots, Units
+from syshaxd.model.request import Endpoint
 from syshaxd.model.unit import UnitKind, UnitView
 from syshaxd.scheduler import Scheduler
 from syshaxd.tasks import TaskSet
-from syshaxd.unitclient import Target, UnitClient
+from syshaxd.unitclient import AnswerStream, Deadlines, Target, UnitClient, UnitStream
 
 from .ledger import InFlightLedger
 from .room import WaitingRoom
+
+Generation = Union[UnitStream, AnswerStream]
 
 
 class Settings(Protocol):
@@ -48,6 +51,17 @@ class Services:
     def target(self, view: UnitView) -> Target:
         """How to reach a unit."""
         return Target(view.name, view.url, self.units.api_key(view.name))
+
+    def generation(
+        self, unit: UnitView, endpoint: Endpoint, body: Mapping[str, Any], leg_id: str, whole: bool
+    ) -> Generation:
+        """One leg, chunk by chunk; `whole`: the unit answers at once, and that is the only chunk."""
+        limits, target = self.config.limits, self.target(unit)
+        if whole:
+            call = self.client.call(target, endpoint, body, leg_id, limits.first_token_timeout)
+            return AnswerStream(unit.name, call)
+        deadlines = Deadlines(limits.first_token_timeout, limits.stall_timeout)
+        return self.client.stream(target, endpoint, body, leg_id, deadlines)
 
     def view(self, name: str) -> Optional[UnitView]:
         """The unit as it is now; None when it is not configured any more."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 from dataclasses import dataclass
-from typing import Any, Dict, Optional, Tuple
+from typing import Any, Dict, Mapping, Optional, Tuple
 
 from syshaxd.model.plan import Reason
 from syshaxd.model.request import Endpoint
@@ -21,7 +21,8 @@ from .request import ClientRequest
 @dataclass(frozen=True)
 class Step:
     """`then`: unit that decodes after this prefill, with `k` tokens from here. `handoff`: its kind for metrics, when
-    the request comes from another unit. `load`: KV to begin with; `save`: where this unit keeps its KV."""
+    the request comes from another unit. `load`: KV to begin with; `save`: where this unit keeps its KV; `remote`: what
+    a unit that keeps KV for NIXL said of it."""
 
     unit: UnitView
     owned: bool
@@ -31,6 +32,12 @@ class Step:
     handoff: str = ""
     load: Optional[Ticket] = None
     save: Optional[Ticket] = None
+    remote: Optional[Mapping[str, Any]] = None
+
+    @property
+    def keeps_for_nixl(self) -> bool:
+        """Whether it is a prefill whose answer tells where the KV is."""
+        return self.prefill_only and self.unit.nixl
 
     @property
     def prefill_only(self) -> bool:
@@ -57,6 +64,8 @@ def body_of(step: Step, request: ClientRequest, record: Record) -> Dict[str, Any
     model = step.unit.model or request.info.model
     if step.prefill_only:
         made = _prefill(request, endpoint, model)
+        if step.unit.nixl:
+            made = bodies.kept_for_nixl(made)
     elif step.owned:
         made = bodies.owned(request.body, model)
         if record.prompt_ids is not None:
@@ -67,6 +76,8 @@ def body_of(step: Step, request: ClientRequest, record: Record) -> Dict[str, Any
             made = bodies.with_context(made, endpoint, record.context())
     if step.save is not None:
         made = bodies.with_save(made, step.save, _save_on(step))
+    if step.remote is not None:
+        made = bodies.with_transfer(made, **step.remote)
     return made if step.load is None else bodies.with_load(made, step.load)
 
 

@@ -14,7 +14,7 @@ from syshaxd.errors import UnitError, UnitErrorKind
 from syshaxd.model.plan import Move, Reason, Split, Whole
 from syshaxd.model.request import Endpoint
 from syshaxd.model.unit import UnitKind, UnitView
-from syshaxd.unitclient import Chunk, Deadlines, UnitStream, Usage
+from syshaxd.unitclient import Chunk, Usage, transfer_params
 
 from . import bodies
 from .accounts import Accounts
@@ -25,7 +25,7 @@ from .record import Record, Segment
 from .relayed import RelaySplitter
 from .render import DONE, Collector, StreamRenderer
 from .request import ClientRequest, Delta, Event, Finish, Head, Raw, RequestError
-from .services import Services
+from .services import Generation, Services
 from .steps import Step, body_of, kv_width, new_ticket
 from .text import TextPipeline
 from .tickets import LeftTicket
@@ -53,6 +53,7 @@ class Stream:
         self._outcome: Optional[tuple[str, Any]] = None  # finish and stop reason of the present leg
         self._usage: Optional[Usage] = None
         self._delivered = False
+        self._remote: Optional[Mapping[str, Any]] = None  # KV that a prefill keeps for NIXL
         self._leg: Optional[Leg] = None
         self._step: Optional[Step] = None
         self._leg_id = ""
@@ -243,7 +244,9 @@ class Stream:
         split = RelaySplitter().split if thinks and self._services.reasoning(step.unit.name) else bytes
         try:
             if not self._request.info.stream:
-                yield Raw(split(await self._whole_answer(step, body)))
+                answer = await self._whole_answer(step, body)
+                self._note_relayed()
+                yield Raw(split(answer))
             else:
                 async with self._open(step, body) as leg:
                     self._leg = leg
@@ -261,15 +264,11 @@ class Stream:
         target = self._services.target(step.unit)
         call = self._services.client.call(target, self._request.info.endpoint, body, self._leg_id, max(0.1, limit))
         self._leg = call
-        answer = await call.result()
-        self._note_relayed()
-        return answer
+        return await call.result()
 
-    def _open(self, step: Step, body: "dict[str, Any]") -> UnitStream:
-        limits = self._services.config.limits
-        deadlines = Deadlines(limits.first_token_timeout, limits.stall_timeout)
-        target = self._services.target(step.unit)
-        return self._services.client.stream(target, self._request.info.endpoint, body, self._leg_id, deadlines)
+    def _open(self, step: Step, body: "dict[str, Any]") -> Generation:
+        endpoint = self._request.info.endpoint
+        return self._services.generation(step.unit, endpoint, body, self._leg_id, step.keeps_for_nixl)
 
     # ---- what a leg brings ----
 
@@ -278,6 +277,8 @@ class Stream:
             # What a handoff spared a unit is no affair of the client's.
             self._usage = self._usage or (chunk.usage if step.load is None else chunk.usage._replace(details=None))
             self.accounts.took(step, chunk.usage, self._loop.time())
+        if step.keeps_for_nixl:
+            self._remote = transfer_params(chunk.payload, step.unit.name)
         if step.load is not None and (chunk.token_ids or chunk.text or chunk.finish_reason):
             self._left.taken()
         if chunk.finish_reason is not None:
@@ -345,9 +346,10 @@ class Stream:
             prefill = self._known(plan.prefill)
             self._pipeline = self._new_pipeline(plan.decode)
             owned = self._may_own(self._known(plan.decode))
-            k = plan.k if owned else 0
+            k = plan.k if owned and not prefill.nixl else 0
             # Nobody would fetch the KV of a request that ends with its first token.
-            save = new_ticket(prefill) if k == 0 or self._tokens_left(prefill) > 1 else None
+            fetched = not prefill.nixl and (k == 0 or self._tokens_left(prefill) > 1)
+            save = new_ticket(prefill) if fetched else None
             return Step(prefill, owned, plan.reason, plan.decode, k, save=save)
         unit = self._known(plan.unit)
         self._pipeline = self._new_pipeline(unit.name)
@@ -379,7 +381,7 @@ class Stream:
             self.accounts.stays()
             self._timeline.add(self._loop.time(), "kept", unit=step.unit.name, why=f"{unit.name} would be late")
             return replace(self._step_on(step.unit, step.reason, ""), load=step.save)
-        return replace(self._step_on(unit, step.reason, "split"), load=step.save)
+        return replace(self._step_on(unit, step.reason, "split"), load=step.save, remote=self._remote)
 
     def _moved(self, step: Step) -> Step:
         move = self._mover.move

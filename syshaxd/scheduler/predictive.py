@@ -184,7 +184,7 @@ def _cpus_that_help(
 ) -> list[Side]:
     """CPU units, least loaded first, without those that can't add 3 % (flex traffic may use them all the same)."""
     per_request = info.prompt_tokens + knowledge.lengths.mean / 2
-    sides = [side_of(unit, knowledge) for unit in snapshot.ready(Role.CPU) if unit.view.can_hand_over]
+    sides = [side_of(unit, knowledge) for unit in snapshot.ready(Role.CPU) if unit.view.can_split]
     if info.tier is not Tier.FLEX:
         gains = [(side, cpu_gain(seen.side, side, per_request, seen.limits.tpot)) for side in sides]
         sides = [side for side, gain in gains if gain is None or gain >= policy.guard]

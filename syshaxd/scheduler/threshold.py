@@ -108,6 +108,6 @@ def split_obstacle(
     if not snapshot.pd.enabled:
         return snapshot.pd.reason
     for unit in (accelerators[0], cpus[0]):
-        if not unit.view.can_hand_over:
+        if not unit.view.can_split:
             return f"{unit.view.name} cannot hand over its KV cache"
     return None

@@ -43,6 +43,9 @@ class Surroundings:
     donor: str = ""  # container whose IPC namespace the unit joins
     pool_group: str = ""  # group id of the pool folder
     plugin_dir: str = ""  # folder with our Python packages, for containers and vLLM
+    transport: str = "pool"  # kv.transport
+    side_channel_host: str = ""
+    side_channel_port: int = 0  # of NIXL; 0: not chosen yet
 
 
 def launch_spec(unit: UnitConfig, around: Surroundings) -> LaunchSpec:
@@ -66,11 +69,11 @@ def launch_spec(unit: UnitConfig, around: Surroundings) -> LaunchSpec:
 
 def _in_container(unit: UnitConfig, around: Surroundings) -> LaunchSpec:
     argv = _command(replace(unit, host=listen_host(unit)), around)
-    pool = _pool(unit, around)
+    handoff = _handoff(unit, around)
     inside = Inside(
         port=around.port,
         binding=around.binding,
-        pool_dir=around.pool_dir if pool else "",
+        pool_dir=around.pool_dir if pool_file(unit, around) else "",
         pool_group=around.pool_group,
         plugin_dir=around.plugin_dir if unit.kind is not UnitKind.OPENAI else "",
         secret_file=around.secret_file if around.secret_file and around.secret_file in "\0".join(argv) else "",
@@ -78,7 +81,7 @@ def _in_container(unit: UnitConfig, around: Surroundings) -> LaunchSpec:
     )
     server = vllm_recipe.environment(unit, "", around.api_key) if unit.kind is UnitKind.VLLM else {}
     url = f"http://{_bracketed(unit.host)}:{around.port}"
-    container = container_spec(unit, argv, server, {**pool, **_own_env(unit, around)}, inside)
+    container = container_spec(unit, argv, server, {**handoff, **_own_env(unit, around)}, inside)
     return LaunchSpec(
         unit=unit.name,
         argv=argv,
@@ -101,7 +104,8 @@ def digest(unit: UnitConfig, around: Surroundings) -> str:
     Not the port, the secret and what the daemon's own environment holds.
     """
     cpus, nodes = format_cpu_list(around.binding.cpus), format_cpu_list(around.binding.memory_nodes)
-    parts = (unit_digest(unit, around.pool_bytes), served_name(unit, around.model_name), cpus, nodes)
+    nixl = (f"nixl at {around.side_channel_host}",) if uses_nixl(unit, around) else ()
+    parts = (unit_digest(unit, around.pool_bytes), served_name(unit, around.model_name), cpus, nodes, *nixl)
     return hashlib.sha256("|".join(parts).encode()).hexdigest()[:16]
 
 
@@ -112,8 +116,14 @@ def served_name(unit: UnitConfig, default: str) -> str:
 
 def pool_file(unit: UnitConfig, around: Surroundings) -> str:
     """Path of the unit's outbox; "" where it has none."""
-    has_outbox = unit.backend is not BackendKind.EXTERNAL and unit.kind is not UnitKind.OPENAI and around.pool_bytes > 0
+    ours = unit.backend is not BackendKind.EXTERNAL and unit.kind is not UnitKind.OPENAI
+    has_outbox = ours and around.pool_bytes > 0 and around.transport == "pool"
     return f"{around.pool_dir}/{unit.name}.pool" if has_outbox else ""
+
+
+def uses_nixl(unit: UnitConfig, around: Surroundings) -> bool:
+    """Whether its KV cache goes by NIXL. An external vLLM is taken to have been started so."""
+    return around.transport == "nixl" and unit.kind is UnitKind.VLLM
 
 
 def _command(unit: UnitConfig, around: Surroundings) -> tuple[str, ...]:
@@ -122,9 +132,9 @@ def _command(unit: UnitConfig, around: Surroundings) -> tuple[str, ...]:
     if unit.kind is UnitKind.SYSINFER:
         return (*_sysinfer(unit, around), *unit.extra_args)
     if unit.kind is UnitKind.VLLM:
-        name, handoff = served_name(unit, around.model_name), bool(pool_file(unit, around))
+        transport = "nixl" if uses_nixl(unit, around) else "pool" if pool_file(unit, around) else ""
         start = (PLUGIN_START,) if unit.backend in CONTAINERS else vllm_recipe.MODULE
-        return vllm_recipe.command(unit, name, around.port, handoff, start)
+        return vllm_recipe.command(unit, served_name(unit, around.model_name), around.port, transport, start)
     what = f"kind {unit.kind.value} with backend {unit.backend.value}"
     way_out = f"give units.{unit.name}.command, or use backend: external with a url"
     raise BackendError(f"unit {unit.name}: there is no built-in way to start {what}; {way_out}")
@@ -167,7 +177,7 @@ def _options(options: Mapping[str, Optional[object]]) -> tuple[str, ...]:
 
 
 def _python(unit: UnitConfig) -> str:
-    return "python3" if unit.backend in CONTAINERS else sys.executable
+    return unit.python or "python3" if unit.backend in CONTAINERS else sys.executable
 
 
 def _environment(unit: UnitConfig, around: Surroundings) -> Mapping[str, str]:
@@ -179,8 +189,10 @@ def _environment(unit: UnitConfig, around: Surroundings) -> Mapping[str, str]:
     if unit.kind is UnitKind.VLLM:
         inherited.pop("PYTHONPATH", None)  # ours has packages for the daemon's Python
         own = vllm_recipe.environment(unit, around.plugin_dir, around.api_key)
-        return {**inherited, **own, **vllm_environment(around.binding), **_pool(unit, around), **_own_env(unit, around)}
-    return {**inherited, **environment(around.binding), **_pool(unit, around), **_own_env(unit, around)}
+        own = {**own, **vllm_environment(around.binding)}
+    else:
+        own = environment(around.binding)
+    return {**inherited, **own, **_handoff(unit, around), **_own_env(unit, around)}
 
 
 def _own_env(unit: UnitConfig, around: Surroundings) -> Mapping[str, str]:
@@ -188,7 +200,10 @@ def _own_env(unit: UnitConfig, around: Surroundings) -> Mapping[str, str]:
     return own_environment(unit, bool(around.binding.cpus))
 
 
-def _pool(unit: UnitConfig, around: Surroundings) -> Mapping[str, str]:
+def _handoff(unit: UnitConfig, around: Surroundings) -> Mapping[str, str]:
+    """What the server must know of where KV goes."""
+    if uses_nixl(unit, around):
+        return vllm_recipe.nixl_environment(around.side_channel_host, around.side_channel_port)
     if not pool_file(unit, around):
         return {}
     return {

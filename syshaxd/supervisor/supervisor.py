@@ -40,7 +40,15 @@ def desired_units(config: Config, planned: BindingPlan) -> tuple[Desired, ...]:
 
 def _desired(config: Config, unit: UnitConfig, binding: Binding) -> Desired:
     donor = next((container_name(other) for other in config.units if other.name == donor_of(unit)), "")
-    around = Surroundings(config.model_name, config.pd.pool_dir, config.pd.pool_size, binding, donor=donor)
+    around = Surroundings(
+        model_name=config.model_name,
+        pool_dir=config.pd.pool_dir,
+        pool_bytes=config.pd.pool_size,
+        binding=binding,
+        transport=config.kv.transport,
+        side_channel_host=config.kv.side_channel_host,
+        donor=donor,
+    )
     return Desired(unit, around, config.state_dir, config.lifecycle.drain_timeout, config.limits.stall_timeout)
 
 

@@ -252,6 +252,9 @@ class Unit:
         self.api_key = files.read_secret(secret)
         port = config.port or (0 if _is_external(config) else files.free_port(config.host))
         around = replace(around, port=port, secret_file=secret, environ=self._tools.environ, api_key=self.api_key)
+        if recipes.uses_nixl(config, around) and not _is_external(config):
+            side_channel = config.side_channel_port or files.free_port(around.side_channel_host)
+            around = replace(around, side_channel_port=side_channel)
         if config.backend in CONTAINERS:
             around = await self._for_container(config, around)
         if config.kind is UnitKind.VLLM:
@@ -453,6 +456,7 @@ class Unit:
             max_model_len=start.max_model_len if start else None,
             granted=start.granted if start else None,
             pool_file=start.pool_file if start else "",
+            nixl=recipes.uses_nixl(config, self._launched.around),
             pid=start.running.pid if start else None,
             container=start.running.container if start else "",
             since=life.since,

@@ -17,6 +17,11 @@ OURS: Mapping[str, Any] = {
     "kv_role": "kv_both",
     "kv_load_failure_policy": "recompute",
 }
+NIXL: Mapping[str, Any] = {
+    "kv_connector": "NixlConnector",
+    "kv_role": "kv_both",
+    "kv_load_failure_policy": "recompute",
+}
 CPU_BLOCK = 32  # tokens; vLLM's CPU attention takes multiples of it
 CPU_KV_SPACE = 4  # GiB, where nothing is said: vLLM's own choice is a share of all memory
 MODULE = ("-m", "syshax_vllm.serve")
@@ -104,9 +109,10 @@ def _text(value: object) -> Optional[str]:
 
 
 def command(
-    unit: UnitConfig, served: str, port: int, handoff: bool, start: Tuple[str, ...] = MODULE
+    unit: UnitConfig, served: str, port: int, transport: str, start: Tuple[str, ...] = MODULE
 ) -> Tuple[str, ...]:
-    """The whole start command. The secret goes by the environment, never here. `start`: how Python finds the plugin."""
+    """The whole start command. The secret goes by the environment, never here. `transport`: pool, nixl, or "" for no
+    handoff; `start`: how Python finds the plugin."""
     on_cpu = unit.accelerator == "none"
     extra = translate(unit.extra_args, on_cpu)
     size = unit.block_size
@@ -120,20 +126,39 @@ def command(
         "--block-size": _block(str(size)) if size and on_cpu else size,
         "--num-gpu-blocks-override": unit.kv_blocks,
         "--reasoning-parser": unit.reasoning_parser or None,
-        _TRANSFER: transfer_config(extra.transfer) if handoff else extra.transfer or None,
+        _TRANSFER: _transfer(transport, extra.transfer, on_cpu),
     }
     words = [word for name, value in options.items() if value is not None for word in (name, str(value))]
     return (unit.python or "python3", *start, *words, *extra.arguments)
+
+
+def _transfer(transport: str, users: str, on_cpu: bool) -> Optional[str]:
+    if transport == "nixl":
+        buffer = {"kv_buffer_device": "cpu"} if on_cpu else {}
+        return json.dumps({**NIXL, **buffer, **(_parsed(users) if users else {})})
+    return transfer_config(users) if transport == "pool" else users or None
+
+
+def nixl_environment(host: str, port: int) -> Mapping[str, str]:
+    """Where the unit tells others of its KV cache: the address goes to them with each request."""
+    return {"VLLM_NIXL_SIDE_CHANNEL_HOST": host, "VLLM_NIXL_SIDE_CHANNEL_PORT": str(port)}
+
+
+def _parsed(users: str) -> Mapping[str, Any]:
+    try:
+        found = json.loads(users)
+    except ValueError as err:
+        raise BackendError(f"{_TRANSFER} in extra_args is no JSON ({err}): {users}") from err
+    if not isinstance(found, dict):
+        raise BackendError(f"{_TRANSFER} in extra_args: expected a JSON object, found {users}")
+    return found
 
 
 def transfer_config(users: str) -> str:
     """Our connector, the user's own beside it."""
     if not users:
         return json.dumps(OURS)
-    try:
-        connectors = [dict(OURS), json.loads(users)]
-    except ValueError as err:
-        raise BackendError(f"{_TRANSFER} in extra_args is no JSON ({err}): {users}") from err
+    connectors = [dict(OURS), _parsed(users)]
     both = {**OURS, "kv_connector": "MultiConnector", "kv_connector_extra_config": {"connectors": connectors}}
     return json.dumps({key: value for key, value in both.items() if key != "kv_connector_module_path"})
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from .client import Answer, Generated, ModelCard, Target, Tokenized, UnitClient
-from .events import Chunk, Usage
-from .stream import Deadlines, PendingCall, UnitStream
+from .events import Chunk, Usage, remote_kv, transfer_params
+from .stream import AnswerStream, Deadlines, PendingCall, UnitStream
 
 __all__ = [
     "Answer",
+    "AnswerStream",
     "Chunk",
     "Deadlines",
     "Generated",
@@ -18,4 +19,6 @@ __all__ = [
     "UnitClient",
     "UnitStream",
     "Usage",
+    "remote_kv",
+    "transfer_params",
 ]

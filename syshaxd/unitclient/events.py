@@ -51,7 +51,7 @@ def _chunk(payload: bytes, message: Mapping[str, Any]) -> Chunk:
     choice = choices[0]
     if prompt is None:
         prompt = choice.get("prompt_token_ids")
-    delta = choice.get("delta")
+    delta = choice.get("delta", choice.get("message"))  # the latter in a whole answer
     text = choice["text"] if delta is None else delta.get("content")
     return Chunk(
         payload,
@@ -64,6 +64,24 @@ def _chunk(payload: bytes, message: Mapping[str, Any]) -> Chunk:
         usage,
         True,
     )
+
+
+def transfer_params(body: bytes, unit: str) -> Mapping[str, Any]:
+    """`kv_transfer_params` of a whole answer: where the KV is that the unit keeps. Raises UnitError without them."""
+    try:
+        message = json.loads(body)
+    except ValueError:
+        message = None
+    return remote_kv(message, unit)
+
+
+def remote_kv(message: Any, unit: str) -> Mapping[str, Any]:
+    """The same of a decoded answer."""
+    found = message.get("kv_transfer_params") if isinstance(message, Mapping) else None
+    if not isinstance(found, Mapping) or not found.get("remote_engine_id"):
+        text = "expected kv_transfer_params of NIXL in its answer; was it started with NixlConnector?"
+        raise UnitError(unit, UnitErrorKind.GARBAGE, text)
+    return found
 
 
 def parse_usage(usage: Optional[Mapping[str, Any]]) -> Optional[Usage]:

@@ -182,6 +182,34 @@ class PendingCall:
             self._given_up.set_result(UnitError(self._unit, kind, text))
 
 
+class AnswerStream:
+    """A whole answer in the form of a stream: one chunk, its payload the answer."""
+
+    def __init__(self, unit: str, call: PendingCall) -> None:
+        self._unit = unit
+        self._call = call
+        self._over = False
+
+    async def __aenter__(self) -> "AnswerStream":
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        return None
+
+    def __aiter__(self) -> "AnswerStream":
+        return self
+
+    async def __anext__(self) -> Chunk:
+        if self._over:
+            raise StopAsyncIteration
+        self._over = True
+        return parse_chunk(await self._call.result(), self._unit)
+
+    def abandon(self, kind: UnitErrorKind, text: str) -> None:
+        """As PendingCall."""
+        self._call.abandon(kind, text)
+
+
 async def _discard(opening: "asyncio.Future[aiohttp.ClientResponse]") -> None:
     """Cancels a request that nobody waits for; a response that came all the same is closed."""
     opening.cancel()

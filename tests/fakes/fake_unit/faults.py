@@ -26,6 +26,7 @@ KNOWN = {
     "line_end": "crlf or cr",
     "dribble": "one byte a write",
     "no_token_ids": "never returns token ids",
+    "no_remote": "keeps KV for NIXL and does not say where",
     "unasked_abort_after": "finish_reason abort after that many tokens",
 }
 

@@ -168,6 +168,9 @@ class Generation:
         request_id = http.headers.get("X-Request-Id", os.urandom(8).hex())
         server.request_ids.append(request_id)
         self.id = f"chatcmpl-{request_id}" if self.chat else f"cmpl-{request_id}"
+        self.kept = bool((body.get("kv_transfer_params") or {}).get("do_remote_decode"))
+        if self.kept:
+            body["kv_transfer_params"]["remote_request_id"] = self.id
         prompt = render(body)
         limit = body.get("max_completion_tokens") or body.get("max_tokens") or (1 << 20 if self.chat else 16)
         limit = min(limit, server.max_model_len - len(prompt))
@@ -309,7 +312,19 @@ class Generation:
             return web.json_response({"error": {"message": "told to fail", "code": 500}}, status=500)
         content: Dict[str, Any] = {"message": {"role": "assistant", "content": text}} if self.chat else {"text": text}
         choices = [{"index": i, **content, "finish_reason": finish} for i in range(self.body.get("n") or 1)]
-        return web.json_response({**self.common(), "choices": choices, "usage": self.usage()})
+        made = {**self.common(), "choices": choices, "usage": self.usage()}
+        if self.body.get("return_token_ids"):
+            choices[0].update(token_ids=tokens)
+            (made if self.chat else choices[0])["prompt_token_ids"] = self.sequence.prompt
+        if self.kept and not self.server.faults.on("no_remote"):
+            made["kv_transfer_params"] = self.remote()
+        return web.json_response(made)
+
+    def remote(self) -> Dict[str, Any]:
+        """What vLLM's NixlConnector says of the KV it keeps."""
+        where = {"remote_host": "127.0.0.1", "remote_port": 5600, "remote_engine_id": self.server.engine.outbox.name}
+        what = {"remote_block_ids": [[1]], "remote_request_id": self.id, "tp_size": 1}
+        return {"do_remote_prefill": True, "do_remote_decode": False, **where, **what}
 
     def common(self) -> Dict[str, Any]:
         return {"id": self.id, "object": "chunk", "created": 1, "model": self.server.model}

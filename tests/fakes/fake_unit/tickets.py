@@ -21,7 +21,7 @@ class Outbox:
 
     def __init__(self, folder: str, name: str) -> None:
         self._folder = Path(folder) if folder else None
-        self._name = name
+        self.name = name
         self.generation = 0
         self.sequence = 0
         self.failures: Counter[tuple[str, str]] = Counter()
@@ -30,10 +30,10 @@ class Outbox:
 
     def _create(self) -> None:
         assert self._folder is not None
-        self._tickets(self._name).mkdir(parents=True, exist_ok=True)
-        for old in self._tickets(self._name).iterdir():
+        self._tickets(self.name).mkdir(parents=True, exist_ok=True)
+        for old in self._tickets(self.name).iterdir():
             old.unlink()
-        path = self._folder / self._name
+        path = self._folder / self.name
         held = path.read_bytes()[:16] if path.exists() else b""
         self.generation = struct.unpack("<Q", held[8:16])[0] + 1 if len(held) == 16 else 1
         path.write_bytes(b"SXPOOL1\0" + struct.pack("<Q", self.generation) + bytes(8192 - 16))
@@ -46,16 +46,16 @@ class Outbox:
         """Tickets that nobody has consumed and whose lease has not ended."""
         if self._folder is None:
             return 0
-        for path in self._tickets(self._name).iterdir():
+        for path in self._tickets(self.name).iterdir():
             if path.stat().st_mtime + LEASE < time.time():
                 path.unlink(missing_ok=True)
-        return len(list(self._tickets(self._name).iterdir()))
+        return len(list(self._tickets(self.name).iterdir()))
 
     def clear(self) -> None:
         """Forgets tickets and counters."""
         self.failures.clear()
         if self._folder is not None:
-            for path in self._tickets(self._name).iterdir():
+            for path in self._tickets(self.name).iterdir():
                 path.unlink(missing_ok=True)
 
     def discard(self, tickets: Sequence[str]) -> None:
@@ -69,7 +69,7 @@ class Outbox:
             self.failures["save", "full"] += 1
             return
         record = {"tokens": list(tokens), "generation": self.generation, "sum": sum(tokens) + corrupt}
-        path = self._tickets(self._name) / ticket
+        path = self._tickets(self.name) / ticket
         path.with_suffix(".part").write_text(json.dumps(record))
         os.replace(path.with_suffix(".part"), path)
 
@@ -111,7 +111,7 @@ class Outbox:
             return
         self.sequence += 1
         page = STATS.pack(120, 1, self.sequence, self.generation, time.monotonic_ns(), *stats.values())
-        with open(self._folder / self._name, "r+b") as file:
+        with open(self._folder / self.name, "r+b") as file:
             file.seek(STATS_OFFSET)
             file.write(page + struct.pack("<I", zlib.crc32(page)))
 
@@ -122,6 +122,11 @@ def pool_of(environment: Mapping[str, str]) -> Outbox:
 
 
 def ticket_of(body: Mapping[str, Any]) -> tuple[Optional[str], str, Optional[Mapping[str, Any]]]:
-    """save, save_on and load of a request."""
-    ours = (body.get("kv_transfer_params") or {}).get("syshax") or {}
+    """save, save_on and load of a request; NIXL's parameters are taken for a ticket named as the request."""
+    params = body.get("kv_transfer_params") or {}
+    if params.get("do_remote_decode"):
+        return params["remote_request_id"], "finish", None
+    if params.get("do_remote_prefill"):
+        return None, "finish", {"pool": params["remote_engine_id"], "ticket": params["remote_request_id"]}
+    ours = params.get("syshax") or {}
     return ours.get("save"), ours.get("save_on", "finish"), ours.get("load")

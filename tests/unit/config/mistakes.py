@@ -94,6 +94,10 @@ MISTAKES: dict[str, str] = {
         "units: {gpu: {model_path: /m, backend: docker, container: {image: x, ipc: host, shm_size: 1g}}}\n"
     ),
     "ipc of nobody": "units: {gpu: {model_path: /m, backend: docker, container: {image: x, ipc: 'unit:cpu'}}}\n",
+    "nixl in a container's own network": (
+        "kv: {transport: nixl}\nunits: {gpu: {kind: vllm, model_path: /m, backend: podman, container: {image: xy}}}\n"
+    ),
+    "side channel of another's unit": "units: {gpu: {backend: external, url: http://h:1, side_channel_port: 5600}}\n",
     "ipc of a private one": (
         "models: {path: /m}\nunits:\n  gpu: {backend: docker, container: {image: x}}\n"
         "  cpu: {backend: docker, container: {image: x, ipc: 'unit:gpu'}}\n"

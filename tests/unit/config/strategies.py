@@ -15,6 +15,7 @@ _PATTERNED = {
     "reserved": [""],
     "memory_nodes": ["", "0", "0-1"],
     "pool_dir": ["/dev/shm/x", "/a b"],
+    "side_channel_host": ["127.0.0.1", "10.0.0.1", "::1"],
     "control_socket": ["/run/x.sock"],
     "state_dir": ["/var/lib/x"],
     "name": ["", "abc"],

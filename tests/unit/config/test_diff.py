@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from syshaxd.config import Reload, ReloadPlan, diff, effective, loads, unit_digest
 from syshaxd.config.diff import flatten
-from syshaxd.config.types import Config, HealthConfig
+from syshaxd.config.types import Config, HealthConfig, UnitConfig
+from syshaxd.model.unit import Role
 
 from .strategies import configurations
 
@@ -95,3 +96,5 @@ def test_digest_depends_on_what_the_unit_is_started_with(port: int) -> None:
     other = replace(GPU, port=port)
     assert (unit_digest(other) == unit_digest(GPU)) == (port == GPU.port)
     assert unit_digest(replace(GPU, name="x", start_timeout=9.0)) == unit_digest(GPU)
+    # Of a release before this one, whose units had fewer keys: they are adopted.
+    assert unit_digest(UnitConfig("cpu", Role.CPU, model_path="/m.gguf")) == "04db552b01ea2931"

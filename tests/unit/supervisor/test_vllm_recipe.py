@@ -9,10 +9,10 @@ import pytest
 
 from syshaxd.config.types import CpuConfig, UnitConfig
 from syshaxd.errors import BackendError
-from syshaxd.model.unit import Role, UnitKind
+from syshaxd.model.unit import BackendKind, Role, UnitKind
 from syshaxd.supervisor import vllm_recipe
 from syshaxd.supervisor.binding.plan import Binding
-from syshaxd.supervisor.recipes import Surroundings, launch_spec
+from syshaxd.supervisor.recipes import Surroundings, digest, launch_spec, pool_file, uses_nixl
 
 UNIT = UnitConfig(name="cpu", role=Role.CPU, kind=UnitKind.VLLM, model_path="/models/m", python="/opt/vllm/bin/python")
 AROUND = Surroundings(
@@ -79,3 +79,29 @@ def test_the_users_connector_stays_beside_ours() -> None:
     assert both["kv_connector_extra_config"]["connectors"] == [vllm_recipe.OURS, json.loads(mine)]
     with pytest.raises(BackendError, match="no JSON"):
         launch_spec(replace(UNIT, extra_args=("--kv-transfer-config", "{oops")), AROUND)
+
+
+def test_nixl_in_place_of_the_pool() -> None:
+    around = replace(AROUND, transport="nixl", side_channel_host="10.0.0.1", side_channel_port=5600)
+    spec = launch_spec(UNIT, around)
+    config = json.loads(spec.argv[spec.argv.index("--kv-transfer-config") + 1])
+    assert config == {**vllm_recipe.NIXL, "kv_buffer_device": "cpu"}
+    assert spec.env["VLLM_NIXL_SIDE_CHANNEL_HOST"] == "10.0.0.1" and spec.env["VLLM_NIXL_SIDE_CHANNEL_PORT"] == "5600"
+    assert "SYSHAX_POOL_NAME" not in spec.env and pool_file(UNIT, around) == ""
+    assert digest(UNIT, around) != digest(UNIT, AROUND)
+    on_gpu = launch_spec(replace(UNIT, accelerator="nvidia"), around).argv
+    assert json.loads(on_gpu[on_gpu.index("--kv-transfer-config") + 1]) == vllm_recipe.NIXL, "vLLM knows the device"
+
+
+def test_users_own_words_go_over_ours_with_nixl() -> None:
+    own = replace(UNIT, extra_args=("--kv-transfer-config", '{"kv_role":"kv_producer","kv_ip":"10.0.0.1"}'))
+    argv = launch_spec(own, replace(AROUND, transport="nixl")).argv
+    config = json.loads(argv[argv.index("--kv-transfer-config") + 1])
+    assert (config["kv_connector"], config["kv_role"], config["kv_ip"]) == ("NixlConnector", "kv_producer", "10.0.0.1")
+
+
+def test_with_nixl_only_vllm_hands_over() -> None:
+    around = replace(AROUND, transport="nixl")
+    sysinfer = replace(UNIT, kind=UnitKind.SYSINFER)
+    assert not uses_nixl(sysinfer, around) and pool_file(sysinfer, around) == ""
+    assert uses_nixl(replace(UNIT, backend=BackendKind.EXTERNAL, url="http://10.0.0.2:8001"), around)
