@@ -10,7 +10,7 @@ export PYTHONDONTWRITEBYTECODE := $(if $(CI),1,)
 
 .DEFAULT_GOAL := help
 .PHONY: help run native check test test-unit test-process test-39 test-kernels test-sysinfer test-vllm \
-        test-vllm-breadth test-system \
+        test-vllm-breadth test-system test-deployed \
         summary manuals plugin vllm-env rpm repo clean $(VENV) $(ORACLE)
 
 help:  ## this list
@@ -107,6 +107,10 @@ plugin: native  ## the folder that a vLLM elsewhere is started with (PYTHONPATH,
 
 test-system: $(TEST_STAMP) native  ## install, start, reload, upgrade under a real systemd; needs root (12 min)
 	@$(TIER) system -- $(PYTEST) -q tests/system
+
+test-deployed: $(TEST_STAMP) native  ## vLLM in containers, and over NIXL; needs root and vllm-env, not part of CI (20 min)
+	@$(VLLM_VENV)/bin/python -c 'import nixl' 2>/dev/null || $(VLLM_VENV)/bin/pip -q install --no-deps nixl nixl-cu12
+	@VLLM_VENV=$(VLLM_VENV) $(TIER) deployed -- $(PYTEST) -q tests/deployed
 
 manuals: $(RUN_STAMP)  ## manual pages and shell completions, from the schema and the command's parsers
 	@$(PY) $(DEV)/manuals.py

@@ -43,6 +43,12 @@ TIERS = {
     "kernels": Tier(8),
     "sysinfer": Tier(5),
     "vllm": Tier(15, tuple(f"{os.environ.get(name, '-')}/bin/python" for name in ENVIRONMENTS), "make vllm-env"),
+    "deployed": Tier(
+        20,
+        ("ip", "podman", "dockerd", "runc", "mmdebstrap", f"{os.environ.get('VLLM_VENV', '-')}/bin/python"),
+        "make vllm-env, and apt-get install -y iproute2 podman docker.io runc mmdebstrap",
+        root=True,
+    ),
     "system": Tier(
         12,
         ("ip", "podman", "dockerd", "runc", "rpmbuild", "rpmlint", "createrepo_c", "mmdebstrap"),

@@ -61,7 +61,7 @@ class Outbox:
     def discard(self, tickets: Sequence[str]) -> None:
         """Nobody will come for these."""
         for ticket in tickets if self._folder is not None else ():
-            (self._tickets(self._name) / ticket).unlink(missing_ok=True)
+            (self._tickets(self.name) / ticket).unlink(missing_ok=True)
 
     def publish(self, ticket: str, tokens: Sequence[int], full: bool, corrupt: bool) -> None:
         """Leaves the KV of these tokens."""

@@ -18,13 +18,14 @@ import psutil
 import pytest
 
 from syshaxd.backends.container_spec import EngineKind
+from tests.deployed import image
 from tests.fakes import daemon as house
 from tests.fakes.daemon import ROUTES, Daemon, wait_for
 from tests.system.engines import RealEngine
 from tests.system.rig import run
-from tests.vllm import image, twins
-from tests.vllm.test_pair import PYTHON as VLLM_PYTHON
-from tests.vllm.test_pair import complete, externals, splits
+from tests.vllm import twins
+from tests.vllm.pairs import NEW as VLLM_PYTHON
+from tests.vllm.pairs import complete, externals, splits
 
 MISSING = [name for name in ("podman", "dockerd", "runc", "mmdebstrap", "curl") if shutil.which(name) is None]
 pytestmark = [

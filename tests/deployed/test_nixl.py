@@ -14,12 +14,13 @@ from tests.fakes import daemon as house
 from tests.fakes.daemon import ROUTES, Daemon, wait_for
 from tests.system.far import FarHost
 from tests.vllm import twins
-from tests.vllm.test_pair import PYTHON, complete, splits
+from tests.vllm.pairs import NEW as PYTHON
+from tests.vllm.pairs import complete, splits
 
 ASK = (str(PYTHON), "-c", "import nixl")
 NIXL = PYTHON.exists() and subprocess.run(ASK, check=False, stderr=subprocess.DEVNULL).returncode == 0
 pytestmark = [
-    pytest.mark.skipif(not NIXL, reason="no environment with vLLM and nixl: run `make vllm-env`"),
+    pytest.mark.skipif(not NIXL, reason="no environment with vLLM and nixl: run `make test-deployed`"),
     pytest.mark.skipif(os.geteuid() != 0 or shutil.which("ip") is None, reason="needs root and iproute2"),
     pytest.mark.timeout(900),
 ]
