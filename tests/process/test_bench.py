@@ -25,8 +25,8 @@ FIELDS = (
 @pytest.fixture
 async def daemon(tmp_path: Path) -> AsyncIterator[Daemon]:
     made = Daemon(tmp_path)
-    made.config["units"]["gpu"] = unit("accelerator", "--law", "0.01,0.0002,0.00002,0.0005")
-    made.config["units"]["cpu"] = unit("cpu", "--law", "0.02,0.001,0.0001,0.001")
+    made.config["units"]["gpu"] = unit("accelerator", "--law", "0.006,0.0002,0.00002,0.0005")
+    made.config["units"]["cpu"] = unit("cpu", "--law", "0.010,0.0005,0.0001,0.001")
     await made.start()
     await made.ready()
     yield made
@@ -39,7 +39,7 @@ async def bench(daemon: Daemon, *words: Any) -> Tuple[int, str, str]:
         sys.executable, "-m", "syshaxd.cli", "bench", *map(str, words), cwd=ROOT,
         stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
     )  # fmt: skip
-    out, err = await asyncio.wait_for(process.communicate(), 50)
+    out, err = await asyncio.wait_for(process.communicate(), 90)
     assert process.returncode is not None
     return process.returncode, out.decode(), err.decode()
 
@@ -66,6 +66,7 @@ async def test_serve_prints_the_table_and_dataset_is_exact(daemon: Daemon) -> No
     assert 0 < rows["Mean ITL (ms):"] < rows["Mean TTFT (ms):"] * 100
 
 
+@pytest.mark.timeout(150)
 async def test_a_calibration_is_kept_and_makes_the_daemon_predict(daemon: Daemon) -> None:
     code, out, err = await bench(daemon, "calibrate", "--config", daemon.folder / "etc")
     assert code == 0, err
