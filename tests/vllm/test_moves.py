@@ -86,9 +86,11 @@ def processes(daemon: Daemon, name: str) -> List[psutil.Process]:
 
 @NEW_PAIR
 @pytest.mark.parametrize("name, number", [
-    ("server", signal.SIGKILL), ("EngineCore", signal.SIGKILL),
+    ("server", signal.SIGKILL), ("EngineCore", signal.SIGKILL), ("Worker", signal.SIGKILL),
+    ("EngineCore", signal.SIGSTOP),
 ])  # fmt: skip
 def test_streams_outlive_each_process_of_their_unit(daemon: Daemon, name: str, number: int) -> None:
+    """SIGSTOP: the server still says 200 to /health while its engine stands still."""
     made = calls(60 + 10 * number + len(name))
     (victim,) = processes(daemon, name)
     family = [victim, *processes(daemon, "server"), *processes(daemon, "EngineCore"), *processes(daemon, "Worker")]
