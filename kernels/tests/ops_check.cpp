@@ -170,8 +170,9 @@ void check_attend(Case *c) {
     if (first[0] == last[0]) first[0] = 0;
     const Guarded<float> q(c->random.reals(rows * dim)), slope(c->random.reals(rows)), distance(c->random.reals(rows));
     const Guarded<float> scratch(rows * 256), o1(rows * dim), o2(rows * dim), p1(rows), p2(rows), t1(rows), t2(rows);
-    sx::AttendArgs a{q.data(), rows, dim, type, k, v, first.data(), last.data(), 0.3f, c->random.below(3) ? nullptr : slope.data(),
-                     distance.data(), scratch.data(), o1.data(), p1.data(), t1.data()};
+    const uint32_t ahead = c->random.below(sx::kAttnBlock / sx::kKvGroup + 1);  // may be past the groups there are: only fetched
+    sx::AttendArgs a{q.data(), rows, dim, type, k, v, k, ahead, first.data(), last.data(), 0.3f,
+                     c->random.below(3) ? nullptr : slope.data(), distance.data(), scratch.data(), o1.data(), p1.data(), t1.data()};
     sx::scalar_ops.attend(&a);
     a.out = o2.data(), a.peak = p2.data(), a.total = t2.data();
     c->ops.attend(&a);

@@ -45,11 +45,11 @@ struct Rows {
 };
 
 // The lines of weights to fetch ahead (into L2) while row i of N of a group is computed: spread out, since a burst of
-// misses would hold up the loads of activations behind it. One row waits for memory only and wants a short distance,
+// misses would hold up the loads of activations behind it. One or two rows wait for memory only and want a short distance,
 // many rows leave the hardware's own prefetcher behind. Distances measured on Zen 4.
 template <class F, int N>
 inline void fetch_ahead(const uint8_t *super, uint32_t half, int i) {
-    constexpr uint32_t kAhead = N == 1 ? 1152 : 9216;
+    constexpr uint32_t kAhead = N <= 2 ? 1152 : 9216;
     constexpr int kLines = F::kSuperBytes / 64, kHalf = (kLines + 1) / 2;
     const int base = static_cast<int>(half) * kHalf, count = half == 0 ? kHalf : kLines - kHalf;
     for (int line = i * count / N; line < (i + 1) * count / N; line++) vprefetch(super + kAhead + 64 * (base + line));

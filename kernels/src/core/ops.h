@@ -47,6 +47,8 @@ struct AttendArgs {
     int32_t kv_type;
     const uint8_t *const *k;    // groups of 16 tokens, layout.h
     const uint8_t *const *v;
+    const uint8_t *const *next_k;  // keys of the piece that follows, to be fetched meanwhile, or nullptr
+    uint32_t n_next;            // groups of it
     const uint16_t *first;      // [n_rows] valid tokens of the piece are [first, last)
     const uint16_t *last;
     float scale;                // of the scores

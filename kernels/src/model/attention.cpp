@@ -86,18 +86,41 @@ uint32_t set_ranges(const sx_model *m, const QueryTile &tile, uint32_t piece, Th
     return needed;
 }
 
-void attend_piece(const sx_model *m, const int32_t *table, const QueryTile &tile, uint32_t layer, uint32_t head,
-                  uint32_t piece, ThreadScratch *s, const Partial &result) {
+// A piece of context of a tile, for one kv head.
+struct Where {
+    const QueryTile *tile;
+    uint32_t piece, head;
+};
+
+struct Groups {
     const uint8_t *k[kAttnBlock / kKvGroup], *v[kAttnBlock / kKvGroup];
-    const uint32_t needed = set_ranges(m, tile, piece, s);
-    m->kv.groups(layer, head, table, piece * kAttnBlock, needed, s->gather, k, v);
+};
+
+// Where the keys lie that will be read next, to be fetched early; returns how many groups. Gathered groups are skipped.
+uint32_t next_groups(const sx_model *m, const sx_forward_args &args, const Where &next, uint32_t layer, Groups *groups) {
+    if (!next.tile || m->shape.kv_block_size < kKvGroup) return 0;
+    const uint32_t end = m->row_position[next.tile->first_row + next.tile->n_tokens - 1] + 1, base = next.piece * kAttnBlock;
+    const uint32_t n = least(kAttnBlock, end - base);
+    const int32_t *table = args.block_table + args.seqs[next.tile->seq].first_block;
+    m->kv.groups(layer, next.head, table, base, n, nullptr, groups->k, groups->v);
+    return (n + kKvGroup - 1) / kKvGroup;
+}
+
+void attend_piece(const sx_model *m, const sx_forward_args &args, const Where &here, const Where &next, uint32_t layer,
+                  ThreadScratch *s, const Partial &result) {
+    Groups groups, ahead;
+    const int32_t *table = args.block_table + args.seqs[here.tile->seq].first_block;
+    const uint32_t needed = set_ranges(m, *here.tile, here.piece, s);
+    m->kv.groups(layer, here.head, table, here.piece * kAttnBlock, needed, s->gather, groups.k, groups.v);
     AttendArgs a;
     a.q = s->q;
-    a.n_rows = tile.n_tokens * m->group();
+    a.n_rows = here.tile->n_tokens * m->group();
     a.head_dim = m->shape.head_dim;
     a.kv_type = m->shape.kv_type;
-    a.k = k;
-    a.v = v;
+    a.k = groups.k;
+    a.v = groups.v;
+    a.next_k = ahead.k;
+    a.n_next = next_groups(m, args, next, layer, &ahead);
     a.first = s->first;
     a.last = s->last;
     a.scale = 1.0f / sqrtf(static_cast<float>(m->shape.head_dim));
@@ -132,23 +155,24 @@ void write_result(sx_model *m, const QueryTile &tile, uint32_t head, const Threa
     }
 }
 
-void run_item(sx_model *m, const sx_forward_args &args, const AttentionItem &item, uint32_t layer, uint32_t head,
+// Item `here` on this thread; `next` is the item that it is likely to run after it.
+void run_item(sx_model *m, const sx_forward_args &args, const Where &here, const Where &next, uint32_t layer,
               ThreadScratch *s) {
-    const QueryTile &tile = m->tiles[item.tile];
-    const int32_t *table = args.block_table + args.seqs[tile.seq].first_block;
-    gather_queries(m, tile, head, s);
+    const QueryTile &tile = *here.tile;
+    gather_queries(m, tile, here.head, s);
     if (tile.split) {
-        attend_piece(m, table, tile, layer, head, item.piece, s, partial_at(m, tile, item.piece, head));
+        attend_piece(m, args, here, next, layer, s, partial_at(m, tile, here.piece, here.head));
         return;
     }
     const uint32_t rows = tile.n_tokens * m->group();
     start_merge(rows, m->shape.head_dim, s);
     for (uint32_t piece = tile.first_piece; piece < tile.last_piece; piece++) {
-        const Partial here{s->out, s->peak, s->total};
-        attend_piece(m, table, tile, layer, head, piece, s, here);
-        merge_piece(m, rows, here, s);
+        const Where now{&tile, piece, here.head}, then{&tile, piece + 1, here.head};
+        const Partial result{s->out, s->peak, s->total};
+        attend_piece(m, args, now, piece + 1 < tile.last_piece ? then : next, layer, s, result);
+        merge_piece(m, rows, result, s);
     }
-    write_result(m, tile, head, *s);
+    write_result(m, tile, here.head, *s);
 }
 
 }  // namespace
@@ -169,14 +193,17 @@ AttentionPlan plan_attention(sx_model *m, const sx_forward_args &args) {
 void attend_items(sx_model *m, const sx_forward_args &args, const AttentionPlan &plan, uint32_t layer,
                   std::atomic<uint32_t> *next, uint32_t thread) {
     const Team &team = *m->context->team;
-    const uint32_t nodes = team.nodes().count, own = team.node_of(thread);
+    const uint32_t nodes = team.nodes().count, own = team.node_of(thread), threads = team.size() / nodes;
     const AttentionItem *items = m->items.as<AttentionItem>();
     for (uint32_t step = 0; step < nodes; step++) {
         const uint32_t node = (own + step) % nodes;
         const Span heads = share_of(m->shape.n_kv_heads, node, nodes);
-        const uint32_t n = heads.last - heads.first;
-        for (uint32_t i; (i = next[node].fetch_add(1, std::memory_order_relaxed)) < plan.n_items * n;)
-            run_item(m, args, items[i / n], layer, heads.first + i % n, &m->scratch[thread]);
+        const uint32_t n = heads.last - heads.first, all = plan.n_items * n;
+        const auto where = [&](uint32_t i) {
+            return i < all ? Where{&m->tiles[items[i / n].tile], items[i / n].piece, heads.first + i % n} : Where{nullptr, 0, 0};
+        };
+        for (uint32_t i; (i = next[node].fetch_add(1, std::memory_order_relaxed)) < all;)
+            run_item(m, args, where(i), where(i + threads), layer, &m->scratch[thread]);
     }
 }
 

@@ -98,6 +98,11 @@ void soften(const AttendArgs &args, uint32_t row, Range range) {
     args.total[row] = hsum(totals);
 }
 
+// Fetches `bytes` of the next piece's keys: as far into them as this piece's values are read.
+inline void fetch_next(const AttendArgs &args, uint32_t group, size_t at, size_t bytes) {
+    for (size_t b = 0; group < args.n_next && b < bytes; b += 64) vprefetch(args.next_k[group] + at + b);
+}
+
 // Sum of p * v of N rows over D tiles of 16 head dimensions, token by token in order.
 template <class Load, int N, int D>
 void weigh(const AttendArgs &args, uint32_t row, uint32_t dim, uint32_t first, uint32_t last) {
@@ -107,6 +112,8 @@ void weigh(const AttendArgs &args, uint32_t row, uint32_t dim, uint32_t first, u
     constexpr size_t kTile = static_cast<size_t>(kKvGroup) * 16 * Load::kBytes;
     for (uint32_t t = first; t < last; t++) {
         const uint8_t *v = args.v[t / kKvGroup] + (dim / 16) * kTile + (t % kKvGroup) * 16 * Load::kBytes;
+        constexpr size_t kStep = 16 * D * Load::kBytes;
+        if (row == 0) fetch_next(args, t / kKvGroup, (dim / 16) * kTile + (t % kKvGroup) * kStep, kStep);
 #pragma GCC unroll 4
         for (int d = 0; d < D; d++) sum[d].template step<Load>(v + d * kTile, p + t, kAttnBlock);
     }

@@ -29,6 +29,8 @@ inline VF vload_bf16(const uint8_t *p) {
 inline VF vload_i8(const uint8_t *p) {
     return (VF)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i *>(p))));
 }
+inline float hmax(VF v) { return _mm512_reduce_max_ps((__m512)v); }
+inline int32_t hsum(VI v) { return _mm512_reduce_add_epi32((__m512i)v); }
 inline void vprefetch(const uint8_t *p) { _mm_prefetch(reinterpret_cast<const char *>(p), _MM_HINT_T1); }
 
 }  // namespace

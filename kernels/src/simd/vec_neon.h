@@ -29,6 +29,8 @@ inline VF vload_i8(const uint8_t *p) {
     const int16x8_t wide = vmovl_s8(vreinterpret_s8_s32(vdup_n_s32(four)));
     return (VF)vcvtq_f32_s32(vmovl_s16(vget_low_s16(wide)));
 }
+inline float hmax(VF v) { return vmaxvq_f32((float32x4_t)v); }
+inline int32_t hsum(VI v) { return vaddvq_s32((int32x4_t)v); }
 inline void vprefetch(const uint8_t *p) { __builtin_prefetch(p); }
 
 }  // namespace

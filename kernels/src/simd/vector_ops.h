@@ -27,13 +27,6 @@ inline float hsum(VF v) {
     return lane[0];
 }
 
-inline float hmax(VF v) {
-    float lane[kLanes];
-    vstore(lane, v);
-    for (int i = 1; i < kLanes; i++) lane[0] = lane[i] > lane[0] ? lane[i] : lane[0];
-    return lane[0];
-}
-
 constexpr float kRounder = 12582912.0f;  // 1.5 * 2^23: adding it leaves the rounded integer in the low bits
 
 // exp by 2^n * exp(r), |r| <= ln(2)/2, with the Taylor series of degree 7 (relative error below 1e-7).
@@ -71,10 +64,8 @@ void quantise_group(const float *x, int8_t *q, float *scale, int32_t *sum) {
         __builtin_memcpy(q + i, &narrow, sizeof narrow);
         total += rounded;
     }
-    int32_t all = 0;
-    for (int i = 0; i < kLanes; i++) all += total[i];
     *scale = top > kTiny ? top / 127.0f : 0.0f;
-    *sum = -8 * all;
+    *sum = -8 * hsum(total);
 }
 
 void quantise(const QuantiseArgs *args) {
