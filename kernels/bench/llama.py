@@ -1,6 +1,7 @@
 """One process of the benchmark: `llama.py SHAPE TYPE CPUS` measures llama.cpp on the same shape and type.
 
-The GGUF file (random weights) is made once, beside the other build output. Needs llama-cpp-python and gguf.
+The GGUF file (random weights) and a file with the KV of one long sequence are made once, beside the other build output.
+Needs llama-cpp-python and gguf. Each sequence has a cache of its own, as in llama.cpp's own batched benchmark.
 """
 
 from __future__ import annotations
@@ -8,26 +9,26 @@ from __future__ import annotations
 import ctypes
 import json
 import os
-import statistics
+import re
 import sys
-import time
 from pathlib import Path
-from typing import Any, Dict, List
+from typing import Any, Dict, List, Tuple
 
 import gguf
 import llama_cpp as lc
 import numpy as np
-from shapes import BATCHES, CONTEXTS, PROMPTS, SHAPES, STEPS, Shape
+from shapes import BLOCK_BYTES, LONG, PROMPT, SHAPES, SHORT, Case, Shape, decode_name
+from timing import step_seconds
 
-# One sequence only: filling the caches of eight with 4096 tokens each would take it a minute a round.
-SINGLE = [(b, c) for b, c in CONTEXTS if b == 1]
 FOLDER = Path(__file__).resolve().parents[2] / "build" / "bench"
+ROOM = 80  # tokens that a case may add to its context
+TELLING = re.compile("repack|flash|CPU_|KV buffer|compute buffer", re.I)  # log lines worth keeping
 
 
 def header(w: gguf.GGUFWriter, s: Shape) -> None:
     w.add_context_length(8192)
     w.add_embedding_length(s.d_model)
-    w.add_block_count(s.layers)
+    w.add_block_count(s.stack)
     w.add_feed_forward_length(s.d_ff)
     w.add_head_count(s.heads)
     w.add_head_count_kv(s.kv_heads)
@@ -41,7 +42,7 @@ def header(w: gguf.GGUFWriter, s: Shape) -> None:
 
 
 def make_file(s: Shape, kind: str, path: Path) -> None:
-    block, quant = (18, gguf.GGMLQuantizationType.Q4_0) if kind == "q4_0" else (34, gguf.GGMLQuantizationType.Q8_0)
+    block, quant = BLOCK_BYTES[kind], gguf.GGMLQuantizationType[kind.upper()]
     rng = np.random.default_rng(0)
     w = gguf.GGUFWriter(path, "llama")
     header(w, s)
@@ -52,12 +53,12 @@ def make_file(s: Shape, kind: str, path: Path) -> None:
         w.add_tensor(name, data.reshape(rows, -1), raw_dtype=quant)
 
     q, kv = s.heads * s.head_dim, s.kv_heads * s.head_dim
-    for i in range(s.layers):
+    for i in range(s.stack):
         for name, rows, cols in (
             ("attn_q", q, s.d_model), ("attn_k", kv, s.d_model), ("attn_v", kv, s.d_model),
             ("attn_output", s.d_model, q),
             ("ffn_gate", s.d_ff, s.d_model), ("ffn_up", s.d_ff, s.d_model), ("ffn_down", s.d_model, s.d_ff),
-        ):
+        ):  # fmt: skip
             put(f"blk.{i}.{name}.weight", rows, cols)
         for name in ("attn_norm", "ffn_norm"):
             w.add_tensor(f"blk.{i}.{name}.weight", np.ones(s.d_model, np.float32))
@@ -70,21 +71,17 @@ def make_file(s: Shape, kind: str, path: Path) -> None:
 
 
 class Session:
-    """A llama.cpp context with room for every case; each case starts with an empty cache."""
+    """A llama.cpp context for so many sequences of so many tokens."""
 
-    def __init__(self, path: Path, threads: int) -> None:
-        lc.llama_backend_init()
-        parameters = lc.llama_model_default_params()
-        self.model: Any = lc.llama_model_load_from_file(str(path).encode(), parameters)
+    def __init__(self, model: Any, threads: int, sequences: int, tokens: int) -> None:
         options = lc.llama_context_default_params()
-        options.n_ctx = max(b * (c + 64) for b, c in SINGLE + [(32, 64)])
-        options.n_batch, options.n_ubatch, options.n_seq_max = 2048, 512, 32
+        options.n_ctx, options.n_seq_max, options.kv_unified = sequences * tokens, sequences, False
+        options.n_batch, options.n_ubatch = 2048, 512
         options.n_threads = options.n_threads_batch = threads
-        options.kv_unified = True
-        self.context: Any = lc.llama_init_from_model(self.model, options)
+        self.context: Any = lc.llama_init_from_model(model, options)
         self.batch = lc.llama_batch_init(2048, 0, 1)
 
-    def decode(self, entries: List[Any], logits: bool) -> None:
+    def decode(self, entries: List[Tuple[int, int]], logits: bool) -> None:
         """entries: (sequence, position)."""
         self.batch.n_tokens = len(entries)
         for i, (seq, position) in enumerate(entries):
@@ -95,48 +92,80 @@ class Session:
             raise RuntimeError(f"llama_decode refused a batch of {len(entries)}")
         lc.llama_synchronize(self.context)
 
+    def fill(self, seq: int, context: int) -> None:
+        for start in range(0, context, 512):
+            self.decode([(seq, p) for p in range(start, min(context, start + 512))], False)
+
     def clear(self) -> None:
         lc.llama_memory_clear(lc.llama_get_memory(self.context), True)
 
-
-def decode_rate(s: Session, batch: int, context: int) -> float:
-    s.clear()
-    for seq in range(batch):
-        for start in range(0, context, 512):
-            s.decode([(seq, p) for p in range(start, min(context, start + 512))], False)
-    seconds: List[float] = []
-    for step in range(STEPS):
-        start_time = time.perf_counter()
-        s.decode([(seq, context + step) for seq in range(batch)], True)
-        seconds.append(time.perf_counter() - start_time)
-    return batch / statistics.median(seconds[1:])
+    def close(self) -> None:
+        lc.llama_batch_free(self.batch)
+        lc.llama_free(self.context)
 
 
-def prefill_rate(s: Session, n: int) -> float:
-    seconds: List[float] = []
-    for _ in range(3):
+def load_context(s: Session, seq: int, context: int, path: Path) -> None:
+    """A sequence of `context` tokens, from the file at `path`; computed and saved where there is none."""
+    tokens, count = (ctypes.c_int32 * context)(), ctypes.c_size_t()
+    if not path.exists():
+        s.fill(seq, context)
+        lc.llama_state_seq_save_file(s.context, str(path.with_suffix(".new")).encode(), seq, tokens, context)
+        path.with_suffix(".new").rename(path)
+    elif lc.llama_state_seq_load_file(s.context, str(path).encode(), seq, tokens, context, ctypes.byref(count)) == 0:
+        raise RuntimeError(f"{path} is not a context of {context} tokens: remove it")
+
+
+def decode_rate(model: Any, threads: int, case: Case, path: Path) -> float:
+    batch, context = case
+    s = Session(model, threads, batch, context + ROOM)
+    if context > PROMPT:
+        load_context(s, 0, context, path)
+    else:
+        s.fill(0, context)
+    for seq in range(1, batch):  # caches of their own: the whole sequence is copied
+        lc.llama_memory_seq_cp(lc.llama_get_memory(s.context), 0, seq, -1, -1)
+    seconds = step_seconds(lambda i: s.decode([(seq, context + i) for seq in range(batch)], True))
+    s.close()
+    return batch / seconds
+
+
+def prefill_rate(model: Any, threads: int) -> float:
+    s = Session(model, threads, 1, PROMPT)
+
+    def step(_: int) -> None:
         s.clear()
-        start = time.perf_counter()
-        s.decode([(0, p) for p in range(n)], False)
-        seconds.append(time.perf_counter() - start)
-    return n / statistics.median(seconds)
+        s.fill(0, PROMPT)
+
+    seconds = step_seconds(step)
+    s.close()
+    return PROMPT / seconds
+
+
+def note(log: List[str]) -> str:
+    """Version, build flags, and what its log says of repacking, buffers and flash attention."""
+    lines = sorted({re.sub(r"blk\.\d+", "blk.N", line.strip()) for line in log if TELLING.search(line)})
+    return (
+        f"llama-cpp-python {lc.__version__}; {lc.llama_print_system_info().decode()}; log: {' | '.join(lines)[:2000]}"
+    )
 
 
 def main() -> None:
-    shape, kind, cpus = SHAPES[sys.argv[1]], sys.argv[2], [int(c) for c in sys.argv[3].split(",")]
+    name, kind, cpus = sys.argv[1], sys.argv[2], [int(c) for c in sys.argv[3].split(",")]
+    shape, path = SHAPES[name], FOLDER / f"{name}-{kind}.gguf"
     os.sched_setaffinity(0, cpus)
-    path = FOLDER / f"{sys.argv[1]}-{kind}.gguf"
     if not path.exists():
         make_file(shape, kind, path.with_suffix(".new"))
         path.with_suffix(".new").rename(path)
-    quiet = lc.llama_log_callback(lambda *_: None)  # named, so that it lives as long as llama.cpp may call it
-    lc.llama_log_set(quiet, ctypes.c_void_p())
-    session = Session(path, len(cpus))
-    rates: Dict[str, float] = {f"decode b{b} c32": decode_rate(session, b, 32) for b in BATCHES}
-    rates.update({f"decode b{b} c{c}": decode_rate(session, b, c) for b, c in SINGLE})
-    rates.update({f"prefill {n}": prefill_rate(session, n) for n in PROMPTS})
-    note = f"llama-cpp-python {lc.__version__}; {lc.llama_print_system_info().decode()}; flash attention auto"
-    print(json.dumps({"rates": rates, "note": note}))
+    log: List[str] = []
+    keep = lc.llama_log_callback(lambda _level, text, _data: log.append(text.decode(errors="replace")))
+    lc.llama_log_set(keep, ctypes.c_void_p())
+    lc.llama_backend_init()
+    model: Any = lc.llama_model_load_from_file(str(path).encode(), lc.llama_model_default_params())
+    rates: Dict[str, float] = {}
+    for case in SHORT + LONG:
+        rates[decode_name(case)] = decode_rate(model, len(cpus), case, FOLDER / f"{name}-b{case[0]}-c{case[1]}.kv")
+    rates[f"prefill {PROMPT}"] = prefill_rate(model, len(cpus))
+    print(json.dumps({"rates": rates, "note": note(log)}))
 
 
 if __name__ == "__main__":

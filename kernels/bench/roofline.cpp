@@ -1,5 +1,5 @@
-// What this machine can do at most, on the same threads and pages as the kernels: memory read bandwidth and the rate
-// of 8-bit multiply-adds. Usage: roofline CPU[,CPU...] [MEBIBYTES]; prints one line of JSON.
+// What this machine can do at most, on the same threads and pages as the kernels: memory read bandwidth and the rates
+// of 8-bit and f32 multiply-adds. Usage: roofline CPU[,CPU...] [MEBIBYTES]; prints one line of JSON.
 #include <sched.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -77,6 +77,34 @@ constexpr double kOps = 0;
 uint64_t multiply(long) { return 0; }
 #endif
 
+#if defined(__AVX512F__)
+constexpr int kFloats = 16;
+#elif defined(__AVX2__)
+constexpr int kFloats = 8;
+#else
+constexpr int kFloats = 4;
+#endif
+
+// The compiler contracts these to fused multiply-adds where the CPU has them.
+uint64_t multiply_floats(long rounds) {
+    typedef float Vector __attribute__((vector_size(4 * kFloats)));
+    Vector acc[12], a = Vector{} + 1e-9f * static_cast<float>(rounds), b = Vector{} + 0.5f, total = {};
+    for (int j = 0; j < 12; j++) acc[j] = Vector{} + static_cast<float>(j);  // all different, or one would serve for all
+    for (long i = 0; i < rounds; i++) {
+#pragma GCC unroll 12
+        for (int j = 0; j < 12; j++) acc[j] = acc[j] * b + a;
+#if defined(__x86_64__)
+        __asm__ volatile("" : "+v"(a));
+#else
+        __asm__ volatile("" : "+w"(a));
+#endif
+    }
+    for (const Vector &x : acc) total += x;
+    float sum = 0;
+    for (int i = 0; i < kFloats; i++) sum += total[i];
+    return static_cast<uint64_t>(sum * 1000);
+}
+
 struct Shared {
     std::atomic<uint32_t> ready{0};
     std::atomic<uint64_t> sink{0};
@@ -108,13 +136,11 @@ int main(int argc, char **argv) {
     for (char *cpu = list ? strtok(list, ",") : nullptr; cpu; cpu = strtok(nullptr, ",")) cpus.push_back(atoi(cpu));
     if (cpus.empty()) return fprintf(stderr, "usage: roofline CPU[,CPU...] [MEBIBYTES]\n"), 2;
     const size_t bytes = (argc > 2 ? strtoull(argv[2], nullptr, 10) : 512) << 20;
-    constexpr int kReads = 5, kRounds = 3;
+    constexpr int kReads = 5, kRounds = 3, kSteps = kReads + 2 * kRounds;
     constexpr long kInstructions = 4000000;
     Shared shared;
     shared.n = static_cast<uint32_t>(cpus.size());
-    std::vector<double> read(kReads, 0), rate(kRounds, 0);
-    std::atomic<uint32_t> step{0};
-    std::vector<double> spent(cpus.size() * (kReads + kRounds));
+        std::vector<double> spent(cpus.size() * kSteps);
     std::vector<std::thread> threads;
     for (size_t t = 0; t < cpus.size(); t++)
         threads.emplace_back([&, t] {
@@ -123,19 +149,25 @@ int main(int argc, char **argv) {
             if (data == MAP_FAILED) abort();
             madvise(data, bytes, MADV_HUGEPAGE);
             memset(data, static_cast<int>(t) + 1, bytes);
-            for (uint32_t i = 0; i < kReads + kRounds; i++) {
-                const auto work = [&]() -> uint64_t { return i < kReads ? read_all(data, bytes - 8192) : multiply(kInstructions); };
+            for (uint32_t i = 0; i < kSteps; i++) {
+                const auto work = [&]() -> uint64_t {
+                    if (i < kReads) return read_all(data, bytes - 8192);
+                    return i < kReads + kRounds ? multiply(kInstructions) : multiply_floats(kInstructions);
+                };
                 spent[i * cpus.size() + t] = timed(&shared, (i + 1) * shared.n, work);
             }
         });
     for (std::thread &thread : threads) thread.join();
-    double best_read = 0, best_rate = 0;
-    for (uint32_t i = 0; i < kReads + kRounds; i++) {
+    double best_read = 0, best_int8 = 0, best_f32 = 0;
+    const double n = static_cast<double>(cpus.size());
+    for (uint32_t i = 0; i < kSteps; i++) {
         const double slowest = *std::max_element(spent.begin() + i * cpus.size(), spent.begin() + (i + 1) * cpus.size());
-        const double n = static_cast<double>(cpus.size());
+        const double tera = n * 12 * kInstructions / slowest * 1e-12;
         if (i < kReads) best_read = std::max(best_read, n * static_cast<double>(bytes) / slowest * 1e-9);
-        else best_rate = std::max(best_rate, n * kOps * 12 * kInstructions / slowest * 1e-12);
+        else if (i < kReads + kRounds) best_int8 = std::max(best_int8, tera * kOps);
+        else best_f32 = std::max(best_f32, tera * 2 * kFloats);
     }
-    printf("{\"threads\": %zu, \"read_gb_s\": %.2f, \"int8_tops\": %.4f}\n", cpus.size(), best_read, best_rate);
+    printf("{\"threads\": %zu, \"read_gb_s\": %.2f, \"int8_tops\": %.4f, \"f32_tflops\": %.4f}\n", cpus.size(), best_read, best_int8,
+           best_f32);
     return shared.sink == 42;
 }

@@ -1,6 +1,7 @@
 """The kernels' benchmark: processes of each contender in turn, medians and lower quartiles, ratios within the run.
 
-A round in which the hypervisor took more than 1 % of the CPUs away ("steal") is dropped. Writes JSON, prints a table.
+A run in which the hypervisor took more than 1 % of the CPUs away ("steal") is dropped and repeated once. The result is
+written after every process, so what an interrupted benchmark measured is there; --resume goes on from it.
 """
 
 from __future__ import annotations
@@ -10,105 +11,114 @@ import datetime
 import json
 import os
 import platform
-import statistics
+import resource
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Tuple
 
-from shapes import BITS, SHAPES
+from report import print_tables, reports
+from shapes import BITS
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
-Samples = Dict[str, List[float]]
+Run = Dict[str, Any]
+"""One process: what (contender, shape, type, mode), what it printed, and how much CPU time others had meanwhile."""
+
+MODELS = [f"{s}:{k}" for s in ("0.5b", "1.5b", "8b") for k in BITS]
+TABLES = ["8b:q4_0", "13b:q4_0"]
 
 
-def steal_and_total() -> Tuple[int, int]:
+def cpu_times() -> Tuple[int, int, int]:
+    """Ticks stolen, ticks of all states, ticks busy, of all CPUs."""
     fields = [int(v) for v in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:]]
-    return fields[7], sum(fields[:8])
+    return fields[7], sum(fields[:8]), sum(fields[:3]) + sum(fields[5:7])
 
 
-def cpu_name() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith(("model name", "CPU part"))]
-    return names[0] if names else platform.machine()
+def own_ticks() -> float:
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return (used.ru_utime + used.ru_stime) * os.sysconf("SC_CLK_TCK")
 
 
-def measure(command: List[str]) -> Optional[Dict[str, Any]]:
-    """The JSON that the process prints; None when steal spoilt it."""
-    before = steal_and_total()
+def execute(command: List[str]) -> Run:
+    """The JSON that the process printed, with `steal` and `others`: shares of the machine's time."""
+    before, own = cpu_times(), own_ticks()
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "kernels" / "python")}
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=environment, check=True)
-    after = steal_and_total()
-    if after[0] - before[0] > 0.01 * (after[1] - before[1]):
-        print(f"dropped a run of {Path(command[1]).name}: steal", file=sys.stderr)
-        return None
-    result: Dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+    if done.returncode != 0:
+        return {"error": f"{' '.join(command)} ended with {done.returncode}: {done.stderr[-600:]}"}
+    after = cpu_times()
+    total = max(1, after[1] - before[1])
+    result: Run = json.loads(done.stdout.splitlines()[-1])
+    result["steal"] = (after[0] - before[0]) / total
+    result["others"] = max(0.0, after[2] - before[2] - (own_ticks() - own)) / total
     return result
 
 
-def summary(values: List[float]) -> Dict[str, float]:
-    quartile = statistics.quantiles(values, n=4)[0] if len(values) > 1 else values[0]
-    return {"median": statistics.median(values), "lower_quartile": quartile, "runs": len(values)}
+def commands(args: argparse.Namespace, number: int) -> List[Tuple[Run, List[str]]]:
+    """What a round runs, in order: the ceiling before each model, then the contenders on it in turn."""
+    roof = [str(ROOT / "build" / "bench" / "roofline"), args.cpus, "256"]
+    found: List[Tuple[Run, List[str]]] = []
 
+    def add(who: str, model: str, mode: str, command: List[str]) -> None:
+        shape, kind = model.split(":")
+        found.append(({"who": who, "shape": shape, "type": kind, "mode": mode, "round": number}, command))
 
-def contenders(args: argparse.Namespace) -> Dict[str, List[str]]:
-    found = {"ours": [sys.executable, str(HERE / "ours.py")]}
-    if args.llama:
-        found["llama.cpp"] = [args.llama, str(HERE / "llama.py")]
+    def python(script: str, model: str, interpreter: str = sys.executable) -> List[str]:
+        return [interpreter, str(HERE / script), *model.split(":"), args.cpus]
+
+    for model in args.models:
+        add("ceiling", model, "rates", roof)
+        add("ours", model, "rates", python("ours.py", model))
+        if args.llama:
+            add("llama.cpp", model, "rates", python("llama.py", model, args.llama))
+        if args.vllm and number < args.vllm_rounds and model.startswith("0.5b"):
+            add("vllm", model, "rates", python("vllm_cpu.py", model, args.vllm))
+    for model in args.tables:
+        add("ceiling", model, "lengths", roof)
+        add("ours", model, "lengths", python("ours.py", model) + ["lengths"])
     return found
 
 
-def run_model(args: argparse.Namespace, shape: str, kind: str) -> Dict[str, Any]:
-    """All rounds of one model, alternating the contenders and the ceiling."""
-    ceiling: Samples = {}
-    rates: Dict[str, Samples] = {}
-    notes: Dict[str, str] = {}
-    for _ in range(args.rounds):
-        roof = measure([str(ROOT / "build" / "bench" / "roofline"), args.cpus])
-        for key in ("read_gb_s", "int8_tops"):
-            ceiling.setdefault(key, []).extend([roof[key]] if roof else [])
-        for name, command in contenders(args).items():
-            one = measure(command + [shape, kind, args.cpus])
-            for case, rate in (one or {"rates": {}})["rates"].items():
-                rates.setdefault(name, {}).setdefault(case, []).append(rate)
-            notes[name] = one["note"] if one else notes.get(name, "")
-    return report(shape, kind, ceiling, rates, notes)
+def describe(args: argparse.Namespace) -> Dict[str, Any]:
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith(("model name", "CPU part"))]
+    git = subprocess.run(["git", "-C", str(ROOT), "rev-parse", "HEAD"], stdout=subprocess.PIPE, text=True)
+    return {
+        "date": datetime.date.today().isoformat(), "commit": git.stdout.strip(), "cpus": args.cpus,
+        "machine": names[0] if names else platform.machine(), "kernel": platform.release(),
+        "load_before": os.getloadavg(), "rounds": args.rounds,
+    }  # fmt: skip
 
 
-def report(shape: str, kind: str, ceiling: Samples, rates: Dict[str, Samples], notes: Dict[str, str]) -> Dict[str, Any]:
-    top = {key: summary(values) for key, values in ceiling.items() if values}
-    cases: Dict[str, Any] = {}
-    for case in rates.get("ours", {}):
-        entry: Dict[str, Any] = {name: summary(samples[case]) for name, samples in rates.items() if case in samples}
-        rate = entry["ours"]["median"]
-        entry["share"] = share_of_ceiling(shape, kind, case, rate, top)
-        if "llama.cpp" in entry:
-            entry["ratio_to_llama.cpp"] = rate / entry["llama.cpp"]["median"]
-        cases[case] = entry
-    return {"shape": shape, "type": kind, "ceiling": top, "notes": notes, "cases": cases}
+def save(args: argparse.Namespace, about: Dict[str, Any], runs: List[Run], complete: bool) -> None:
+    whole = {**about, "complete": complete, "results": reports(runs), "runs": runs}
+    args.output.parent.mkdir(parents=True, exist_ok=True)
+    new = args.output.with_suffix(".new")
+    new.write_text(json.dumps(whole, indent=1) + "\n")
+    new.rename(args.output)
 
 
-def share_of_ceiling(shape: str, kind: str, case: str, rate: float, top: Dict[str, Any]) -> Dict[str, float]:
-    """Of read bandwidth (weights once a step, KV once a sequence) and of the 8-bit rate, for decode cases."""
-    s = SHAPES[shape]
-    share = {"int8": 2 * s.weights * rate * 1e-12 / top["int8_tops"]["median"]} if top["int8_tops"]["median"] else {}
-    if case.startswith("decode"):
-        batch, context = (int(word[1:]) for word in case.split()[1:])
-        step = s.weights * BITS[kind] / 8 + batch * s.kv_bytes(context)
-        share["bandwidth"] = rate / batch * step * 1e-9 / top["read_gb_s"]["median"]
-    return share
+def earlier(args: argparse.Namespace) -> List[Run]:
+    if not args.resume or not args.output.exists():
+        return []
+    runs: List[Run] = json.loads(args.output.read_text())["runs"]
+    return runs
 
 
-def print_table(result: Dict[str, Any]) -> None:
-    roof = result["ceiling"]
-    bandwidth, rate = (roof[key]["median"] for key in ("read_gb_s", "int8_tops"))
-    print(f"\n{result['shape']} {result['type']}: reads {bandwidth:.1f} GB/s, int8 {rate:.2f} TOPS")
-    for case, entry in result["cases"].items():
-        share = ", ".join(f"{100 * value:.0f} % of {name}" for name, value in entry["share"].items())
-        other = f", {entry['ratio_to_llama.cpp']:.2f} x llama.cpp" if "ratio_to_llama.cpp" in entry else ""
-        ours = entry["ours"]
-        print(f"  {case:18} {ours['median']:8.1f} tok/s ({ours['lower_quartile']:.1f}), {share}{other}")
+def measure(what: Run, command: List[str]) -> Optional[Run]:
+    """A run with little steal; None when two in a row had more or failed."""
+    for _ in range(2):
+        begin = time.monotonic()
+        result = {**what, **execute(command)}
+        text = result.get("error") or f"{100 * result['steal']:.1f} % steal, {100 * result['others']:.0f} % others"
+        print(
+            f"{what['who']} {what['shape']} {what['type']}: {time.monotonic() - begin:.0f} s, {text}", file=sys.stderr
+        )
+        if "error" not in result and result["steal"] <= 0.01:
+            return result
+    return None
 
 
 def main() -> None:
@@ -116,22 +126,25 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--cpus", default="0,1")
     parser.add_argument("--llama", help="python of an environment with llama-cpp-python and gguf")
-    parser.add_argument("--models", default=",".join(f"{s}:{k}" for s in SHAPES for k in BITS))
+    parser.add_argument("--vllm", help="python of an environment with vLLM for CPUs")
+    parser.add_argument("--vllm-rounds", type=int, default=2, help="rounds with vLLM: it takes a minute to start")
+    parser.add_argument("--models", type=lambda v: v.split(",") if v else [], default=MODELS, help="SHAPE:TYPE,...")
+    parser.add_argument("--tables", type=lambda v: v.split(",") if v else [], default=TABLES, help="SHAPE:TYPE,...")
+    parser.add_argument("--resume", action="store_true", help="go on from the output of an interrupted benchmark")
     parser.add_argument("--output", type=Path, required=True)
     args = parser.parse_args()
-    load = os.getloadavg()
-    results = []
-    for model in args.models.split(","):
-        results.append(run_model(args, *model.split(":")))
-        print_table(results[-1])
-    git = ["git", "-C", str(ROOT), "rev-parse", "HEAD"]
-    commit = subprocess.run(git, stdout=subprocess.PIPE, text=True).stdout.strip()
-    whole = {
-        "date": datetime.date.today().isoformat(), "commit": commit, "machine": cpu_name(), "cpus": args.cpus,
-        "kernel": platform.release(), "load_before": load, "rounds": args.rounds, "results": results,
-    }
-    args.output.parent.mkdir(parents=True, exist_ok=True)
-    args.output.write_text(json.dumps(whole, indent=1) + "\n")
+    about, runs = describe(args), earlier(args)
+    keys = ("who", "shape", "type", "mode", "round")
+    done = {tuple(run[key] for key in keys) for run in runs}
+    for number in range(args.rounds):
+        for what, command in commands(args, number):
+            if tuple(what[key] for key in keys) in done:
+                continue
+            run = measure(what, command)
+            runs += [run] if run else []
+            save(args, about, runs, False)
+    save(args, about, runs, True)
+    print_tables(reports(runs))
 
 
 if __name__ == "__main__":
