@@ -15,8 +15,8 @@ from .types import Config, ContainerConfig, UnitConfig
 CONTAINERS = (BackendKind.PODMAN, BackendKind.DOCKER)
 SHARED_SHM = 1 << 30  # bytes; a vLLM CPU unit alone takes 160 MiB of the /dev/shm it shares, and dies without
 _DEAD_ON_EXTERNAL = (
-    "model_path", "device_ids", "tensor_parallel_size", "kv_blocks", "block_size", "quantize", "python", "command",
-    "side_channel_port", "env", "extra_args", "start_timeout", "stop_timeout", "cpu", "restart", "container",
+    "model_path", "device_ids", "tensor_parallel_size", "kv_blocks", "block_size", "quantize", "packed_cache", "python",
+    "command", "side_channel_port", "env", "extra_args", "start_timeout", "stop_timeout", "cpu", "restart", "container",
 )  # fmt: skip
 
 
@@ -189,6 +189,9 @@ def _kind(unit: UnitConfig, root: Node) -> Iterator[Fault]:
     if unit.quantize and unit.accelerator != "none":
         message = f"found {unit.quantize}, which the CPU kernels do; it is not for accelerator {unit.accelerator}"
         yield Fault(_at(unit, "quantize"), message, (_at(unit, "accelerator"),))
+    if unit.packed_cache and unit.kind is not UnitKind.SYSINFER:
+        message = f"has no effect on a unit of kind {unit.kind.value}; only sysinfer packs weights"
+        yield Fault(_at(unit, "packed_cache"), message, (kind,), on_key=True)
 
 
 def _external(unit: UnitConfig, root: Node) -> Iterator[Fault]:

@@ -175,6 +175,7 @@ class UnitConfig:
     kv_blocks: Optional[int] = None
     block_size: Optional[int] = None
     quantize: str = ""  # q8_0 | q4_0 | ""
+    packed_cache: str = ""  # folder; only kind sysinfer
     reasoning_parser: str = ""  # vLLM's name of one, such as deepseek_r1
     side_channel_port: int = 0  # NIXL; 0: chosen at start
     python: str = ""  # of a vLLM, or of any unit in a container; the one on PATH where empty

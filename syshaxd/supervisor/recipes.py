@@ -168,6 +168,7 @@ def _sysinfer(unit: UnitConfig, around: Surroundings) -> tuple[str, ...]:
         "--kv-blocks": unit.kv_blocks,
         "--block-size": unit.block_size,
         "--quantize": unit.quantize or None,
+        "--packed-cache": unit.packed_cache or None,
     }
     return (*words, *_options(options))
 

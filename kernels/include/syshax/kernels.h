@@ -131,11 +131,31 @@ typedef struct sx_tensor_args {
     int32_t type;      /* type to hold it in; norms and biases are always held as f32 */
     uint32_t rows, cols;
     const void *data;  /* read during the call only */
+    uint32_t packed;   /* 1: data is what sx_model_get_packed wrote for a tensor of this role, type and shape; src_type is not read */
 } sx_tensor_args;
 
 SX_API sx_status sx_model_create(sx_context *ctx, const sx_model_args *args, sx_model **out);
 SX_API void sx_model_free(sx_model *model);
 SX_API sx_status sx_model_set_tensor(sx_model *model, const sx_tensor_args *args);
+
+/* A tensor as the model holds it: tiles of 16 rows for matrices, f32 for norms and biases. The same bytes for every ISA,
+ * thread count and NUMA layout of SX_PACK_VERSION, so that they can be kept in a file and set again without packing. */
+#define SX_PACK_VERSION 1u
+typedef struct sx_packed_args {
+    uint32_t size;
+    int32_t role;
+    uint32_t layer;
+    int32_t type;      /* out; SX_F32 for norms and biases */
+    uint32_t rows, cols; /* out */
+    uint64_t bytes;    /* out: how many there are */
+    void *out;         /* NULL: only the fields above are written */
+    uint64_t capacity; /* bytes at `out` */
+} sx_packed_args;
+
+/* SX_ENOTFOUND: the model has no such tensor. */
+SX_API sx_status sx_model_get_packed(const sx_model *model, sx_packed_args *args);
+/* CRC-32C (RFC 3720) of `bytes` bytes that follow those whose result is `crc`; 0 at the start. */
+SX_API uint32_t sx_crc32c(uint32_t crc, const void *data, uint64_t bytes);
 /* Checks that every tensor is there; after it the model takes sx_forward calls. */
 SX_API sx_status sx_model_finish(sx_model *model);
 

@@ -52,6 +52,21 @@ class _TensorArgs(ctypes.Structure):
         ("rows", _u32),
         ("cols", _u32),
         ("data", ctypes.c_void_p),
+        ("packed", _u32),
+    ]
+
+
+class _PackedArgs(ctypes.Structure):
+    _fields_ = [
+        ("size", _u32),
+        ("role", ctypes.c_int32),
+        ("layer", _u32),
+        ("type", ctypes.c_int32),
+        ("rows", _u32),
+        ("cols", _u32),
+        ("bytes", ctypes.c_uint64),
+        ("out", ctypes.c_void_p),
+        ("capacity", ctypes.c_uint64),
     ]
 
 
@@ -93,6 +108,7 @@ class _KvCopyArgs(ctypes.Structure):
 _PROTOTYPES: Prototypes = {
     "sx_model_create": [ctypes.c_void_p, ctypes.POINTER(_ModelArgs), ctypes.POINTER(ctypes.c_void_p)],
     "sx_model_set_tensor": [ctypes.c_void_p, ctypes.POINTER(_TensorArgs)],
+    "sx_model_get_packed": [ctypes.c_void_p, ctypes.POINTER(_PackedArgs)],
     "sx_model_finish": [ctypes.c_void_p],
     "sx_forward": [ctypes.c_void_p, ctypes.POINTER(_ForwardArgs)],
     "sx_kv_export": [ctypes.c_void_p, ctypes.POINTER(_KvCopyArgs)],
@@ -122,6 +138,26 @@ class ModelShape:
     sliding_window: int = 0
     alibi_slopes: Optional[Sequence[float]] = None
     """One a head: ALiBi instead of the rotary embedding."""
+
+
+@dataclass(frozen=True)
+class Packed:
+    """A tensor as a model holds it: tiles of 16 rows, or f32 for norms and biases (rows 1)."""
+
+    role: Role
+    layer: int
+    kind: DType
+    rows: int
+    cols: int
+    data: NDArray[numpy.uint8]
+
+
+def packed_bytes(kind: DType, rows: int, cols: int) -> int:
+    """Bytes of a packed tensor: rows in tiles of 16, columns of block types in 64s; one row alone is not in tiles."""
+    if rows == 1:
+        return 4 * cols
+    row = row_bytes(kind, -(-cols // 64) * 64 if kind in (DType.Q4_0, DType.Q8_0) else cols)
+    return -(-rows // 16) * 16 * row
 
 
 @dataclass(frozen=True)
@@ -163,6 +199,8 @@ class Model:
         self._lib.declare(_PROTOTYPES)
         self._lib.calls.sx_model_free.argtypes = [ctypes.c_void_p]
         self._lib.calls.sx_model_free.restype = None
+        self._lib.calls.sx_crc32c.argtypes = [_u32, ctypes.c_void_p, ctypes.c_uint64]
+        self._lib.calls.sx_crc32c.restype = _u32
         args = _model_args(shape)
         self._handle = ctypes.c_void_p()
         self._lib.check(self._lib.calls.sx_model_create(context.handle, ctypes.byref(args), ctypes.byref(self._handle)))
@@ -180,6 +218,27 @@ class Model:
             ctypes.sizeof(_TensorArgs), role, layer, src_type, kind, rows, cols, source.ctypes.data
         )
         self._lib.check(self._lib.calls.sx_model_set_tensor(self._handle, ctypes.byref(args)))
+
+    def set_packed(self, tensor: Packed) -> None:
+        """Takes a tensor that `get_packed` of a model of the same shape gave, without packing it again."""
+        role, layer, kind, rows, cols = tensor.role, tensor.layer, tensor.kind, tensor.rows, tensor.cols
+        expect_bytes(tensor.data, packed_bytes(kind, rows, cols), f"packed {role.name} of layer {layer}")
+        size = ctypes.sizeof(_TensorArgs)
+        args = _TensorArgs(size, role, layer, kind, kind, rows, cols, tensor.data.ctypes.data, 1)
+        self._lib.check(self._lib.calls.sx_model_set_tensor(self._handle, ctypes.byref(args)))
+
+    def get_packed(self, role: Role, layer: int = 0) -> Packed:
+        """A tensor as it is held. Raises NotFoundError where the model has none."""
+        args = _PackedArgs(ctypes.sizeof(_PackedArgs), role, layer)
+        self._lib.check(self._lib.calls.sx_model_get_packed(self._handle, ctypes.byref(args)))
+        data = numpy.empty(args.bytes, numpy.uint8)
+        args.out, args.capacity = data.ctypes.data, data.size
+        self._lib.check(self._lib.calls.sx_model_get_packed(self._handle, ctypes.byref(args)))
+        return Packed(role, layer, DType(args.type), args.rows, args.cols, data)
+
+    def checksum(self, data: NDArray[numpy.uint8]) -> int:
+        """CRC-32C of contiguous bytes."""
+        return int(self._lib.calls.sx_crc32c(0, data.ctypes.data, data.size))
 
     def finish(self) -> None:
         """Checks that every tensor is there; after it the model takes forward passes."""

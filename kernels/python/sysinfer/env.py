@@ -21,6 +21,7 @@ class Environment:
     cpus: Tuple[int, ...] = ()  # CUSTOM_CPU_AFFINITY (auto: all of this process), else GOMP_CPU_AFFINITY
     nrc: int = 0  # NRC: weight rows a tile step; 0: the core's choice
     quantize: str = ""  # SYSHAX_QUANTIZE: q8_0 or q4_0
+    packed_cache: str = ""  # SYSHAX_PACKED_CACHE: folder of packed weights
     pool_dir: str = ""
     pool_name: str = ""
     pool_bytes: int = 0
@@ -63,6 +64,7 @@ def read_environment(values: Mapping[str, str]) -> Environment:
         cpus = tuple(sorted(os.sched_getaffinity(0)))
     return Environment(
         threads=_number(values, "OMP_NUM_THREADS", 1), cpus=cpus, nrc=_number(values, "NRC", 0) or 0,
-        quantize=quantize, pool_dir=values.get("SYSHAX_POOL_DIR", ""), pool_name=values.get("SYSHAX_POOL_NAME", ""),
+        quantize=quantize, packed_cache=values.get("SYSHAX_PACKED_CACHE", "").strip(),
+        pool_dir=values.get("SYSHAX_POOL_DIR", ""), pool_name=values.get("SYSHAX_POOL_NAME", ""),
         pool_bytes=_number(values, "SYSHAX_POOL_BYTES", 0) or 0,
     )  # fmt: skip

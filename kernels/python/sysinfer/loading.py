@@ -107,7 +107,7 @@ def load(opened: Opened, options: Options, stats: EngineStats) -> Loaded:
         context = Context(
             options.threads, options.cpus or None, nrc=options.nrc, spin_us=0 if options.threads == 1 else 50
         )
-        runner = NativeRunner(context, opened.file, config, sizes, options.weights)
+        runner = NativeRunner(context, opened.file, config, sizes, options.weights, options.packed_cache)
     except (KernelError, ValueError) as err:
         raise SetupError(f"{options.model} can't be loaded: {err}") from err
     limits = SchedulerConfig(options.max_num_seqs, sizes.max_batch_tokens, sizes.max_model_len)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import List, Sequence
+from pathlib import Path
+from typing import List, Optional, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,10 +33,16 @@ class RunnerSizes:
 class NativeRunner:
     """A loaded model and its KV cache."""
 
-    def __init__(self, context: Context, file: GgufFile, config: ModelConfig, sizes: RunnerSizes, weights: str) -> None:
-        """Packs the weights; KernelError when memory is short, ModelFileError for a tensor that does not fit."""
+    def __init__(
+        self, context: Context, file: GgufFile, config: ModelConfig, sizes: RunnerSizes, weights: str,
+        cache: Optional[Path] = None,
+    ) -> None:  # fmt: skip
+        """Packs the weights, or takes them from the folder `cache`.
+
+        KernelError when memory is short, ModelFileError for a tensor that does not fit.
+        """
         self._model = Model(context, _shape(config, sizes))
-        load_weights(file, config, self._model, weights)
+        load_weights(file, config, self._model, weights, cache)
         self._model.finish()
         self.info: ContextInfo = context.describe()  # after all memory has been bound
         self._logits = np.empty((0, config.vocab), np.float32)

@@ -38,6 +38,7 @@ class Options:
     max_num_batched_tokens: int
     kv_dtype: str
     weights: str
+    packed_cache: Optional[Path]
     prefix_cache: bool
     temperature: float
     max_tokens: Optional[int]
@@ -89,6 +90,12 @@ def _add_engine(parser: argparse.ArgumentParser) -> None:
         choices=("keep", "q8_0", "q4_0", "f16", "f32"),
         help="hold matrices as (default: SYSHAX_QUANTIZE, keep)",
     )
+    add(
+        "--packed-cache",
+        type=Path,
+        metavar="DIR",
+        help="keep packed weights there for the next start (default: SYSHAX_PACKED_CACHE, none)",
+    )
     add("--no-prefix-cache", action="store_true", help="compute equal prefixes again")
 
 
@@ -109,6 +116,7 @@ def parse_options(argv: Sequence[str], environment: Environment) -> Options:
         block_size=given.block_size, max_num_seqs=given.max_num_seqs,
         max_num_batched_tokens=max(given.max_num_batched_tokens, given.max_num_seqs), kv_dtype=given.kv_dtype,
         weights=given.weights or environment.quantize or "keep", prefix_cache=not given.no_prefix_cache,
+        packed_cache=given.packed_cache or (Path(environment.packed_cache) if environment.packed_cache else None),
         temperature=given.temperature, max_tokens=given.max_tokens, chat_template=_template(given.chat_template),
         api_keys=keys, pool_path=pool, pool_bytes=environment.pool_bytes,
     )  # fmt: skip

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import logging
-from typing import Dict, Iterator, Mapping, NamedTuple, Optional, Tuple
+from pathlib import Path
+from typing import Dict, Iterator, List, Mapping, NamedTuple, Optional, Tuple
 
 import numpy as np
 from numpy.typing import NDArray
+from syshax_kernels.errors import KernelError
 from syshax_kernels.model import Model
 from syshax_kernels.types import DType, Role
 
+from sysinfer import packed
 from sysinfer.config import ModelConfig
 from sysinfer.errors import ModelFileError
 from sysinfer.gguf import TENSOR_TYPES, GgufFile, Tensor
@@ -94,16 +97,47 @@ def holding(source: int, wanted: Optional[DType], cols: int) -> DType:
     return DType.F32 if kind in (DType.Q8_0, DType.Q4_0) and cols % 32 else kind
 
 
-def load_weights(file: GgufFile, config: ModelConfig, model: Model, weights: str) -> None:
+def load_weights(file: GgufFile, config: ModelConfig, model: Model, weights: str, cache: Optional[Path] = None) -> None:
     """Gives every tensor to `model`, held as `weights` says (`keep`: as in the file); ModelFileError names a bad one.
 
     Embedding and output stay at q8_0 where q4_0 is asked for: they decide the token, and llama.cpp does the same.
+    `cache`: folder of packed files, where packed weights are looked for first and left for the next start.
     """
+    found = [(name, layer, want, _find(file, name, want)) for name, layer, want in _all(config)]
+    tensors = [(layer, want, tensor) for _, layer, want, tensor in found if tensor is not None]
+    if cache is None:
+        return _pack_all(tensors, config, model, weights)
+    path, key = packed.path_for(cache, file, weights), packed.source_key(file, weights)
+    if _load_packed(path, key, model):
+        return None
+    _pack_all(tensors, config, model, weights)
+    _save_packed(path, key, model, [(want.role, layer) for layer, want, _ in tensors])
+    return None
+
+
+def _load_packed(path: Path, key: str, model: Model) -> bool:
+    try:
+        packed.load(path, key, model)
+    except FileNotFoundError:
+        log.info("no packed weights at %s yet", path)
+        return False
+    except (packed.PackedFileError, KernelError, OSError, ValueError, KeyError, TypeError) as err:
+        log.warning("%s is not used (%s): the weights are packed again", path, err)
+        return False
+    log.info("weights taken packed from %s", path)
+    return True
+
+
+def _save_packed(path: Path, key: str, model: Model, tensors: List[Tuple[Role, int]]) -> None:
+    try:
+        packed.save(path, key, model, tensors)
+    except OSError as err:
+        log.warning("packed weights can't be kept at %s: %s", path, err)
+
+
+def _pack_all(tensors: List[Tuple[int, Expected, Tensor]], config: ModelConfig, model: Model, weights: str) -> None:
     wanted = KINDS.get(weights)
-    for name, layer, want in _all(config):
-        tensor = _find(file, name, want)
-        if tensor is None:
-            continue
+    for layer, want, tensor in tensors:
         whole = want.role in (Role.TOKEN_EMBD, Role.OUTPUT)
         kind = holding(tensor.type, DType.Q8_0 if whole and wanted is DType.Q4_0 else wanted, want.cols)
         _set(model, config, tensor, layer, want, kind)

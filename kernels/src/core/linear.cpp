@@ -46,7 +46,7 @@ sx_status sx_matrix_pack(sx_context *context, const sx_pack_args *given, sx_matr
         return sx::fail(SX_ENOMEM, "no memory for %u tiles of %zu bytes", tiles, matrix->view.tile_stride);
     matrix->view.tiles = matrix->memory.data();
     context->unbound += sx::bind_parts(*context->team, matrix->view);
-    const sx_status packed = sx::pack_matrix(*context->team, {args.src_type, args.data}, {0, tiles}, &matrix->view);
+    const sx_status packed = sx::pack_matrix(*context->team, {args.src_type, args.data, false}, {0, tiles}, &matrix->view);
     if (packed == SX_OK) *out = matrix.release();
     return packed;
 }

@@ -143,11 +143,16 @@ sx_status pack_matrix(Team &team, const Source &source, Place place, Matrix *mat
     const uint32_t columns = round_up(matrix->cols, kSuper), n = team.size();
     std::unique_ptr<float[]> scratch(new (std::nothrow) float[static_cast<size_t>(columns) * n]);
     if (!scratch) return fail(SX_ENOMEM, "no memory for %u threads to pack rows of %u columns", n, matrix->cols);
+    const size_t bytes = tile_bytes(matrix->type, matrix->cols);
     const PackJob job{source.type, matrix->type, matrix->rows, matrix->cols, static_cast<const uint8_t *>(source.data)};
     team.run([&](uint32_t thread) {
         const Span mine = intersect(share_of(place.total, thread, n), place, matrix->n_tiles());
-        for (uint32_t t = mine.first; t < mine.last; t++)
-            pack_tile(job, t, matrix->tile_at(t), scratch.get() + static_cast<size_t>(thread) * columns);
+        for (uint32_t t = mine.first; t < mine.last; t++) {
+            if (source.packed)
+                memcpy(matrix->tile_at(t), job.data + t * bytes, bytes);
+            else
+                pack_tile(job, t, matrix->tile_at(t), scratch.get() + static_cast<size_t>(thread) * columns);
+        }
     });
     return SX_OK;
 }

@@ -63,6 +63,7 @@ size_t part_bytes(const Matrix &matrix, uint32_t k);
 struct Source {
     int32_t type;
     const void *data;
+    bool packed;  // tiles already, one after the other
 };
 
 // Packs `source` into matrix->tiles with all threads. SX_ENOMEM when there is no scratch memory.

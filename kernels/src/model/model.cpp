@@ -6,6 +6,7 @@
 #include "core/args.h"
 #include "core/pack.h"
 #include "model/scratch.h"
+#include "pool/crc.h"
 
 namespace sx {
 namespace {
@@ -112,10 +113,10 @@ bool known(int32_t type) { return is_float(type) || is_quantised(type); }
 sx_status check_tensor(const sx_model *m, const sx_tensor_args &t) {
     if (m->finished) return fail(SX_ESTATE, "set_tensor: the model is finished");
     if (!t.data) return fail(SX_EINVAL, "role %d: expected data, got NULL", t.role);
-    if (!known(t.src_type)) return fail(SX_EINVAL, "role %d: expected a known src_type, got %d", t.role, t.src_type);
+    if (!known(t.src_type) && !t.packed) return fail(SX_EINVAL, "role %d: expected a known src_type, got %d", t.role, t.src_type);
     if (t.layer >= m->shape.n_layers)
         return fail(SX_EINVAL, "role %d: expected a layer below %u, got %u", t.role, m->shape.n_layers, t.layer);
-    if (is_quantised(t.src_type) && t.cols % kGroup != 0)
+    if (is_quantised(t.src_type) && !t.packed && t.cols % kGroup != 0)
         return fail(SX_EINVAL, "role %d: expected columns in multiples of %u, got %u", t.role, kGroup, t.cols);
     return SX_OK;
 }
@@ -124,7 +125,7 @@ sx_status set_vector(const sx_tensor_args &t, uint32_t n, Memory *memory) {
     if (static_cast<uint64_t>(t.rows) * t.cols != n)
         return fail(SX_EINVAL, "role %d layer %u: expected %u values, got %u x %u", t.role, t.layer, n, t.rows, t.cols);
     if (!memory->allocate(n * sizeof(float))) return fail(SX_ENOMEM, "no memory for %u floats", n);
-    decode_row(t.src_type, t.data, n, memory->as<float>());
+    decode_row(t.packed ? SX_F32 : t.src_type, t.data, n, memory->as<float>());
     return SX_OK;
 }
 
@@ -167,7 +168,7 @@ sx_status set_matrix(sx_model *m, const sx_tensor_args &t, Slot slot) {
         slot.matrix->rows = 0;
         return fail(SX_ENOMEM, "no memory for role %d layer %u (%u x %u)", t.role, t.layer, t.rows, t.cols);
     }
-    return pack_matrix(*m->context->team, {t.src_type, t.data}, place_of(slot), slot.matrix);
+    return pack_matrix(*m->context->team, {t.src_type, t.data, t.packed != 0}, place_of(slot), slot.matrix);
 }
 
 sx_status check_layer(const sx_model *m, uint32_t i) {
@@ -225,3 +226,32 @@ sx_status sx_model_finish(sx_model *model) {
     model->finished = true;
     return SX_OK;
 }
+
+sx_status sx_model_get_packed(const sx_model *model, sx_packed_args *given) {
+    sx_packed_args args;
+    if (!model || !sx::take_args(given, &args) || given->size < sizeof args)
+        return sx::fail(SX_EINVAL, "sx_model_get_packed: a model and a whole sx_packed_args were expected");
+    if (args.layer >= model->shape.n_layers) return sx::fail(SX_EINVAL, "expected a layer below %u, got %u", model->shape.n_layers, args.layer);
+    sx::Slot slot;
+    sx::Memory *memory = nullptr;
+    uint32_t n = 0;
+    sx_model *m = const_cast<sx_model *>(model);  // the slots are made for writing; here they are only read
+    const bool matrix = sx::matrix_slot(m, args.role, args.layer, &slot);
+    if (matrix ? slot.matrix->rows == 0 : !sx::vector_slot(m, args.role, args.layer, &memory, &n) || !memory->data())
+        return sx::fail(SX_ENOTFOUND, "role %d layer %u: not set", args.role, args.layer);
+    given->type = matrix ? slot.matrix->type : SX_F32;
+    given->rows = matrix ? slot.matrix->rows : 1;
+    given->cols = matrix ? slot.matrix->cols : n;
+    const size_t tile = matrix ? sx::tile_bytes(given->type, given->cols) : 0;
+    given->bytes = matrix ? tile * slot.matrix->n_tiles() : n * sizeof(float);
+    if (!args.out) return SX_OK;
+    if (args.capacity < given->bytes)
+        return sx::fail(SX_EINVAL, "role %d: expected room for %llu bytes, got %llu", args.role,
+                        static_cast<unsigned long long>(given->bytes), static_cast<unsigned long long>(args.capacity));
+    if (!matrix) memcpy(args.out, memory->data(), given->bytes);
+    for (uint32_t t = 0; matrix && t < slot.matrix->n_tiles(); t++)
+        memcpy(static_cast<uint8_t *>(args.out) + t * tile, slot.matrix->tile_at(t), tile);
+    return SX_OK;
+}
+
+uint32_t sx_crc32c(uint32_t crc, const void *data, uint64_t bytes) { return data ? sx::crc32c(crc, data, bytes) : crc; }

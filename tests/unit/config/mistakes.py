@@ -117,6 +117,7 @@ MISTAKES: dict[str, str] = {
     "sysinfer on nvidia": "units: {gpu: {model_path: /m, accelerator: nvidia}}\n",
     "openai without command": "units: {gpu: {model_path: /m, kind: openai}}\n",
     "quantize on npu": "units: {gpu: {model_path: /m, kind: vllm, accelerator: ascend, quantize: q8_0}}\n",
+    "packed cache for vllm": "units: {cpu: {model_path: /m, kind: vllm, packed_cache: /c}}\n",
     "devices without accelerator": "units: {gpu: {model_path: /m, kind: vllm, device_ids: [0]}}\n",
     "too few devices": (
         "units: {gpu: {model_path: /m, kind: vllm, accelerator: nvidia, device_ids: [0], tensor_parallel_size: 2}}\n"
