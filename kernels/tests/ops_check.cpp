@@ -184,14 +184,32 @@ void check_attend(Case *c) {
     if (!scratch.intact()) stop({c->ops.name, "attend's scratch", 0}, c->seed);
 }
 
+// Bit for bit: with ties, subnormals, and what does not fit in f16.
+void check_to_f16(Case *c) {
+    const uint32_t n = 16 * c->random.between(1, 20);
+    std::vector<float> x = c->random.reals(n);
+    for (float &v : x) {
+        const uint32_t kind = c->random.below(6);
+        if (kind == 0) v *= 1e6f;
+        if (kind == 1) v *= 1e-7f;
+        if (kind == 2) v = static_cast<float>(static_cast<int32_t>(c->random.below(1u << 13)) - (1 << 12)) * 0x1p-12f + 1.0f;
+    }
+    const Guarded<float> from(x);
+    const Guarded<uint16_t> a(n), b(n);
+    sx::scalar_ops.to_f16(from.data(), n, a.data());
+    c->ops.to_f16(from.data(), n, b.data());
+    if (memcmp(a.data(), b.data(), n * sizeof(uint16_t)) != 0 || !b.intact()) stop({c->ops.name, "to_f16", 0}, c->seed);
+}
+
 void run_case(const sx::Ops &ops, uint64_t seed) {
     Case c{ops, {seed}, seed};
-    switch (c.random.below(8)) {
+    switch (c.random.below(9)) {
         case 0: return check_quantise(&c);
         case 1: return check_vectors(&c);
         case 2: return check_merge(&c);
         case 3:
         case 4: return check_attend(&c);
+        case 5: return check_to_f16(&c);
         default: return check_mul(&c);
     }
 }

@@ -122,6 +122,23 @@ def test_exported_kv_continues_a_sequence_elsewhere(wire: DType, kv: DType) -> N
     assert relative(got, expected) < 2e-2
 
 
+@pytest.mark.parametrize("kind,largest", [(DType.F16, 0x7BFF), (DType.BF16, 0x7F80)])
+@pytest.mark.parametrize("size", [8, 64])
+def test_kv_of_the_wire_s_own_type_comes_back_bit_for_bit(kind: DType, largest: int, size: int) -> None:
+    """But for f16's infinities, which become its largest number: a masked key times 0 must stay 0."""
+    shape = dataclasses.replace(SHAPE, kv_type=kind, kv_block_size=size, kv_blocks=128 // size)
+    n, blocks = 64, list(range(64 // size, 0, -1))
+    with Context() as ctx, Model(ctx, shape) as model:
+        sent = np.random.default_rng(9).integers(0, 0x7B00, model.chunk_bytes(n, kind) // 2).astype(np.uint16)
+        sent[:2] = 0x7C00 if kind == DType.F16 else 0x7F80, 0xFC00 if kind == DType.F16 else 0xFF80
+        back = np.zeros_like(sent)
+        part = KvSlice(blocks, 0, n, n, wire_type=kind)
+        model.import_kv(part, sent.view(np.uint8))
+        model.export_kv(part, back.view(np.uint8))
+    assert np.array_equal(back[2:], sent[2:])
+    assert back[:2].tolist() == [largest, largest | 0x8000]
+
+
 def test_a_chunk_is_laid_out_as_the_contract_says() -> None:
     weights = random_weights(SHAPE, DType.F32, seed=6)
     ids, n = tokens(20), 64

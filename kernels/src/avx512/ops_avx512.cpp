@@ -130,6 +130,6 @@ void mul(const MulArgs *args) {
 }  // namespace
 
 const Ops avx512_ops = {"avx512vnni", 16,       mul<Q4>, mul<Q8>,  mul_f16, mul_bf16, mul_f32,
-                        quantise,     rms_norm, add,     silu_mul, rope,    attend,   merge};
+                        quantise,     rms_norm, add,     silu_mul, rope,    attend,   merge, to_f16};
 
 }  // namespace sx

@@ -75,6 +75,8 @@ struct Ops {
     void (*attend)(const AttendArgs *);
     // Adds a later piece to an earlier one: both not yet divided.
     void (*merge)(float *out, float *peak, float *total, const float *out2, float peak2, float total2, uint32_t n);
+    // To f16, rounded to nearest even; what is beyond its range becomes its largest number. n: a multiple of 16.
+    void (*to_f16)(const float *x, uint32_t n, uint16_t *out);
 };
 
 extern const Ops scalar_ops;

@@ -137,7 +137,7 @@ class Pass {
             const sx_seq &seq = args_.seqs[m_->row_seq[r]];
             const uint32_t position = m_->row_position[r], size = m_->shape.kv_block_size;
             const int32_t block = args_.block_table[seq.first_block + position / size];
-            m_->kv.store(layer, h - heads, static_cast<uint32_t>(block), position % size, x, x + m_->kv_cols());
+            m_->kv.store(ops_, {layer, h - heads, static_cast<uint32_t>(block), position % size}, x, x + m_->kv_cols());
         }
         team_.barrier();
     }

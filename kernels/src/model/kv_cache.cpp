@@ -15,15 +15,6 @@ size_t index_of(uint32_t side, uint32_t d, uint32_t slot, uint32_t tokens) {
     return (static_cast<size_t>(d / 16) * tokens + slot) * 16 + d % 16;
 }
 
-void put(int32_t type, uint8_t *group, size_t index, float x) {
-    if (type == SX_F32) {
-        memcpy(group + index * 4, &x, 4);
-        return;
-    }
-    const uint16_t half = type == SX_F16 ? f32_to_f16(clamp_f16(x)) : f32_to_bf16(x);
-    memcpy(group + index * 2, &half, 2);
-}
-
 float get(int32_t type, const uint8_t *group, size_t index) {
     if (type == SX_F32) {
         float x;
@@ -70,16 +61,34 @@ size_t KvCache::group_bytes(uint32_t group_tokens) const {
     return static_cast<size_t>(shape_.head_dim) * group_tokens * element_ + scales;
 }
 
-uint8_t *KvCache::group_at(uint32_t layer, uint32_t head, uint32_t block, uint32_t slot, uint32_t side) const {
+uint8_t *KvCache::group_at(const At &at, uint32_t side) const {
     const uint32_t per_block = shape_.block_size / tokens();
-    const size_t plane = static_cast<size_t>(layer) * shape_.n_heads + head;
-    const size_t group = (static_cast<size_t>(block) * 2 + side) * per_block + slot / tokens();
+    const size_t plane = static_cast<size_t>(at.layer) * shape_.n_heads + at.head;
+    const size_t group = (static_cast<size_t>(at.block) * 2 + side) * per_block + at.slot / tokens();
     return memory_.data() + plane * plane_bytes_ + group * group_bytes(tokens());
 }
 
-void KvCache::write(uint8_t *group, uint32_t slot, uint32_t side, const float *x) {
-    if (shape_.type != SX_Q8_0) {
-        for (uint32_t d = 0; d < shape_.head_dim; d++) put(shape_.type, group, index_of(side, d, slot, tokens()), x[d]);
+void KvCache::write_halves(uint8_t *group, uint32_t slot, uint32_t side, const uint16_t *x) {
+    const uint32_t n = tokens();
+    uint16_t *to = reinterpret_cast<uint16_t *>(group);
+    if (side == 0)
+        for (uint32_t d = 0; d < shape_.head_dim; d++) to[static_cast<size_t>(d) * n + slot] = x[d];
+    else
+        for (uint32_t d = 0; d < shape_.head_dim; d += 16) memcpy(to + static_cast<size_t>(d) * n + slot * 16, x + d, 32);
+}
+
+void KvCache::write(const Ops &ops, uint8_t *group, uint32_t slot, uint32_t side, const float *x) {
+    uint16_t halves[kMaxHeadDim];
+    if (shape_.type == SX_F16) {
+        ops.to_f16(x, shape_.head_dim, halves);
+        return write_halves(group, slot, side, halves);
+    }
+    if (shape_.type == SX_BF16) {
+        for (uint32_t d = 0; d < shape_.head_dim; d++) halves[d] = f32_to_bf16(x[d]);
+        return write_halves(group, slot, side, halves);
+    }
+    if (shape_.type == SX_F32) {
+        for (uint32_t d = 0; d < shape_.head_dim; d++) memcpy(group + index_of(side, d, slot, tokens()) * 4, x + d, 4);
         return;
     }
     const float top = largest(x, shape_.head_dim), scale = top / 127.0f, inverse = top > kTiny ? 127.0f / top : 0.0f;
@@ -98,20 +107,20 @@ void KvCache::read(const uint8_t *group, uint32_t slot, uint32_t side, float *x)
     }
 }
 
-void KvCache::store(uint32_t layer, uint32_t head, uint32_t block, uint32_t slot, const float *k, const float *v) {
-    write(group_at(layer, head, block, slot, 0), slot % tokens(), 0, k);
-    write(group_at(layer, head, block, slot, 1), slot % tokens(), 1, v);
+void KvCache::store(const Ops &ops, const At &at, const float *k, const float *v) {
+    write(ops, group_at(at, 0), at.slot % tokens(), 0, k);
+    write(ops, group_at(at, 1), at.slot % tokens(), 1, v);
 }
 
-void KvCache::load(uint32_t layer, uint32_t head, uint32_t block, uint32_t slot, float *k, float *v) const {
-    read(group_at(layer, head, block, slot, 0), slot % tokens(), 0, k);
-    read(group_at(layer, head, block, slot, 1), slot % tokens(), 1, v);
+void KvCache::load(const At &at, float *k, float *v) const {
+    read(group_at(at, 0), at.slot % tokens(), 0, k);
+    read(group_at(at, 1), at.slot % tokens(), 1, v);
 }
 
 KvSide KvCache::side(uint32_t layer, uint32_t head, uint32_t side) const {
     const int64_t group = static_cast<int64_t>(group_bytes(tokens()) / element_);
     const int64_t plane = static_cast<int64_t>(plane_bytes_ / element_), n = tokens();
-    uint8_t *data = group_at(layer, head, 0, 0, side);
+    uint8_t *data = group_at({layer, head, 0, 0}, side);
     if (side == 0) return {data, group, 1, plane, n, 0, shape_.head_dim, nullptr};
     return {data, group, 16, plane, 1, n * 16, 16, nullptr};
 }
@@ -134,7 +143,7 @@ void KvCache::groups(uint32_t layer, uint32_t head, const int32_t *table, uint32
     const uint32_t size = shape_.block_size, step = tokens();
     for (uint32_t t = 0; t < n; t += step) {
         const uint32_t block = static_cast<uint32_t>(table[(first + t) / size]), slot = (first + t) % size;
-        const uint8_t *from[2] = {group_at(layer, head, block, slot, 0), group_at(layer, head, block, slot, 1)};
+        const uint8_t *from[2] = {group_at({layer, head, block, slot}, 0), group_at({layer, head, block, slot}, 1)};
         const uint8_t **to[2] = {k + t / kKvGroup, v + t / kKvGroup};
         for (uint32_t side = 0; side < 2; side++) {
             if (step == kKvGroup) {

@@ -23,10 +23,14 @@ class KvCache {
     bool allocate(const KvShape &shape, sx_context &context);
     const KvShape &shape() const { return shape_; }
 
-    // Stores K and V (f32, head_dim values each) of one token and head.
-    void store(uint32_t layer, uint32_t head, uint32_t block, uint32_t slot, const float *k, const float *v);
+    // One token of one layer and head.
+    struct At {
+        uint32_t layer, head, block, slot;
+    };
+    // Stores K and V (f32, head_dim values each).
+    void store(const Ops &ops, const At &at, const float *k, const float *v);
     // The same, read back as f32.
-    void load(uint32_t layer, uint32_t head, uint32_t block, uint32_t slot, float *k, float *v) const;
+    void load(const At &at, float *k, float *v) const;
 
     // K (0) or V (1) of the heads of a layer from `head` on, with groups for blocks: group `i` of block `b` is number
     // 2 * b * groups_per_block() + i. Not for Q8_0.
@@ -50,9 +54,10 @@ class KvCache {
   private:
     uint32_t tokens() const { return shape_.block_size < kKvGroup ? shape_.block_size : kKvGroup; }  // of a group
     size_t group_bytes(uint32_t group_tokens) const;
-    uint8_t *group_at(uint32_t layer, uint32_t head, uint32_t block, uint32_t slot, uint32_t side) const;
+    uint8_t *group_at(const At &at, uint32_t side) const;
     void gather(const uint8_t *from, uint32_t part, uint32_t side, uint8_t *out) const;
-    void write(uint8_t *group, uint32_t slot, uint32_t side, const float *x);
+    void write(const Ops &ops, uint8_t *group, uint32_t slot, uint32_t side, const float *x);
+    void write_halves(uint8_t *group, uint32_t slot, uint32_t side, const uint16_t *x);
     void read(const uint8_t *group, uint32_t slot, uint32_t side, float *x) const;
 
     KvShape shape_{};

@@ -40,7 +40,7 @@ sx_status take_copy(const sx_model *m, const sx_kv_copy_args *given, Copy *copy)
     return SX_OK;
 }
 
-// Calls visit(layer, head, block, slot, K on the wire, V on the wire) for everything the copy names.
+// Calls visit(KvCache::At, K on the wire, V on the wire) for everything the copy names.
 template <class Visit>
 void each(const sx_model *m, const Copy &copy, const Visit &visit) {
     const sx_kv_copy_args &a = copy.args;
@@ -51,7 +51,7 @@ void each(const sx_model *m, const Copy &copy, const Visit &visit) {
             for (uint32_t h = a.head_first; h < copy.head_last; h++) {
                 const uint32_t token = a.first_token + t, size = m->shape.kv_block_size;
                 uint8_t *k = static_cast<uint8_t *>(a.chunk) + 2 * layer * side + ((a.chunk_first + t) * heads + h) * head;
-                visit(layer, h, static_cast<uint32_t>(a.block_table[token / size]), token % size, k, k + side);
+                visit(KvCache::At{layer, h, static_cast<uint32_t>(a.block_table[token / size]), token % size}, k, k + side);
             }
 }
 
@@ -94,8 +94,8 @@ sx_status export_q8(const sx_model *model, const Copy &copy) {
     if (!values) return fail(SX_ENOMEM, "no memory for a head");
     const uint32_t dim = model->shape.head_dim;
     float *k = values.get(), *v = k + dim;
-    each(model, copy, [&](uint32_t layer, uint32_t head, uint32_t block, uint32_t slot, uint8_t *wire_k, uint8_t *wire_v) {
-        model->kv.load(layer, head, block, slot, k, v);
+    each(model, copy, [&](const KvCache::At &at, uint8_t *wire_k, uint8_t *wire_v) {
+        model->kv.load(at, k, v);
         encode_row(copy.args.wire_type, k, dim, wire_k);
         encode_row(copy.args.wire_type, v, dim, wire_v);
     });
@@ -107,10 +107,10 @@ sx_status import_q8(sx_model *model, const Copy &copy) {
     if (!values) return fail(SX_ENOMEM, "no memory for a head");
     const uint32_t dim = model->shape.head_dim;
     float *k = values.get(), *v = k + dim;
-    each(model, copy, [&](uint32_t layer, uint32_t head, uint32_t block, uint32_t slot, const uint8_t *wire_k, const uint8_t *wire_v) {
+    each(model, copy, [&](const KvCache::At &at, const uint8_t *wire_k, const uint8_t *wire_v) {
         decode_row(copy.args.wire_type, wire_k, dim, k);
         decode_row(copy.args.wire_type, wire_v, dim, v);
-        model->kv.store(layer, head, block, slot, k, v);
+        model->kv.store(*model->context->ops, at, k, v);
     });
     return SX_OK;
 }

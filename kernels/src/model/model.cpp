@@ -23,7 +23,7 @@ sx_status check_sizes(const sx_model_args &a) {
                             {"d_model", a.d_model, 1, kMaxSize},
                             {"n_heads", a.n_heads, 1, 4096},
                             {"n_kv_heads", a.n_kv_heads, 1, a.n_heads},
-                            {"head_dim", a.head_dim, 16, 1024},
+                            {"head_dim", a.head_dim, 16, kMaxHeadDim},
                             {"d_ff", a.d_ff, 1, kMaxSize},
                             {"vocab", a.vocab, 1, kMaxSize},
                             {"rope_dims", a.rope_dims, 0, a.head_dim},

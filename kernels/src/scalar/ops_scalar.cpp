@@ -171,9 +171,13 @@ void merge(float *out, float *peak, float *total, const float *out2, float peak2
     *peak = top;
 }
 
+void to_f16(const float *x, uint32_t n, uint16_t *out) {
+    for (uint32_t i = 0; i < n; i++) out[i] = f32_to_f16(clamp_f16(x[i]));
+}
+
 }  // namespace
 
 const Ops scalar_ops = {"scalar", 16,       mul_q4, mul_q8,   mul_f16, mul_bf16, mul_f32,
-                        quantise, rms_norm, add,    silu_mul, rope,    attend,   merge};
+                        quantise, rms_norm, add,    silu_mul, rope,    attend,   merge, to_f16};
 
 }  // namespace sx

@@ -122,6 +122,11 @@ void rope(float *x, const float *cosine, const float *sine, uint32_t half) {
     }
 }
 
+void to_f16(const float *x, uint32_t n, uint16_t *out) {
+    const VF low = vset(-65504.0f), high = vset(65504.0f);
+    for (uint32_t i = 0; i < n; i += kLanes) vstore_f16(out + i, vmin(high, vmax(low, vload(x + i))));
+}
+
 void merge(float *out, float *peak, float *total, const float *out2, float peak2, float total2, uint32_t n) {
     if (total2 == 0) return;
     const float top = *peak > peak2 ? *peak : peak2;

@@ -109,6 +109,6 @@ void mul_q(const MulArgs *args) {
 }  // namespace
 
 const Ops sve_ops = {"sve",    16,       mul_q<Q4>, mul_q<Q8>, mul_f16, mul_bf16, mul_f32,
-                     quantise, rms_norm, add,       silu_mul,  rope,    attend,   merge};
+                     quantise, rms_norm, add,       silu_mul,  rope,    attend,   merge, to_f16};
 
 }  // namespace sx
