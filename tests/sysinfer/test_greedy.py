@@ -107,6 +107,16 @@ def test_half_precision_files(arch: str, kind: str, tmp_path: Path) -> None:
     assert Model(path).generate(some) == [models.greedy(hf, p, 24) for p in some]
 
 
+def test_an_8_bit_cache_is_near_and_the_same_in_any_company(tiny_llama: Tiny) -> None:
+    prompt = prompts((300,))[0]
+    rows = [Row(prompt, 0, list(range(10)), 2)]
+    near, exact = (Model(tiny_llama.path, kv=kv).runner.forward(rows).copy() for kv in ("q8_0", "f32"))
+    assert 0 < float(np.sqrt(((near - exact) ** 2).mean()) / exact.std()) < 0.02
+    alone, together = Model(tiny_llama.path, kv="q8_0"), Model(tiny_llama.path, kv="q8_0", blocks=16, budget=64)
+    assert together.generate(prompts()) == [alone.generate([p])[0] for p in prompts()]
+    assert together.stats.preemptions > 0
+
+
 @pytest.mark.parametrize("arch", ["llama", "qwen2"])
 @pytest.mark.parametrize("kind", ["q8_0", "q4_0", "q4_1"])
 def test_quantised_files(arch: str, kind: str, tmp_path: Path) -> None:

@@ -68,8 +68,9 @@ def open_model(options: Options) -> Opened:
 
 
 def block_bytes(config: ModelConfig, block_size: int, kv_dtype: str) -> int:
-    """Bytes of KV in a block of so many tokens."""
-    return config.n_layers * 2 * block_size * config.n_kv_heads * config.head_dim * (4 if kv_dtype == "f32" else 2)
+    """Bytes of KV in a block of so many tokens; 8 bits come with a scale for each token and head."""
+    sizes = {"f32": 4 * config.head_dim, "q8_0": config.head_dim + 4}
+    return config.n_layers * 2 * block_size * config.n_kv_heads * sizes.get(kv_dtype, 2 * config.head_dim)
 
 
 def plan_sizes(options: Options, config: ModelConfig, free_bytes: int) -> RunnerSizes:
@@ -138,7 +139,7 @@ def _geometry(opened: Opened, sizes: RunnerSizes) -> Geometry:
         config.arch, config.n_layers, config.n_heads, config.n_kv_heads, config.head_dim, config.d_model,
         config.rope_theta, scaling, vocabulary(opened.meta),
     )  # fmt: skip
-    kind = int(KINDS[sizes.kv_dtype])
+    kind = int(KINDS["f16" if sizes.kv_dtype == "q8_0" else sizes.kv_dtype])  # pools hold no 8-bit KV
     return Geometry(config.n_layers, config.n_kv_heads, config.head_dim, kind, digest, sizes.block_size, 1, kind)
 
 

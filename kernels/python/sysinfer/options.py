@@ -83,7 +83,8 @@ def _add_engine(parser: argparse.ArgumentParser) -> None:
     add("--block-size", type=int, default=32, metavar="N", help="tokens of a block (default %(default)s)")
     add("--max-num-seqs", type=int, default=16, metavar="N", help="sequences of a batch (default %(default)s)")
     add("--max-num-batched-tokens", type=int, default=512, metavar="N", help="tokens of a step (default %(default)s)")
-    add("--kv-dtype", choices=("f16", "bf16", "f32"), default="f16", help="type of the KV cache (default %(default)s)")
+    kinds = ("f16", "bf16", "f32", "q8_0")
+    add("--kv-dtype", choices=kinds, default="f16", help="type of the KV cache (default %(default)s)")
     add(
         "--weights",
         "--quantize",

@@ -56,8 +56,11 @@ def path_for(folder: Path, file: GgufFile, weights: str) -> Path:
 
 
 def load(path: Path, key: str, model: Model) -> None:
-    """Gives the tensors of `path` to `model`. FileNotFoundError, or PackedFileError for a file that is not whole, not of
-    this version, or made from something else; nothing has been given to the model then."""
+    """Gives the tensors of `path` to `model`.
+
+    FileNotFoundError, or PackedFileError for a file that is not whole, not of this version, or made from something
+    else; nothing has been given to the model then.
+    """
     with open(path, "rb") as file:
         if os.fstat(file.fileno()).st_uid not in (0, os.geteuid()):
             raise PackedFileError("it belongs to another user")
