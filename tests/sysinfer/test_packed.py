@@ -1,4 +1,4 @@
-"""The packed-file cache: the same model from it, bit for bit, and nothing worse than packing again when it is no good."""
+"""The packed-file cache: the same model from it, bit for bit; a file that is no good costs packing again, no more."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import pytest
 from numpy.typing import NDArray
 from syshax_kernels.context import Context
 from syshax_kernels.model import packed_bytes
-from syshax_kernels.types import DType, Role
+from syshax_kernels.types import DType
 
 from sysinfer import packed
 from sysinfer.config import read_config

@@ -23,8 +23,8 @@ _PATTERNED = {
 # Keys that rules tie to others are left to the rules' own tests.
 _TIED = {
     "role", "kind", "backend", "accelerator", "url", "api_key_file", "host", "port", "device_ids", "quantize",
-    "packed_cache", "tensor_parallel_size", "threads", "reserved", "offload_above", "return_below", "request_timeout", "queue_timeout",
-    "first_token_timeout", "backoff", "backoff_max", "ipc", "shm_size", "image", "model_path",
+    "packed_cache", "tensor_parallel_size", "threads", "reserved", "offload_above", "return_below", "request_timeout",
+    "queue_timeout", "first_token_timeout", "backoff", "backoff_max", "ipc", "shm_size", "image", "model_path",
 }  # fmt: skip
 
 
