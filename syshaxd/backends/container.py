@@ -25,6 +25,7 @@ from .pidfd import has_ended, process_end
 from .process import tree_activity
 
 LOOK = 5.0  # seconds after which a container that says nothing is looked at
+SEEN_LOOK = 30.0  # the same where its process can be watched
 RETRY = 0.2, 3.0  # seconds between attempts to reach an engine that is away: first, longest
 STUBBORN = 3.0  # seconds in which a killed container has to end; then it is removed by force
 LAST_WORDS = 2.0  # seconds for the engine to hand over what a container wrote before it ended
@@ -324,7 +325,7 @@ class ContainerUnit:
     async def _look(self, missed: bool) -> Optional[_Seen]:
         """How it ended; None where it runs. `missed`: its process was gone at the look before."""
         code = None
-        if not self._visible or await self._process_ended(LOOK):
+        if not self._visible or await self._process_ended(SEEN_LOOK):
             code = await self._api.wait(self._id, LOOK)
         if code is not None:
             return _Seen(code)
