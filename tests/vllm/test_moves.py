@@ -15,7 +15,6 @@ from tests.fakes.daemon import Daemon
 from tests.vllm.pairs import START, Stream, externals, greedy, quiet
 
 pytestmark = pytest.mark.timeout(1800)
-PAIRS = pytest.mark.parametrize("running_pair", ["vllm_to_vllm", "old_to_old"], indirect=True)
 NEW_PAIR = pytest.mark.parametrize("running_pair", ["vllm_to_vllm"], indirect=True)
 
 COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
@@ -61,7 +60,7 @@ def handoffs(daemon: Daemon, kind: str) -> float:
     return daemon.metrics().get(f'syshax_handoffs_total{{kind="{kind}",result="ok"}}', 0)
 
 
-@PAIRS
+@NEW_PAIR
 def test_a_restart_gives_running_streams_away_with_their_kv(daemon: Daemon) -> None:
     """Moves at k = n: aborted by id on the one side, loaded on the other."""
     made = calls(50)
