@@ -102,6 +102,8 @@ async def calibrated(daemon: Daemon) -> None:
         keep(file, {"format": 1, "samples": rows})
     daemon.signal(HUP)
     await daemon.until(lambda: daemon.output.count(b"calibration in use") == 2)
+    while not (await daemon.status())["pd"]["enabled"]:  # before the self-check has ended there are no splits
+        await asyncio.sleep(0.05)
 
 
 async def replay(endpoint: Endpoint, load: Sequence[Arrival]) -> list[Outcome]:
