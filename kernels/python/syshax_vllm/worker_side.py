@@ -161,8 +161,12 @@ class WorkerSide:
         return torch.cuda.stream(self._stream)  # type: ignore[no-any-return]
 
     def _settle(self) -> None:
+        """All copies have ended. Accelerators that are not CUDA's copy on their own default stream."""
+        assert self._device is not None
         if self._stream is not None:
             self._stream.synchronize()
+        elif self._device.type != "cpu":
+            getattr(torch, self._device.type).synchronize()
 
     def _note_sent(self, requests: list[str]) -> None:
         with self._lock:
@@ -243,7 +247,9 @@ class WorkerSide:
             worker = Worker.join(str(self._pool.outbox), library=self._library)
             info = worker.info()
             if self._stream is not None:
-                torch.cuda.cudart().cudaHostRegister(info.chunks, info.chunks_size, 0)
+                failed = int(torch.cuda.cudart().cudaHostRegister(info.chunks, info.chunks_size, 0))
+                if failed:
+                    log.warning("the pool is not pinned (CUDA error %d): saving takes longer", failed)
             self._own = worker, info
         return self._own
 
