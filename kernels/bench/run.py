@@ -26,6 +26,8 @@ ROOT = HERE.parents[1]
 Run = Dict[str, Any]
 """One process: what (contender, shape, type, mode), what it printed, and how much CPU time others had meanwhile."""
 
+LIMIT_S = 400.0  # for one process, the making of its files included
+
 MODELS = [f"{s}:{k}" for s in ("0.5b", "1.5b", "8b") for k in BITS]
 TABLES = ["8b:q4_0", "13b:q4_0"]
 
@@ -45,7 +47,12 @@ def execute(command: List[str]) -> Run:
     """The JSON that the process printed, with `steal` and `others`: shares of the machine's time."""
     before, own = cpu_times(), own_ticks()
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "kernels" / "python")}
-    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+    try:
+        done = subprocess.run(
+            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, timeout=LIMIT_S
+        )
+    except subprocess.TimeoutExpired:
+        return {"error": f"{' '.join(command)} was ended after {LIMIT_S:.0f} s"}
     if done.returncode != 0:
         return {"error": f"{' '.join(command)} ended with {done.returncode}: {done.stderr[-600:]}"}
     after = cpu_times()
