@@ -61,7 +61,7 @@ check: $(TEST_STAMP)  ## layers, types, lint, style (3 min)
 	    -- $(PYTEST) -q tests/style
 
 test-unit: $(TEST_STAMP)  ## pure logic (1 min)
-	@$(TIER) unit -- $(PYTEST) -q tests/unit
+	@$(TIER) unit -- $(PYTEST) -q -n 2 --dist loadfile tests/unit
 
 test-process: $(TEST_STAMP) native  ## real processes and sockets (5 min)
 	@$(TIER) process -- $(PYTEST) -q -n 2 --dist loadfile tests/process
