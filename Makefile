@@ -94,10 +94,10 @@ vllm-env:  ## stock vLLM for CPUs, newest and older, in environments of their ow
 
 test-vllm: $(TEST_STAMP) native $(if $(CI),vllm-env)  ## the plugin in real vLLM units under the daemon (15 min)
 	@VLLM_VENV=$(VLLM_VENV) VLLM_OLD_VENV=$(VLLM_OLD_VENV) $(TIER) vllm -- $(PYTEST) -q tests/vllm \
-	    --ignore tests/vllm/breadth
+	    --ignore tests/vllm/breadth --ignore tests/vllm/test_moves.py
 
-test-vllm-breadth: $(TEST_STAMP) native  ## degrees, precisions, preemption, damage between engines: VLLM_VENV=...; not in CI
-	@VLLM_VENV=$(VLLM_VENV) $(PYTEST) -q tests/vllm/breadth
+test-vllm-breadth: $(TEST_STAMP) native  ## moves, killed processes, degrees, precisions, damage: VLLM_VENV=...; not in CI
+	@VLLM_VENV=$(VLLM_VENV) VLLM_OLD_VENV=$(VLLM_OLD_VENV) $(PYTEST) -q tests/vllm/test_moves.py tests/vllm/breadth
 
 PLUGIN ?= build/plugin
 plugin: native  ## the folder that a vLLM elsewhere is started with (PYTHONPATH, mounted read-only): PLUGIN=FOLDER

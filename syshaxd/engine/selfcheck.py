@@ -71,7 +71,9 @@ def judge(verdict: Verdict, config: PdConfig) -> PdStatus:
 
 
 def outbox_fault(path: str) -> str:
-    """Why a unit's outbox can hold nothing; "" where it can. A unit that finds no room for it leaves it empty."""
+    """Why a unit's outbox can hold nothing; "" where it can, or has none. Without room a unit leaves it empty."""
+    if not path:
+        return ""
     try:
         if os.stat(path).st_size:
             return ""

@@ -88,9 +88,11 @@ def with_load(body: Dict[str, Any], ticket: Ticket) -> Dict[str, Any]:
 
 
 def kept_for_nixl(body: Dict[str, Any]) -> Dict[str, Any]:
-    """The unit keeps the KV for another one, and says in its answer where; it says so in no stream."""
-    made = {key: value for key, value in body.items() if key != "stream_options"}
-    return with_transfer({**made, "stream": False}, do_remote_decode=True, do_remote_prefill=False)
+    """The unit keeps the KV for another one, and says in its answer where; it says so in no stream. It does so for
+    requests that end by their length only: the one token, which nobody uses, must not end it otherwise."""
+    made = {key: value for key, value in body.items() if key not in ("stream_options", "stop", "stop_token_ids")}
+    made = {**made, "stream": False, "ignore_eos": True}
+    return with_transfer(made, do_remote_decode=True, do_remote_prefill=False)
 
 
 def with_transfer(body: Dict[str, Any], **values: Any) -> Dict[str, Any]:

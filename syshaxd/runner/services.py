@@ -72,9 +72,9 @@ class Services:
         view = self.view(name)
         return view if view is not None and view.ready else None
 
-    def parses(self, unit: UnitView) -> bool:
+    def parses(self, unit: UnitView, endpoint: Endpoint) -> bool:
         """Whether the unit itself tells reasoning from content: a vLLM does, and its parser's state can't be moved."""
-        return unit.kind is UnitKind.VLLM and self.reasoning(unit.name)
+        return endpoint is Endpoint.CHAT and unit.kind is UnitKind.VLLM and self.reasoning(unit.name)
 
     def reasoning(self, unit: str) -> bool:
         """Whether a parser of reasoning is configured for this unit; where it has none itself, the Runner splits."""

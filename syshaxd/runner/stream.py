@@ -134,7 +134,7 @@ class Stream:
         if not self._record.can_continue:
             return "no_token_ids"
         target = self._services.ready(move.target)
-        if target is not None and not self._may_own(target):
+        if target is not None and self._services.parses(target, self._request.info.endpoint):
             return "target_differs"
         if target is None or self._planner.has_failed(target.name, target.epoch):
             return "failed_there"
@@ -461,7 +461,7 @@ class Stream:
         """Whether the daemon makes the text itself, from tokens: only such a stream can change its unit."""
         info = self._request.info
         free = info.stays is None and info.first_token_stays is None and unit.kind is not UnitKind.OPENAI
-        if free and info.endpoint is Endpoint.CHAT and self._services.parses(unit):
+        if free and self._services.parses(unit, info.endpoint):
             self._stays("reasoning_parser")
             return False
         return free

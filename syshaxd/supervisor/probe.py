@@ -93,9 +93,12 @@ class Probe:
 
     async def warm_up_error(self, kind: UnitKind, timeout: float) -> Optional[str]:
         """The same after everything that this kind of unit makes ready at its first use. It may refuse that."""
+        until = time.monotonic() + timeout
         for more in VLLM_WARM_UPS if kind is UnitKind.VLLM else ():
-            await self.generation_error(timeout, more)
-        return await self.generation_error(timeout)
+            error = await self.generation_error(until - time.monotonic(), more)
+            if error is not None and time.monotonic() >= until:
+                return error
+        return await self.generation_error(until - time.monotonic())
 
 
 class WrongModel(Exception):

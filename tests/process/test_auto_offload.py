@@ -19,7 +19,7 @@ from tests.fakes.demo_daemon import LIBRARY, Daemon, demo_config
 
 BLOCKS, BLOCK = 200, 16  # 3,200 tokens; the eight long requests alone would end with 12,000
 LENGTHS = [1500 if index % 2 else 250 for index in range(16)]
-TPOT_MS = "0.1"  # asked for with offload: no CPU is that fast, so that requests are wanted back however fast this one is
+TPOT_MS = "0.1"  # no CPU is that fast: requests are wanted back however fast this one is
 pytestmark = [
     pytest.mark.timeout(180),
     pytest.mark.skipif(not LIBRARY.exists(), reason="needs the native core: make native"),

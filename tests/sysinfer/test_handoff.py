@@ -39,6 +39,7 @@ class Pair(NamedTuple):
     giver: Unit
     taker: Unit
     folder: Path
+    model: Path
     hf: Any
 
 
@@ -50,7 +51,7 @@ def pair(request: pytest.FixtureRequest) -> Iterator[Pair]:
         folder = Path(name)
         with Unit.start(tiny.path, folder, *options, pool="giver.pool") as giver:
             with Unit.start(tiny.path, folder, *options, "--block-size", "64", pool="taker.pool") as taker:
-                yield Pair(giver, taker, folder, tiny.hf)
+                yield Pair(giver, taker, folder, tiny.path, tiny.hf)
                 wait_for("nothing left", lambda: giver.idle() and taker.idle())
 
 
@@ -153,13 +154,11 @@ def stream_and_abort(unit: Unit, prompt: list[int], name: str, before: int) -> l
     return said
 
 
-def test_a_preempted_request_is_resumed_elsewhere_with_its_kv(tiny_llama: Tiny, pair: Pair) -> None:
+def test_a_preempted_request_is_resumed_elsewhere_with_its_kv(pair: Pair) -> None:
     """Its blocks are gone, its ticket is not: aborted by id while it waits, it goes on at the taker."""
-    if pair.hf is not tiny_llama.hf:
-        return
     options = ("--threads", "1", "--kv-dtype", "f32", "--no-prefix-cache", "--kv-blocks", "24", "--max-num-seqs", "2")
     first, second, name = prompt_of(200), prompt_of(200), ticket()
-    with Unit.start(tiny_llama.path, pair.folder, *options, pool="short.pool") as short:
+    with Unit.start(pair.model, pair.folder, *options, pool="short.pool") as short:
         with open_raw(short, {**stream_of(first, 500), "max_tokens": 500}):
             said = stream_until_preempted(short, second, name)
             took = pair.taker.metrics()
@@ -328,12 +327,10 @@ def test_a_full_pool_drops_the_save_and_serves(tiny_llama: Tiny, pair: Pair) -> 
         assert unit.metrics()['syshax_handoff_save_failures_total{reason="full"}'] == 1
 
 
-def test_only_the_tail_is_loaded_behind_the_prefix_cache(tiny_llama: Tiny, pair: Pair) -> None:
+def test_only_the_tail_is_loaded_behind_the_prefix_cache(pair: Pair) -> None:
     """A unit that has the beginning in its own cache takes the rest from the ticket."""
-    if pair.hf is not tiny_llama.hf:
-        return
     prompt, name = prompt_of(200), ticket()
-    with Unit.start(tiny_llama.path, pair.folder, "--threads", "1", "--kv-dtype", "f32", pool="warm.pool") as warm:
+    with Unit.start(pair.model, pair.folder, "--threads", "1", "--kv-dtype", "f32", pool="warm.pool") as warm:
         ask(warm, prompt[:100], 1)
         ask(pair.giver, prompt, 1, save=name)
         before = warm.metrics()
@@ -342,21 +339,19 @@ def test_only_the_tail_is_loaded_behind_the_prefix_cache(tiny_llama: Tiny, pair:
     assert [taken[SOURCES[s]] for s in ("local_cache_hit", "external_kv_transfer", "local_compute")] == [96, 103, 1]
 
 
-def test_a_dead_or_new_owner_is_noticed(tiny_llama: Tiny, pair: Pair) -> None:
+def test_a_dead_or_new_owner_is_noticed(pair: Pair) -> None:
     """kill -9 of the giver: its tickets still load; after its restart the old ones are stale, new ones load."""
-    if pair.hf is not tiny_llama.hf:
-        return
     prompt, name = prompt_of(130), ticket()
     options = ("--threads", "1", "--kv-dtype", "f32", "--no-prefix-cache")
     expected = models.greedy(pair.hf, prompt, OUTPUT)
-    with Unit.start(tiny_llama.path, pair.folder, *options, pool="mortal.pool") as mortal:
+    with Unit.start(pair.model, pair.folder, *options, pool="mortal.pool") as mortal:
         ask(mortal, prompt, 1, save=name)
         other = ticket()
         ask(mortal, prompt, 1, save=other)
         mortal.process.kill()
         mortal.process.wait()
     assert ask(pair.taker, prompt, OUTPUT, load=load_from(name, pool="mortal.pool")) == expected
-    with Unit.start(tiny_llama.path, pair.folder, *options, pool="mortal.pool") as mortal:
+    with Unit.start(pair.model, pair.folder, *options, pool="mortal.pool") as mortal:
         took = pair.taker.metrics()
         assert ask(pair.taker, prompt, OUTPUT, load=load_from(other, pool="mortal.pool")) == expected
         assert sum(v for k, v in growth(pair.taker, took).items() if "load_failures" in k) == 1

@@ -195,7 +195,8 @@ typedef struct sx_region {
 SX_API sx_status sx_model_regions(const sx_model *model, sx_region *out, uint32_t region_size, uint32_t capacity, uint32_t *n);
 
 /* Copies KV between the paged cache and one handoff chunk [layer][K,V][chunk_tokens][kv head][head_dim].
- * K is as stored: after RoPE, head dimension in rotate-half order. */
+ * K is as stored: after RoPE, head dimension in rotate-half order. Both use the context's threads: not beside
+ * sx_forward, sx_linear or each other on one context. */
 typedef struct sx_kv_copy_args {
     uint32_t size;
     uint32_t n_blocks;

@@ -276,6 +276,10 @@ class Worker(_Handle):
         """As Ticket.seal. Give `n_tokens` when the owner may append beside it."""
         self.call("sx_pool_seal", slot, index, rank, n_tokens or 0)
 
+    def verify(self, slot: int, index: int, rank: int, n_tokens: int) -> None:
+        """Raises CorruptError unless `rank` has sealed that many tokens of the chunk and they are unchanged."""
+        self.call("sx_pool_verify", slot, index, rank, n_tokens)
+
 
 class View:
     """A pinned ticket. What is read from it counts only once check() or release() came back without StaleError."""

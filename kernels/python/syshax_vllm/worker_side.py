@@ -51,6 +51,13 @@ class Share:
     def writes(self) -> slice:
         return slice(self.rank * self.total // self.ranks, (self.rank + 1) * self.total // self.ranks)
 
+    @property
+    def writer(self) -> int:
+        """The rank that writes what this one reads."""
+        if self.ranks <= self.total:
+            return self.rank
+        return int(-(-(self.reads.start + 1) * self.ranks // self.total) - 1)
+
 
 def chunk_tensor(address: int, info: PoolInfo) -> torch.Tensor:
     """A chunk as [layer, K or V, token, kv head, head size]."""
@@ -99,6 +106,8 @@ class WorkerSide:
         self._layers = [layer_of(cache, self._head_size, fill) for cache in caches.values()]
         first = next(iter(caches.values()))
         self._device = first[0].device
+        if self._device.type != "cpu":  # a new thread's is number 0
+            self._thread.submit(getattr(torch, self._device.type).set_device, self._device).result()
         if self._device.type == "cuda":
             self._stream = torch.cuda.Stream(self._device)
         elif self._device.type == "cpu":
@@ -166,7 +175,7 @@ class WorkerSide:
         if self._stream is not None:
             self._stream.synchronize()
         elif self._device.type != "cpu":
-            getattr(torch, self._device.type).synchronize()
+            getattr(torch, self._device.type).synchronize(self._device)
 
     def _note_sent(self, requests: list[str]) -> None:
         with self._lock:
@@ -290,7 +299,12 @@ class WorkerSide:
             view.check()
 
     def _address(self, load: Load, chunk: int, view: View | None) -> int:
-        return self._outbox()[0].chunk_address(load.slot, chunk) if view is None else view.chunk_address(chunk)
+        if view is not None:
+            return view.chunk_address(chunk)
+        worker = self._outbox()[0]
+        valid = min(load.end - chunk * CHUNK_TOKENS, CHUNK_TOKENS)
+        worker.verify(load.slot, chunk, self._share.writer, valid)
+        return worker.chunk_address(load.slot, chunk)
 
     def _load_chunk(self, load: Load, chunk: int, view: View | None, info: PoolInfo) -> None:
         assert self._pages is not None

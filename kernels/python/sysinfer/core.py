@@ -33,6 +33,7 @@ class Handoffs:
     saver: Optional[Saver] = None
     loader: Optional[Loader] = None
     load_budget: int = 1024  # tokens copied from a ticket in one step, so that others' decode goes on
+    exact: bool = True  # chunks hold KV to the bit as the cache does; else a preempted sequence is computed again
 
 
 class EngineCore:
@@ -169,6 +170,8 @@ class EngineCore:
             self._stats.load_failures["preempted"] += 1
             loader.cancel(seq)
             seq.load_pending = False
+        elif saver is not None and not self._handoffs.exact:
+            saver.save(seq, tail=True)  # what it has asked to be saved stays whole
         elif saver is not None and not seq.needs_all_logits:
             seq.kept = seq.load_pending = saver.keep(seq)
 

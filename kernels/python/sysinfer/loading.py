@@ -157,4 +157,5 @@ def _handoffs(
         log.error("no handoff from this unit: SYSHAX_POOL_BYTES is %d, too small for one chunk", options.pool_bytes)
         return Handoffs(None, loader, budget)
     outbox = open_outbox(options.pool_path, geometry, chunks, TICKETS, sizes.max_model_len)
-    return Handoffs(Saver(outbox, runner, stats) if outbox else None, loader, budget)
+    exact = sizes.kv_dtype != "q8_0"  # chunks have no 8-bit form
+    return Handoffs(Saver(outbox, runner, stats) if outbox else None, loader, budget, exact)

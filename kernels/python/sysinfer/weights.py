@@ -115,13 +115,16 @@ def load_weights(file: GgufFile, config: ModelConfig, model: Model, weights: str
     return None
 
 
+MALFORMED = (ValueError, KeyError, TypeError, OverflowError)
+
+
 def _load_packed(path: Path, key: str, model: Model) -> bool:
     try:
         packed.load(path, key, model)
     except FileNotFoundError:
         log.info("no packed weights at %s yet", path)
         return False
-    except (packed.PackedFileError, KernelError, OSError, ValueError, KeyError, TypeError) as err:
+    except (packed.PackedFileError, KernelError, OSError, MemoryError, *MALFORMED) as err:
         log.warning("%s is not used (%s): the weights are packed again", path, err)
         return False
     log.info("weights taken packed from %s", path)
@@ -131,7 +134,7 @@ def _load_packed(path: Path, key: str, model: Model) -> bool:
 def _save_packed(path: Path, key: str, model: Model, tensors: List[Tuple[Role, int]]) -> None:
     try:
         packed.save(path, key, model, tensors)
-    except OSError as err:
+    except (OSError, MemoryError, KernelError) as err:
         log.warning("packed weights can't be kept at %s: %s", path, err)
 
 

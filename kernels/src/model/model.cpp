@@ -124,6 +124,8 @@ sx_status check_tensor(const sx_model *m, const sx_tensor_args &t) {
 sx_status set_vector(const sx_tensor_args &t, uint32_t n, Memory *memory) {
     if (static_cast<uint64_t>(t.rows) * t.cols != n)
         return fail(SX_EINVAL, "role %d layer %u: expected %u values, got %u x %u", t.role, t.layer, n, t.rows, t.cols);
+    if (t.packed && (t.type != SX_F32 || t.rows != 1))
+        return fail(SX_EINVAL, "role %d: expected packed values as one row of F32, got type %d, %u rows", t.role, t.type, t.rows);
     if (!memory->allocate(n * sizeof(float))) return fail(SX_ENOMEM, "no memory for %u floats", n);
     decode_row(t.packed ? SX_F32 : t.src_type, t.data, n, memory->as<float>());
     return SX_OK;

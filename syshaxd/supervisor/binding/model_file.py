@@ -62,7 +62,7 @@ def read_model(path: str) -> ModelFacts:
         raise NoFacts(f"{err.filename or path} is not there") from err
     except OSError as err:
         raise NoFacts(f"{path} can't be read: {err.strerror or err}") from err
-    except (ValueError, KeyError, TypeError, struct.error) as err:
+    except (ValueError, KeyError, TypeError, AttributeError, ArithmeticError, RecursionError, struct.error) as err:
         what = f"no {err}" if isinstance(err, KeyError) else str(err)
         raise NoFacts(f"{path} is no model that sysHAX can size ({what})") from err
 
