@@ -14,6 +14,7 @@ from syshaxd.unitclient import ModelCard, Target, UnitClient
 POLL_FIRST, POLL_MOST = 0.05, 0.5  # seconds between two /health while it starts
 HEALTH_TIMEOUT = 2.0
 ACTIVITY_INTERVAL = 1.0
+LAST_TRY = 0.1  # seconds, where a deadline is over: none at all would mean no deadline to the HTTP client
 WARM_TOKENS = 2  # one prefill, one decode step
 # vLLM compiles these parts at their first use (with --enforce-eager too), for half a minute on a small host, in which
 # no request goes on: so before it has any. A prompt of several tokens, since one and several rows are compiled apart.
@@ -95,10 +96,10 @@ class Probe:
         """The same after everything that this kind of unit makes ready at its first use. It may refuse that."""
         until = time.monotonic() + timeout
         for more in VLLM_WARM_UPS if kind is UnitKind.VLLM else ():
-            error = await self.generation_error(until - time.monotonic(), more)
+            error = await self.generation_error(max(LAST_TRY, until - time.monotonic()), more)
             if error is not None and time.monotonic() >= until:
                 return error
-        return await self.generation_error(until - time.monotonic())
+        return await self.generation_error(max(LAST_TRY, until - time.monotonic()))
 
 
 class WrongModel(Exception):
