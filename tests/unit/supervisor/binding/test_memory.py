@@ -145,3 +145,14 @@ def test_an_unknown_model_is_a_note() -> None:
 
     (note,) = plan_units(Config(units=(CPU,)), _host(GIB * 8), absent).notes
     assert note == "unit cpu: its memory is planned without weights and KV cache: /m is not there"
+
+
+@pytest.mark.parametrize("text", [
+    '{"hidden_size": 64, "num_attention_heads": 0}', '{"hidden_size": 1e999, "num_attention_heads": 1}',
+    "[1]", "[" * 100_000, '{"text_config": 1}',
+])  # fmt: skip
+def test_an_odd_config_is_a_fact_that_is_missing(tmp_path: Path, text: str) -> None:
+    """It must not end the daemon, which reads it at each reload."""
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(NoFacts, match="no model that sysHAX can size"):
+        read_model(str(tmp_path))
