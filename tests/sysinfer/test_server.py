@@ -322,3 +322,18 @@ def test_few_blocks_show_preemptions_and_the_same_text(
         assert (counts["syshax_handoff_restored_tokens_total"] > 0) == bool(outbox)
         assert json.loads(small.ask("GET", "/v1/models")[1])["data"][0]["max_model_len"] == 12 * 32
         wait_for("nothing left", small.idle)
+
+
+def test_a_cache_of_8_bits_is_not_kept_over_a_preemption(tiny_llama: Tiny, tmp_path: Path) -> None:
+    """The pool has no 8-bit form: what came back would differ a little, so that it is computed again."""
+    asks = [{**GREEDY, "prompt": [20 + i] * 40, "max_tokens": 100, "return_token_ids": True} for i in range(6)]
+    options = ("--threads", "1", "--kv-dtype", "q8_0")
+    with Unit.start(tiny_llama.path, tmp_path, *options) as roomy:
+        expected = [roomy.post(COMPLETION, a)["choices"] for a in asks]
+    with Unit.start(tiny_llama.path, tmp_path, *options, "--kv-blocks", "12", pool="own.pool") as small:
+        with concurrent.futures.ThreadPoolExecutor(6) as pool:
+            assert list(pool.map(lambda a: small.post(COMPLETION, a)["choices"], asks)) == expected
+        counts = small.metrics()
+        assert counts["vllm:num_preemptions_total"] > 0
+        assert counts["syshax_handoff_restored_tokens_total"] == 0
+        wait_for("nothing left", small.idle)
