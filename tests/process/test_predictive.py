@@ -108,6 +108,7 @@ async def test_a_burst_is_split_until_the_cpu_is_full_and_the_rest_stays(tmp_pat
 
 async def simulated(daemon: Daemon) -> None:
     """The daemon's own log, with half a line at its end, is a trace for `syshax simulate`."""
+    await daemon.until(lambda: daemon.output.count(b" access: ") >= 8, 30)  # a line follows its answer
     log = daemon.folder / "syshax.log"
     log.write_bytes(daemon.output + b"15:00:00 access: request arrived=2026-1")
     process = await asyncio.create_subprocess_exec(
@@ -135,7 +136,7 @@ async def test_what_a_weak_cpu_and_hints_do(tmp_path: Path, closing: List[Daemon
         status, headers, data = await post(session, 11, {"x-slo-ttft-ms": "1"})
         assert status == 429 and data["error"]["code"] == "refuse_ttft"
         assert headers["x-syshax-reason"].startswith("refuse_ttft: predicted on gpu: TTFT ")
-        assert b'status=429 route=none reason="refuse_ttft: predicted' in daemon.output
+        await daemon.until(lambda: b'status=429 route=none reason="refuse_ttft: predicted' in daemon.output, 30)
         assert int(headers["Retry-After"]) >= 1 and 100 <= int(headers["retry-after-ms"]) <= 60_000
         assert all(status in (200, 429) for status, _, _ in await asyncio.gather(*burst))
         status, headers, data = await flex
@@ -188,7 +189,7 @@ async def test_victims_go_when_kv_is_short_and_return_when_a_limit_would_break(
             answers.cancel()
         counted = await decisions(session)
         assert counted["move", "kv_pressure"] >= 2 and counted["move", "return"] >= 1, counted
-        assert b"would miss the request's target and gpu has room again" in daemon.output
+        await daemon.until(lambda: b"would miss the request's target and gpu has room again" in daemon.output, 30)
         async with session.get("/metrics") as answer:
             text = await answer.text()
         assert re.search(r'syshax_handoffs_total\{kind="return",result="ok"\} [1-9]', text)
