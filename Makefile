@@ -94,10 +94,11 @@ vllm-env:  ## stock vLLM for CPUs, newest and older, in environments of their ow
 
 test-vllm: $(TEST_STAMP) native $(if $(CI),vllm-env)  ## the plugin in real vLLM units under the daemon (15 min)
 	@VLLM_VENV=$(VLLM_VENV) VLLM_OLD_VENV=$(VLLM_OLD_VENV) $(TIER) vllm -- $(PYTEST) -q tests/vllm \
-	    --ignore tests/vllm/breadth --ignore tests/vllm/test_moves.py
+	    --ignore tests/vllm/breadth -m "not breadth"
 
-test-vllm-breadth: $(TEST_STAMP) native  ## moves, killed processes, degrees, precisions, damage: VLLM_VENV=...; not in CI
-	@VLLM_VENV=$(VLLM_VENV) VLLM_OLD_VENV=$(VLLM_OLD_VENV) $(PYTEST) -q tests/vllm/test_moves.py tests/vllm/breadth
+test-vllm-breadth: $(TEST_STAMP) native  ## killed processes, degrees, precisions, damage: VLLM_VENV=...; not in CI
+	@VLLM_VENV=$(VLLM_VENV) VLLM_OLD_VENV=$(VLLM_OLD_VENV) $(PYTEST) -q -m breadth tests/vllm/test_moves.py
+	@VLLM_VENV=$(VLLM_VENV) $(PYTEST) -q tests/vllm/breadth
 
 PLUGIN ?= build/plugin
 plugin: native  ## the folder that a vLLM elsewhere is started with (PYTHONPATH, mounted read-only): PLUGIN=FOLDER

@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 from pathlib import Path
-from typing import Optional
+from typing import List, Optional
 
 import psutil
 
@@ -18,6 +18,8 @@ from .base import Adopted, Capabilities, Exit, LaunchSpec, LineSplitter, OnLine,
 from .pidfd import has_ended
 
 LAUNCHER = Path(__file__).with_name("launch.py")
+TRACKER = "multiprocessing.resource_tracker"  # removes what the Python it belongs to leaves in /dev/shm, then ends
+TRACKER_TIME = 2.0  # seconds for that
 LAST_WORDS = 1.0  # seconds to read what a unit wrote before it ended, when a child of it keeps the pipe open
 
 
@@ -109,7 +111,10 @@ class ChildProcess:
 
     async def kill(self) -> Exit:
         """See Running."""
-        self._signal(signal.SIGKILL)
+        if not self._ended.done():
+            self._note_asked()
+            for pid in workers(self._process.pid):
+                _signal(pid, signal.SIGKILL)
         return await self.wait()
 
     def activity(self) -> Optional[int]:
@@ -122,17 +127,60 @@ class ChildProcess:
 
     def _signal(self, number: int) -> None:
         if not self._ended.done():
-            self._asked = self._asked or not (self._process.returncode is not None or has_ended(self._process.pid))
+            self._note_asked()
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self._process.pid, number)
 
+    def _note_asked(self) -> None:
+        self._asked = self._asked or not (self._process.returncode is not None or has_ended(self._process.pid))
+
     async def _watch(self) -> Exit:
         code = await self._process.wait()
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(self._process.pid, signal.SIGKILL)  # what the unit left behind in its session
+        await end_group(self._process.pid)  # what the unit left behind in its session
         await asyncio.wait({self._reader.closed}, timeout=LAST_WORDS)
         self._transport.close()
         return Exit(code, self._asked)
+
+
+async def end_group(group: int) -> None:
+    """Kills what is left of a process group; a resource tracker in it gets a moment for what those have left."""
+    for pid in workers(group):
+        _signal(pid, signal.SIGKILL)
+    loop = asyncio.get_running_loop()
+    until = loop.time() + TRACKER_TIME
+    while members(group) and loop.time() < until:
+        await asyncio.sleep(0.02)
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(group, signal.SIGKILL)
+
+
+def members(group: int) -> List[int]:
+    """Living processes of a process group."""
+    return [pid for pid in psutil.pids() if _group_of(pid) == group and not has_ended(pid)]
+
+
+def workers(group: int) -> List[int]:
+    """Those that compute something: no resource trackers."""
+    return [pid for pid in members(group) if not _is_tracker(pid)]
+
+
+def _group_of(pid: int) -> int:
+    try:
+        return os.getpgid(pid)
+    except ProcessLookupError:
+        return 0
+
+
+def _is_tracker(pid: int) -> bool:
+    try:
+        return any(TRACKER in word for word in psutil.Process(pid).cmdline())
+    except psutil.Error:
+        return False
+
+
+def _signal(pid: int, number: int) -> None:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.kill(pid, number)
 
 
 def tree_activity(pid: int) -> Optional[int]:

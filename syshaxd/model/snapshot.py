@@ -51,6 +51,7 @@ class InFlight:
     last_token: Optional[float] = None
     target: str = ""  # unit it is moving to
     stays: Optional[str] = None  # why it can't be moved now; None: it can
+    kept_by: str = ""  # unit it has left and that keeps its KV until the next one has fetched it
 
 
 @dataclass(frozen=True)

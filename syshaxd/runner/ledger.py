@@ -25,6 +25,7 @@ class Entry:
     moving: bool = False
     target: str = ""
     stays: Optional[str] = None
+    kept_by: str = ""
 
     def frozen(self) -> InFlight:
         """As others see it."""
@@ -41,6 +42,7 @@ class Entry:
             self.last_token,
             self.target,
             self.stays,
+            self.kept_by,
         )
 
 

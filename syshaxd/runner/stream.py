@@ -47,7 +47,7 @@ class Stream:
         self._planner = Planner(services, request.info, timeline)
         self.accounts = Accounts(services.metrics, entry, timeline, request.arrived)
         self._mover = Mover(services, entry, self.accounts, request.info.endpoint)
-        self._left = LeftTicket(services)
+        self._left = LeftTicket(services, entry)
         self._record = Record()
         self._pipeline = self._new_pipeline("")
         self._outcome: Optional[tuple[str, Any]] = None  # finish and stop reason of the present leg

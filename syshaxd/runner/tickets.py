@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Optional
 
 from .bodies import Ticket
+from .ledger import Entry
 from .mover import discard_later
 from .services import Services
 from .steps import Step
@@ -13,8 +14,9 @@ from .steps import Step
 class LeftTicket:
     """Of one request, which has one at most. A unit's lease ends a ticket too, but holds its memory for that long."""
 
-    def __init__(self, services: Services) -> None:
+    def __init__(self, services: Services, entry: Entry) -> None:
         self._services = services
+        self._entry = entry
         self._step: Optional[Step] = None
 
     @property
@@ -25,14 +27,19 @@ class LeftTicket:
     def leave(self, step: Step) -> None:
         """The step has ended and its unit has published its ticket."""
         self.discard()
-        self._step = step if step.save is not None else None
+        self._keep(step if step.save is not None else None)
 
     def taken(self) -> None:
         """A unit that was told to load it has answered: it has had it, or could not use it, and has given it back."""
-        self._step = None
+        self._keep(None)
 
     def discard(self) -> None:
         """Nobody will come for it."""
-        step, self._step = self._step, None
+        step = self._step
+        self._keep(None)
         if step is not None:
             discard_later(self._services, step)
+
+    def _keep(self, step: Optional[Step]) -> None:
+        self._step = step
+        self._entry.kept_by = step.unit.name if step is not None else ""

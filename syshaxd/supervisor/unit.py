@@ -357,9 +357,13 @@ class Unit:
 
     async def _drain(self, epoch: int) -> None:
         give_up = self._tools.clock() + self.desired.drain_timeout
-        while self._entries() and self._tools.clock() < give_up:
+        while self._needed() and self._tools.clock() < give_up:
             await asyncio.sleep(DRAIN_POLL)
         self._report(What.DRAINED, epoch)
+
+    def _needed(self) -> bool:
+        """Whether requests are on it, or have left and still fetch their KV: a vLLM writes it after their streams' end."""
+        return any(self.name in (entry.unit, entry.kept_by) for entry in self._tools.in_flight())
 
     async def _terminate(self, epoch: int) -> None:
         if self._start is None:

@@ -40,10 +40,10 @@ def vocabulary() -> Tuple[List[str], List[str]]:
     return [*SPECIAL, *byte_tokens(), *(pair.replace(" ", "") for pair in pairs)], list(pairs)
 
 
-def write_model(path: Path, arch: str, seed: int = 1, head_size: int = HEAD_SIZE) -> Path:
-    """A random `llama` or `qwen2` model; greedy text does not settle on one token."""
-    tensors = dict(random_tensors(arch, seed, head_size))
-    metadata = model_metadata(arch, head_size)
+def write_model(path: Path, arch: str, seed: int = 1, head_size: int = HEAD_SIZE, layers: int = 0) -> Path:
+    """A random `llama` or `qwen2` model; greedy text does not settle on one token. `layers`: other than LAYERS."""
+    tensors = dict(random_tensors(arch, seed, head_size, layers))
+    metadata = model_metadata(arch, head_size, layers)
     with open(path, "wb") as out:
         out.write(b"GGUF" + struct.pack("<IQQ", 3, len(tensors), len(metadata)))
         for key, (kind, value) in metadata.items():
@@ -63,7 +63,7 @@ def padded(size: int) -> int:
     return -(-size // ALIGNMENT) * ALIGNMENT
 
 
-def model_metadata(arch: str, head_size: int = HEAD_SIZE) -> Dict[str, Tuple[int, Any]]:
+def model_metadata(arch: str, head_size: int = HEAD_SIZE, layers: int = 0) -> Dict[str, Tuple[int, Any]]:
     """Key to type and value."""
     tokens, merges = vocabulary()
     kinds = [CONTROL if token in SPECIAL else NORMAL for token in tokens]
@@ -71,7 +71,7 @@ def model_metadata(arch: str, head_size: int = HEAD_SIZE) -> Dict[str, Tuple[int
         "general.architecture": (STRING, arch),
         f"{arch}.context_length": (UINT32, CONTEXT),
         f"{arch}.embedding_length": (UINT32, HEADS * head_size),
-        f"{arch}.block_count": (UINT32, LAYERS),
+        f"{arch}.block_count": (UINT32, layers or LAYERS),
         f"{arch}.feed_forward_length": (UINT32, 2 * HEADS * head_size),
         f"{arch}.attention.head_count": (UINT32, HEADS),
         f"{arch}.attention.head_count_kv": (UINT32, KV_HEADS),
@@ -101,9 +101,12 @@ def packed(kind: int, value: Any) -> bytes:
     return struct.pack({UINT32: "<I", INT32: "<i", FLOAT32: "<f", BOOL: "<?"}[kind], value)
 
 
-def random_tensors(arch: str, seed: int, head_size: int = HEAD_SIZE) -> Iterator[Tuple[str, Array]]:
-    """Weights; matrices scaled so that layers neither fade nor saturate."""
+def random_tensors(arch: str, seed: int, head_size: int = HEAD_SIZE, layers: int = 0) -> Iterator[Tuple[str, Array]]:
+    """Weights; matrices scaled so that layers neither fade nor saturate, and the more of them there are, the less each
+    adds: a deep model must not make more of a rounding error than a shallow one."""
+    layers = layers or LAYERS
     d_model, d_ff, kv = HEADS * head_size, 2 * HEADS * head_size, KV_HEADS * head_size
+    shares = dict.fromkeys(("attn_output", "ffn_down"), np.float32(LAYERS / layers))
     generator = np.random.default_rng(seed)
     vocab = len(vocabulary()[0])
 
@@ -114,14 +117,14 @@ def random_tensors(arch: str, seed: int, head_size: int = HEAD_SIZE) -> Iterator
         return generator.uniform(0.5, 1.5, size).astype(np.float32)
 
     yield "token_embd.weight", matrix(vocab, d_model)
-    for layer in range(LAYERS):
+    for layer in range(layers):
         shapes: Sequence[Tuple[str, int, int]] = (
             ("attn_q", d_model, d_model), ("attn_k", kv, d_model), ("attn_v", kv, d_model),
             ("attn_output", d_model, d_model), ("ffn_gate", d_ff, d_model), ("ffn_up", d_ff, d_model),
             ("ffn_down", d_model, d_ff),
         )  # fmt: skip
         for name, rows, cols in shapes:
-            yield f"blk.{layer}.{name}.weight", matrix(rows, cols)
+            yield f"blk.{layer}.{name}.weight", matrix(rows, cols) * shares.get(name, np.float32(1.0))
             if arch == "qwen2" and name in ("attn_q", "attn_k", "attn_v"):
                 yield f"blk.{layer}.{name}.bias", vector(rows) - np.float32(1.0)
         yield f"blk.{layer}.attn_norm.weight", vector(d_model)

@@ -6,6 +6,7 @@ import contextlib
 import http.client
 import json
 import os
+import secrets
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, Mapping, Optional, Tuple
@@ -23,6 +24,7 @@ FLAGS = ("--dtype=float32", "--enforce-eager", "--max-num-seqs=16", "--max-num-b
 
 
 SHORT = 70  # blocks of a KV cache that holds one request of the longest kind and little more
+DEEP = 48  # layers that make a step take tens of milliseconds: the unit is the slowest, not the daemon or the client
 
 
 @dataclass(frozen=True)
@@ -59,21 +61,22 @@ class Kind:
     gpu: "Vllm | Sysinfer"
     cpu: "Vllm | Sysinfer"
     auto_offload: bool = False
+    layers: int = 0  # 0: as few as they come
 
 
 KINDS = {
     "vllm_to_vllm": Kind("llama", Vllm(32), Vllm(64)),
     "sysinfer_to_vllm": Kind("qwen2", Sysinfer(), Vllm(32)),
     "vllm_to_sysinfer": Kind("llama", Vllm(128), Sysinfer()),
-    "old_to_old": Kind("qwen2", Vllm(64, OLD), Vllm(128, OLD)),
-    "short_of_kv": Kind("qwen2", Vllm(32, blocks=SHORT), Vllm(64), auto_offload=True),
+    "old_to_old": Kind("qwen2", Vllm(64, OLD), Vllm(128, OLD), layers=DEEP),
+    "short_of_kv": Kind("qwen2", Vllm(32, blocks=SHORT), Vllm(64), auto_offload=True, layers=DEEP),
 }
 
 
 def config(kind: Kind, model: twins.Twins) -> str:
     """The daemon's configuration, with {folder} to be filled in."""
     bound = {"cpu": {"affinity": "none", "threads": 1}, "restart": {"backoff": "100ms"}}
-    pd = {"pool_dir": "FOLDER/pool", "pool_size": "64MiB", "auto_offload": kind.auto_offload}
+    pd = {"pool_dir": "FOLDER/pool", "pool_size": "256MiB", "auto_offload": kind.auto_offload}
     whole = {
         "services": {"conductor": {"host": "127.0.0.1", "port": 0}},
         "models": {"default": MODEL, "path": str(model.gguf)},
@@ -95,7 +98,7 @@ def config(kind: Kind, model: twins.Twins) -> str:
 @contextlib.contextmanager
 def running(kind: Kind, folder: Path) -> Iterator[Daemon]:
     """The pair, once it splits. Ended at the end, with everything it started."""
-    model = twins.write(folder, kind.arch)
+    model = twins.write(folder, kind.arch, layers=kind.layers)
     with house.running(model.gguf, config(kind, model), START, PATIENCE) as daemon:
         wait_for("a split", lambda: splits(daemon), PATIENCE)
         yield daemon
@@ -151,7 +154,9 @@ class Stream:
         place = urlsplit(daemon.url)
         self._connection = http.client.HTTPConnection(place.netloc, timeout=PATIENCE)
         data = json.dumps({"model": MODEL, "stream": True, **body})
-        self._connection.request("POST", path, data, {"Content-Type": "application/json", **headers})
+        self.name = secrets.token_hex(8)  # its request id
+        named = {"Content-Type": "application/json", "x-request-id": self.name}
+        self._connection.request("POST", path, data, {**named, **headers})
         self.tokens: List[int] = []
         self.finish = ""
         self._response: Optional[http.client.HTTPResponse] = None

@@ -26,14 +26,15 @@ class Twins(NamedTuple):
     folder: Path
 
 
-def write(folder: Path, arch: str, seed: int = 1) -> Twins:
-    """A random float32 model of architecture `llama` or `qwen2`."""
-    file = gguf.write_model(folder / f"{arch}.gguf", arch, seed, HEAD_SIZE)
+def write(folder: Path, arch: str, seed: int = 1, layers: int = 0) -> Twins:
+    """A random float32 model of architecture `llama` or `qwen2`. `layers`: 0 as small_gguf has it."""
+    file = gguf.write_model(folder / f"{arch}.gguf", arch, seed, HEAD_SIZE, layers)
     twin = folder / arch
     twin.mkdir()
-    tensors = {hf_name(name): hf_order(arch, name, array) for name, array in gguf.random_tensors(arch, seed, HEAD_SIZE)}
+    made = gguf.random_tensors(arch, seed, HEAD_SIZE, layers)
+    tensors = {hf_name(name): hf_order(arch, name, array) for name, array in made}
     write_safetensors(twin / "model.safetensors", tensors)
-    (twin / "config.json").write_text(json.dumps(config(arch)))
+    (twin / "config.json").write_text(json.dumps(config(arch, layers)))
     write_tokenizer(twin)
     return Twins(file, twin)
 
@@ -66,12 +67,12 @@ def write_safetensors(path: Path, tensors: Dict[str, gguf.Array]) -> None:
     path.write_bytes(len(text).to_bytes(8, "little") + text + b"".join(a.tobytes() for a in tensors.values()))
 
 
-def config(arch: str) -> Dict[str, Any]:
+def config(arch: str, layers: int = 0) -> Dict[str, Any]:
     """config.json"""
     return {
         "architectures": [{"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM"}[arch]],
         "model_type": arch, "vocab_size": len(gguf.vocabulary()[0]), "hidden_size": gguf.HEADS * HEAD_SIZE,
-        "intermediate_size": 2 * gguf.HEADS * HEAD_SIZE, "num_hidden_layers": gguf.LAYERS,
+        "intermediate_size": 2 * gguf.HEADS * HEAD_SIZE, "num_hidden_layers": layers or gguf.LAYERS,
         "num_attention_heads": gguf.HEADS, "num_key_value_heads": gguf.KV_HEADS, "hidden_act": "silu",
         "max_position_embeddings": gguf.CONTEXT, "rms_norm_eps": 1e-5, "rope_theta": 10000.0,
         "tie_word_embeddings": False, "bos_token_id": 0, "eos_token_id": 1, "torch_dtype": "float32",

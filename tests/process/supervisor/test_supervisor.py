@@ -9,7 +9,7 @@ import signal
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import AsyncIterator, Callable, List, Sequence, Tuple
+from typing import Any, AsyncIterator, Callable, Dict, Iterator, List, Sequence, Tuple
 
 import psutil
 import pytest
@@ -235,13 +235,32 @@ async def test_a_frozen_process_is_noticed(world: World) -> None:
     await world.until(lambda: world.view("cpu").epoch == 2 and world.view("cpu").ready)
 
 
-async def test_stop_drains_and_start_begins_anew(world: World) -> None:
+class _Looked(List[InFlight]):
+    """Counts how often it was read."""
+
+    looks = 0
+
+    def __iter__(self) -> Iterator[InFlight]:
+        self.looks += 1
+        return super().__iter__()
+
+    async def again(self, times: int) -> None:
+        """Until it has been read so many times more."""
+        until = self.looks + times
+        while self.looks < until:
+            await asyncio.sleep(0.01)
+
+
+@pytest.mark.parametrize("where", [{"unit": "cpu"}, {"unit": "other", "kept_by": "cpu"}])
+async def test_stop_drains_and_start_begins_anew(world: World, where: Dict[str, Any]) -> None:
+    """A request that has left fetches its KV from the unit still."""
     world.apply(world.unit("cpu", "--ignore-sigterm", stop_timeout=0.1))
     await world.ready("cpu")
-    world.in_flight.append(_entry("cpu", "r1"))
+    world.in_flight = seen = _Looked([replace(_entry("cpu", "r1"), **where)])
     stopping = asyncio.ensure_future(world.supervisor.action("cpu", "stop"))
     await world.until(lambda: world.view("cpu").state is UnitState.DRAINING)
-    assert not stopping.done(), "a request is still in flight"
+    await asyncio.wait_for(seen.again(10), 10)
+    assert world.view("cpu").state is UnitState.DRAINING, "a request still needs it"
     world.in_flight.clear()
     assert (await stopping).state is UnitState.STOPPED
     assert (await world.supervisor.action("cpu", "start")).ready

@@ -19,7 +19,7 @@ import pytest
 
 from syshaxd.backends.base import MAX_LINE, Exit, LaunchSpec, LineSplitter
 from syshaxd.backends.external import ExternalBackend
-from syshaxd.backends.process import ProcessBackend, _activity
+from syshaxd.backends.process import ProcessBackend, _activity, members
 
 ENV = {"PATH": os.environ["PATH"], "MARK": "1"}
 
@@ -101,6 +101,27 @@ async def test_a_unit_that_ignores_sigterm_is_killed_with_its_children() -> None
     ended = await asyncio.wait_for(child.stop(0.05), 10)
     assert ended == Exit(-signal.SIGKILL, asked=True) and ended.reason == "killed by SIGKILL"
     await _until(lambda: not psutil.pid_exists(int(lines[0])) or psutil.Process(int(lines[0])).status() == "zombie")
+
+
+@pytest.mark.parametrize("outside", [False, True])
+async def test_a_killed_unit_leaves_no_shared_memory(outside: bool) -> None:
+    """Python removes it by a process of its own, which outlives the others for a moment."""
+    lines: List[str] = []
+    code = """
+        import signal, subprocess, sys
+        from multiprocessing.shared_memory import SharedMemory
+        subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'])
+        print(SharedMemory(create=True, size=64).name)
+        signal.pause()
+    """
+    child = await ProcessBackend().start(_spec(code), lines.append)
+    await _until(lambda: bool(lines))
+    assert child.pid and len(members(child.pid)) == 3 and Path("/dev/shm", lines[0]).exists()
+    if outside:
+        os.kill(child.pid, signal.SIGKILL)
+    await asyncio.wait_for(child.wait() if outside else child.kill(), 10)
+    assert not Path("/dev/shm", lines[0]).exists()
+    assert not members(child.pid)
 
 
 async def test_killed_from_outside_gives_the_hint() -> None:
