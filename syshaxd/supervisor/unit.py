@@ -356,14 +356,11 @@ class Unit:
         return f"{reason} (traffic: {suspicion})" if reason and suspicion else reason
 
     async def _drain(self, epoch: int) -> None:
+        """Those who have left may still have to fetch their KV: a vLLM writes it after their streams' end."""
         give_up = self._tools.clock() + self.desired.drain_timeout
-        while self._needed() and self._tools.clock() < give_up:
+        while any(self.name in (e.unit, e.kept_by) for e in self._tools.in_flight()) and self._tools.clock() < give_up:
             await asyncio.sleep(DRAIN_POLL)
         self._report(What.DRAINED, epoch)
-
-    def _needed(self) -> bool:
-        """Whether requests are on it, or have left and still fetch their KV: a vLLM writes it after their streams' end."""
-        return any(self.name in (entry.unit, entry.kept_by) for entry in self._tools.in_flight())
 
     async def _terminate(self, epoch: int) -> None:
         if self._start is None:

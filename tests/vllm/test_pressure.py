@@ -1,4 +1,4 @@
-"""A prefill unit short of KV: what it preempts comes back from the pool, and with auto offload nothing need be preempted.
+"""A prefill unit short of KV: what it preempts comes back from the pool, and with auto offload less is preempted.
 
 The same 12 requests three times: with the short cache and no offload (clients that ask for the accelerator keep it),
 with offload, and on the decode unit, which has all the KV they want and says what the tokens are.
@@ -63,7 +63,8 @@ def test_offload_saves_preemptions_and_changes_no_token(daemon: Daemon) -> None:
     for name, run in (("stock", stock), ("offload", moved), ("uncapped", alone)):
         print(
             f"{name:>9}: {run.seconds:6.2f} s, {run.preemptions:.0f} preemptions, {run.offloads:.0f} offloaded, "
-            f"{run.returns:.0f} returned, {run.handed_over:.0f} tokens of KV handed over, {run.read_back:.0f} taken back"
+            f"{run.returns:.0f} returned, {run.handed_over:.0f} tokens of KV handed over, "
+            f"{run.read_back:.0f} taken back"
         )
     assert stock.preemptions > 0, "the cache was not short"
     assert stock.read_back >= 64, "computed again, not read"
