@@ -134,7 +134,8 @@ def impatient(daemon: Daemon) -> Iterator[None]:
 
 @NEW_PAIR
 @pytest.mark.parametrize("name, number", [
-    ("EngineCore", signal.SIGSTOP), ("EngineCore", signal.SIGKILL),
+    ("EngineCore", signal.SIGSTOP),
+    pytest.param("EngineCore", signal.SIGKILL, marks=pytest.mark.breadth),
     pytest.param("server", signal.SIGKILL, marks=pytest.mark.breadth),
     pytest.param("Worker", signal.SIGKILL, marks=pytest.mark.breadth),
 ])  # fmt: skip
