@@ -173,6 +173,8 @@ class UnitConfig:
     tensor_parallel_size: int = 1
     max_model_len: Optional[int] = None
     kv_blocks: Optional[int] = None
+    max_num_seqs: Optional[int] = None  # what it was started with, where it does not tell
+    max_num_batched_tokens: Optional[int] = None
     block_size: Optional[int] = None
     quantize: str = ""  # q8_0 | q4_0 | ""
     packed_cache: str = ""  # folder; only kind sysinfer

@@ -88,6 +88,8 @@ class UnitView:
     pending: str = ""  # what is still to be done to it, and why
     nixl: bool = False  # its KV cache goes to and comes from other units by vLLM's NixlConnector
     granted: Optional[Granted] = None  # None where the unit does not say
+    max_num_seqs: Optional[int] = None  # as configured, for a unit that does not tell
+    max_step_tokens: Optional[int] = None
 
     @property
     def ready(self) -> bool:

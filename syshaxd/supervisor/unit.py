@@ -33,8 +33,7 @@ from .vitals import Pulse, Vitals, pulse
 
 log = logging.Log("supervisor")
 unit_log = logging.Log("unit")
-KEPT_LINES = 200
-SHOWN_LINES = 50
+KEPT_LINES, SHOWN_LINES = 200, 50
 DRAIN_POLL = 0.05
 TELL_LINE = 1.0  # seconds between two looks at what a starting unit writes
 _COMING = (UnitState.STARTING, UnitState.WARMING)
@@ -455,6 +454,8 @@ class Unit:
             epoch=life.epoch,
             model=start.probe.model if start else recipes.served_name(config, self._launched.around.model_name),
             max_model_len=start.max_model_len if start else None,
+            max_num_seqs=config.max_num_seqs,
+            max_step_tokens=config.max_num_batched_tokens,
             granted=start.granted if start else None,
             pool_file=start.pool_file if start else "",
             nixl=recipes.uses_nixl(config, self._launched.around),
