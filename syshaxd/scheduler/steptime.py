@@ -8,6 +8,7 @@ forgotten least squares with non-negative coefficients.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Iterable, Optional, Sequence
 
@@ -16,6 +17,7 @@ SOLVE_EVERY = 25
 OUTLIER_RATIO = 4.0
 TRUSTED_SAMPLES = 50
 DIMENSIONS = 5
+BIAS_WEIGHT, BIAS_SAMPLES, BIAS = 0.2, 12, math.log(1.3)  # a bias beyond 30 % over so many is no noise
 KNEE = 128  # tokens of a step up to which accelerators wait for the weights, about
 
 
@@ -78,6 +80,8 @@ class StepFit:
         self._scale = [1.0] * DIMENSIONS
         self._since_solve = 0
         self._surprises = 0
+        self._bias = 0.0  # smoothed logarithm of seen over predicted
+        self._since_scaling = 0
         self.model = StepModel(0.02, 0.0, 0.0, 0.0)
 
     def add(self, sample: StepSample) -> None:
@@ -92,9 +96,21 @@ class StepFit:
                 self._gram[i][j] = self._gram[i][j] * FORGETTING + row[i] * row[j]
             self._right[i] = self._right[i] * FORGETTING + row[i] * seconds
         self._note_error(sample)
+        self._scale_all(seconds / self._predict(sample))
         self._since_solve += 1
         if self._since_solve >= SOLVE_EVERY or self.model.samples < SOLVE_EVERY:
             self._refit()
+
+    def _scale_all(self, ratio: float) -> None:
+        """A machine that has become slower or faster all over (a neighbour, a clock, another's calibration) is so at
+        loads not seen since as well: then the whole model is scaled."""
+        self._bias += BIAS_WEIGHT * (math.log(min(2.0, max(0.5, ratio))) - self._bias)
+        self._since_scaling += 1
+        if self._since_scaling < BIAS_SAMPLES or self.model.samples < TRUSTED_SAMPLES or abs(self._bias) < BIAS:
+            return
+        self._right = [value * math.exp(self._bias) for value in self._right]
+        self._bias, self._since_scaling = 0.0, 0
+        self._refit()
 
     def seed(self, samples: Iterable[StepSample]) -> None:
         """Takes a calibration run."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -74,3 +75,15 @@ def test_it_follows_a_roofline_over_its_knee() -> None:
         fit.add(StepSample(b, c, kv, law.seconds(b, c, kv)))
     points = [(b, c, 10_000) for b in (1, 16, 64) for c in (0, 100, 500, 2048)]
     assert max(abs(fit.model.seconds(*p) - law.seconds(*p)) / law.seconds(*p) for p in points) < 0.15
+
+
+@pytest.mark.parametrize("factor", [0.5, 2.0])
+def test_a_calibration_that_is_wrong_all_over_is_put_right_at_loads_not_seen_since(factor: float) -> None:
+    law = StepModel(0.020, 0.0005, 0.0001, 0.0010)
+    points = [(b, c, b * k) for b in (1, 4, 16, 64) for k in (100, 1000) for c in (0, 512, 2048)]
+    fit = StepFit()
+    fit.seed(StepSample(b, c, k, factor * law.seconds(b, c, k)) for b, c, k in points * 3)
+    for number in range(50):
+        b, c = 8 + number % 4, 512 * (number % 2)
+        fit.add(StepSample(b, c, b * 500, law.seconds(b, c, b * 500)))
+    assert fit.model.seconds(64, 2048, 64_000) == pytest.approx(law.seconds(64, 2048, 64_000), rel=0.2)
