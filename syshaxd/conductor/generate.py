@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import time
 from dataclasses import replace
 from datetime import datetime, timezone
@@ -14,6 +15,7 @@ from syshaxd.log import Log
 from syshaxd.model.request import Endpoint, Route
 from syshaxd.runner import ClientRequest, Head, RequestError, Runner, Stream
 
+from .again import Refusals
 from .answers import error_events, reason_of
 from .parsing import parse_json, parse_request
 from .watch import DisconnectWatch
@@ -22,12 +24,13 @@ CLIENT_GONE = 499  # nginx's status for a client that left before its answer
 
 
 class Generation:
-    """Serves one request after another; keeps nothing of them."""
+    """Serves one request after another; keeps nothing of them but when a refused one came first."""
 
     def __init__(self, runner: Runner, watch: DisconnectWatch, log: Log) -> None:
         self._runner = runner
         self._watch = watch
         self._log = log
+        self._refusals = Refusals()
 
     def parse(
         self, data: bytes, endpoint: Endpoint, http: web.Request, request_id: str, forced: Optional[Route]
@@ -35,9 +38,10 @@ class Generation:
         """Checks the body and the headers; raises BadRequest. `forced`: the path itself asks for a route."""
         body = parse_json(data)
         info = parse_request(body, endpoint, http.headers, request_id, self._runner.config.model_name)
-        if forced is not None:
-            info = replace(info, route=forced)
-        return ClientRequest(info, body, asyncio.get_running_loop().time(), int(time.time()))
+        now, digest = asyncio.get_running_loop().time(), hashlib.blake2b(data, digest_size=16).digest()
+        waited = self._refusals.waited(digest, http.headers, now)
+        info = replace(info, route=forced or info.route, waited=waited)
+        return ClientRequest(info, body, now, int(time.time()), digest)
 
     async def serve(self, http: web.Request, request: ClientRequest) -> web.StreamResponse:
         """The answer; raises RequestError when nothing has been sent yet."""
@@ -56,6 +60,8 @@ class Generation:
                 return web.Response(body=answer, content_type="application/json", headers=headers)
         except RequestError as err:
             status, refusal = err.status, reason_of(err)
+            if status == 429:
+                self._refusals.note(request.digest, request.arrived - request.info.waited)
             raise
         finally:
             await self._finish(stream, status, refusal)

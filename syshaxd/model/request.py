@@ -47,10 +47,9 @@ class RequestInfo:
     slo_tpot: Optional[float] = None
     first_token_stays: Optional[str] = None  # reason why only k = 0 is allowed; None: k = 1 is
     stays: Optional[str] = None  # reason why it must not move at all; None: it may
+    waited: float = 0.0  # seconds since its client asked first: in earlier attempts, in the daemon's queue
 
 
 def left_of(info: RequestInfo, waited: float) -> RequestInfo:
-    """The request after `waited` seconds in a queue: its own TTFT limit, where it has one, is that much shorter."""
-    if info.slo_ttft is None:
-        return info
-    return replace(info, slo_ttft=max(1e-3, info.slo_ttft - waited))
+    """The request after `waited` seconds more in a queue: that much less is left of its TTFT limit."""
+    return replace(info, waited=info.waited + waited)

@@ -102,9 +102,11 @@ class Snapshot:
     at: float
     units: tuple[UnitSnapshot, ...] = ()
     in_flight: tuple[InFlight, ...] = ()
-    queued: int = 0
+    queued: int = 0  # requests that wait in the daemon
     pd: PdStatus = PdStatus()
     host: HostLoad = HostLoad()
+    queued_tokens: int = 0  # prompt tokens of those that wait in the daemon, without the request in question
+    queued_ahead: int = 0  # and of those that come before it
 
     def unit(self, name: str) -> Optional[UnitSnapshot]:
         """The unit of that name, or None."""

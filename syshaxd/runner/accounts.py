@@ -12,6 +12,7 @@ from syshaxd.unitclient import Usage
 
 from .ledger import Entry
 from .request import milliseconds
+from .room import WaitingRoom
 from .steps import Step
 from .timeline import Timeline
 
@@ -19,8 +20,11 @@ from .timeline import Timeline
 class Accounts:
     """Of one request. All times are monotonic seconds."""
 
-    def __init__(self, metrics: MetricsService, entry: Entry, timeline: Timeline, arrived: float) -> None:
+    def __init__(
+        self, metrics: MetricsService, entry: Entry, timeline: Timeline, arrived: float, room: WaitingRoom
+    ) -> None:
         self._metrics = metrics
+        self._room = room
         self._entry = entry
         self._timeline = timeline
         self._arrived = arrived
@@ -71,6 +75,7 @@ class Accounts:
         entry = self._entry
         if entry.first_token is None:
             entry.first_token = now
+            self._room.changed()  # its prefill is done: there is room for another one
             self._metrics.first_token(now - self._arrived)
             self._timeline.add(now, "first_token")
         else:

@@ -8,10 +8,11 @@ from typing import Dict, FrozenSet, Optional
 
 from syshaxd.model.plan import Plan, Queue, Refuse, Split, Whole
 from syshaxd.model.request import RequestInfo, left_of
+from syshaxd.model.snapshot import Snapshot
 from syshaxd.scheduler import Failed
+from syshaxd.scheduler.turns import Turn, turn_of
 
 from .request import RequestError, milliseconds
-from .room import Turn, turn_of
 from .services import Services
 from .timeline import Timeline
 
@@ -45,50 +46,66 @@ class Planner:
     async def first(self) -> Plan:
         """Whole or Split; raises RequestError for Refuse, and when the queue is full or the wait too long."""
         self.check_open()
-        room, limits = self._services.room, self._services.config.limits
-        turn = turn_of(self._info, self._loop.time(), limits.queue_timeout)
-        why = "others wait already"
-        if room.leads(turn):
-            plan = self._decide()
-            if not isinstance(plan, Queue):
-                return plan
-            why = plan.reason.text
-        if len(room) >= limits.max_queue:
+        services, room = self._services, self._services.room
+        snapshot = services.snapshots.snapshot()
+        patience = services.scheduler.patience(self._info, snapshot) - self._info.waited
+        turn = turn_of(self._info, self._loop.time() + patience)
+        plan = self._ask(snapshot, self._info, turn)
+        if isinstance(plan, Refuse) or room.leads(turn) and not isinstance(plan, Queue):
+            return self._settled(plan)
+        if isinstance(plan, Queue):
+            services.metrics.decided("queue", plan.reason.code)
+        limit = services.config.limits.max_queue
+        if len(room) >= limit:
             raise RequestError(429, "queue_full", f"{len(room)} requests queue already; try again later", 1.0)
-        return await self._queued(turn, why)
+        return await self._queued(turn, plan)
 
-    async def _queued(self, turn: Turn, why: str) -> Plan:
-        began = self._loop.time()
+    async def _queued(self, turn: Turn, plan: Plan) -> Plan:
+        """`plan`: what was decided at first; it would go at once if nobody else waited, or waits itself."""
+        began, services = self._loop.time(), self._services
+        why = plan.reason.text if isinstance(plan, Queue) else "others wait already"
         self._timeline.add(began, "queued", why=why)
-        services = self._services
-        with services.room.enter(turn) as place:
+        with services.room.enter(turn, self._info.prompt_tokens) as place:
             services.ledger.queued = len(services.room)
             try:
-                while await services.room.wait(place, turn.deadline):
+                while await services.room.wait(place, self._until(turn, plan)):
                     self.check_open()
-                    plan = self._decide(queued=True)
+                    plan = self._ask_again(turn)
                     if not isinstance(plan, Queue):
-                        return plan
-                    why = plan.reason.text
-                raise RequestError(429, "queue_timeout", f"no room in time: {why}", 2.0)
+                        return self._settled(plan)
+                    services.room.declined(place)
+                plan = self._ask_again(turn)  # a last time: it is too late now, as a rule, and is told so
+                if not isinstance(plan, Queue):
+                    return self._settled(plan)
+                raise RequestError(429, "queue_timeout", f"no room in time: {plan.reason.text}", 2.0)
             finally:
                 services.ledger.queued = len(services.room) - 1
                 services.metrics.queued_for(self._loop.time() - began)
+
+    def _until(self, turn: Turn, plan: Plan) -> float:
+        """Loop time at which it has waited long enough."""
+        return min(turn.deadline, self._loop.time() + plan.deadline) if isinstance(plan, Queue) else turn.deadline
 
     def check_open(self) -> None:
         """Raises RequestError once the daemon ends its streams."""
         if self._services.settings.ending:
             raise RequestError(503, "shutting_down", "the daemon is stopping", 1.0)
 
-    def _decide(self, queued: bool = False) -> Plan:
-        """`queued`: it holds a place already; that is no reason to refuse it, and to wait on is no new decision."""
-        snapshot = self._services.snapshots.snapshot()
-        if queued:
-            snapshot = replace(snapshot, queued=max(0, snapshot.queued - 1))
-        info = left_of(self._info, self._loop.time() - self._arrived) if queued else self._info
-        plan = self._services.scheduler.decide(info, snapshot, self._excluded())
-        if not (queued and isinstance(plan, Queue)):
-            self._services.metrics.decided(type(plan).__name__.lower(), plan.reason.code)
+    def _ask_again(self, turn: Turn) -> Plan:
+        """It holds a place already: that is no reason to refuse it."""
+        snapshot, own = self._services.snapshots.snapshot(), self._info.prompt_tokens
+        snapshot = replace(snapshot, queued=max(0, snapshot.queued - 1))
+        return self._ask(snapshot, left_of(self._info, self._loop.time() - self._arrived), turn, own)
+
+    def _ask(self, snapshot: Snapshot, info: RequestInfo, turn: Turn, own: int = 0) -> Plan:
+        """`own`: its prompt tokens, where it is in the queue itself."""
+        room = self._services.room
+        snapshot = replace(snapshot, queued_tokens=room.tokens() - own, queued_ahead=room.ahead(turn))
+        return self._services.scheduler.decide(info, snapshot, self._excluded())
+
+    def _settled(self, plan: Plan) -> Plan:
+        """Counts and tells a decision that is final; raises RequestError for a refusal."""
+        self._services.metrics.decided(type(plan).__name__.lower(), plan.reason.code)
         if isinstance(plan, Refuse):
             self._timeline.add(self._loop.time(), "refused", reason=plan.reason.code, why=plan.reason.text)
             raise RequestError(plan.status, plan.reason.code, plan.reason.text, plan.retry_after)

@@ -13,12 +13,14 @@ from syshaxd.unitclient import Usage
 
 @dataclass(frozen=True)
 class ClientRequest:
-    """A checked request. `arrived`: monotonic seconds; `created`: Unix seconds for the response."""
+    """A checked request. `arrived`: monotonic seconds; `created`: Unix seconds for the response; `digest`: of the body
+    as it came."""
 
     info: RequestInfo
     body: Mapping[str, Any]
     arrived: float
     created: int
+    digest: bytes = b""
 
 
 class RequestError(SysHaxError):

@@ -5,33 +5,18 @@ from __future__ import annotations
 import asyncio
 import bisect
 import itertools
-from typing import List, NamedTuple
+from typing import List
 
-from syshaxd.model.request import RequestInfo, Tier
-
-_RANK = {Tier.PRIORITY: 0, Tier.DEFAULT: 1, Tier.FLEX: 2}
-
-
-class Turn(NamedTuple):
-    """Who asks first: the smallest. `priority` as in vLLM's body field: lower is earlier; `deadline`: loop time."""
-
-    rank: int
-    priority: int
-    deadline: float
-
-
-def turn_of(info: RequestInfo, now: float, timeout: float) -> Turn:
-    """Earliest deadline first within a tier; the deadline is the request's own TTFT target where that is shorter."""
-    patience = timeout if info.slo_ttft is None else min(timeout, info.slo_ttft)
-    return Turn(_RANK[info.tier], info.priority, now + patience)
+from syshaxd.scheduler.turns import ASKED, Turn
 
 
 class WaitingRoom:
-    """Only the head asks again when something changed; so nobody behind it slips in and nobody spins."""
+    """Those who wait ask one after the other when something changed, a few at a time; so nobody spins."""
 
     def __init__(self) -> None:
         self._places: "List[Place]" = []
         self._numbers = itertools.count()
+        self._in_vain = 0  # since something changed
 
     def __len__(self) -> int:
         return len(self._places)
@@ -40,10 +25,33 @@ class WaitingRoom:
         """Whether nobody who waits comes before a newcomer of that turn."""
         return not self._places or turn < self._places[0].turn
 
+    def tokens(self) -> int:
+        """Prompt tokens of all who wait."""
+        return sum(place.tokens for place in self._places)
+
+    def ahead(self, turn: Turn) -> int:
+        """Prompt tokens of those who come before a newcomer of that turn, or before who has that turn."""
+        return sum(place.tokens for place in self._places if place.turn < turn)
+
     def changed(self) -> None:
-        """Load fell, a unit came or went, time passed: the head may ask again."""
-        if self._places:
-            self._places[0].call()
+        """Load fell, a unit came or went, time passed: the first ones may ask again."""
+        self._in_vain = 0
+        self._ask(0)
+
+    def declined(self, place: "Place") -> None:
+        """It asked and waits on: the one behind it may ask, for it may need less."""
+        self._in_vain += 1
+        if self._in_vain < ASKED:
+            self._ask(self._places.index(place) + 1)
+
+    def left(self, index: int) -> None:
+        """The place of that index is free: who was behind it may ask."""
+        if self._in_vain < ASKED:
+            self._ask(index)
+
+    def _ask(self, index: int) -> None:
+        if index < len(self._places):
+            self._places[index].call()
 
     async def wait(self, place: "Place", until: float) -> bool:
         """Until it is this place's turn to ask; False once the loop's time is past `until`."""
@@ -52,17 +60,17 @@ class WaitingRoom:
         await asyncio.wait({future}, timeout=max(0.0, until - loop.time()))
         return future.done()
 
-    def enter(self, turn: Turn) -> "Place":
-        """Takes a place; use as a context."""
-        return Place(self._places, self, turn, next(self._numbers))
+    def enter(self, turn: Turn, tokens: int) -> "Place":
+        """Takes a place for a prompt of so many tokens; use as a context."""
+        return Place(self._places, self, turn, next(self._numbers), tokens)
 
 
 class Place:
     """One waiter's place in the queue."""
 
-    def __init__(self, places: "List[Place]", room: WaitingRoom, turn: Turn, number: int) -> None:
+    def __init__(self, places: "List[Place]", room: WaitingRoom, turn: Turn, number: int, tokens: int) -> None:
         self._places, self._room = places, room
-        self.turn, self._number = turn, number
+        self.turn, self._number, self.tokens = turn, number, tokens
         self._future: "asyncio.Future[None]" = asyncio.get_running_loop().create_future()
 
     def __lt__(self, other: "Place") -> bool:
@@ -73,9 +81,10 @@ class Place:
         return self
 
     def __exit__(self, *exc: object) -> None:
-        self._places.remove(self)
+        index = self._places.index(self)
+        del self._places[index]
         self._future.cancel()
-        self._room.changed()
+        self._room.left(index)
 
     def call(self) -> None:
         """It may ask."""

@@ -45,7 +45,7 @@ class Stream:
         self._timeline = timeline
         self._loop = asyncio.get_running_loop()
         self._planner = Planner(services, request.info, timeline)
-        self.accounts = Accounts(services.metrics, entry, timeline, request.arrived)
+        self.accounts = Accounts(services.metrics, entry, timeline, request.arrived, services.room)
         self._mover = Mover(services, entry, self.accounts, request.info.endpoint)
         self._left = LeftTicket(services, entry)
         self._record = Record()

@@ -10,6 +10,7 @@ from typing import Mapping, Optional
 
 from syshaxd.model.request import RequestInfo, Tier
 from syshaxd.model.snapshot import InFlight, Snapshot, UnitLoad, UnitSnapshot
+from syshaxd.model.unit import UnitView
 
 from .lengths import Lengths
 from .steptime import StepModel
@@ -49,6 +50,7 @@ class PredictivePolicy:
     moves: bool = True
     queue_timeout: float = 30.0
     max_queue: int = 256
+    look_ahead: float = 0.15  # seconds of prefill that a unit holds beyond the prompt it is at; the rest waits here
 
     @property
     def tpot_safety(self) -> float:
@@ -56,21 +58,28 @@ class PredictivePolicy:
         the mean over a request's life swings less than the moment it is predicted from."""
         return 1.0 - (1.0 - self.safety) / 3.0
 
+    @property
+    def held_safety(self) -> float:
+        """Share of a TTFT limit that may be filled by who has waited: little is left that could come between."""
+        return 1.0 - (1.0 - self.safety) / 3.0
+
 
 @dataclass(frozen=True)
 class UnitTraits:
-    """What a unit can take at once: sequences, and tokens a step. Defaults: vLLM's, for a unit that does not tell."""
+    """What a unit can take at once: sequences, and tokens a step. Defaults: vLLM's, for a unit of which neither its
+    stats page nor the configuration tells."""
 
     max_num_seqs: int = 256
     prefill_chunk: int = 2048
 
 
-def traits_of(load: Optional[UnitLoad]) -> UnitTraits:
-    """As the unit's stats page tells them."""
+def traits_of(view: UnitView, load: Optional[UnitLoad]) -> UnitTraits:
+    """As the unit's stats page tells them, else as they are configured."""
+    seqs, tokens = (load.max_num_seqs, load.max_step_tokens) if load is not None else (None, None)
     default = UnitTraits()
-    if load is None:
-        return default
-    return UnitTraits(load.max_num_seqs or default.max_num_seqs, load.max_step_tokens or default.prefill_chunk)
+    return UnitTraits(
+        seqs or view.max_num_seqs or default.max_num_seqs, tokens or view.max_step_tokens or default.prefill_chunk
+    )
 
 
 @dataclass(frozen=True)
@@ -135,7 +144,7 @@ def side_of(unit: UnitSnapshot, knowledge: Knowledge) -> Side:
     name = unit.view.name
     model = knowledge.models.get(name, StepModel(0.02, 0.0, 0.0, 0.0))
     total = unit.load.kv_total if unit.load is not None else None
-    traits = traits_of(unit.load)
+    traits = traits_of(unit.view, unit.load)
     drift = knowledge.drift.get(name, Drift())
     decoding = unit.in_flight - unit.queued + unit.arriving + drift.seqs
     kv = max(0, unit.in_flight_tokens - unit.queued_prompt_tokens) + unit.arriving_tokens
@@ -166,16 +175,31 @@ def reserve(side: Side, extra: float, lengths: Lengths, growth: float) -> float:
     return (side.held + side.queued_tokens + extra + growth * residents * lengths.residual) / side.capacity
 
 
-def predicted_ttft(side: Side, prompt: int, knowledge: Knowledge, policy: PredictivePolicy) -> float:
-    """Seconds until the first token of a new request: the step under way, the prefill queue, the wait for KV room."""
-    step = side.step()
-    room = max(1, side.traits.prefill_chunk - side.decoding)
-    chunks, rest = divmod(side.queued_tokens + prompt, room)
-    seconds = chunks * side.model.seconds(side.decoding, room, side.kv) + side.model.seconds(
-        side.decoding, rest, side.kv
-    )
-    seconds += 0.5 * step if side.decoding or side.queued else 0.0
+def predicted_ttft(side: Side, prompt: int, knowledge: Knowledge, policy: PredictivePolicy, ahead: int = 0) -> float:
+    """Seconds until the first token of a new request: the step under way, the prefill queue, the wait for KV room.
+    `ahead`: prompt tokens that wait in the daemon and go first."""
+    seconds = prefill_seconds(side, side.queued_tokens + ahead + prompt)
+    seconds += 0.5 * side.step() if side.decoding or side.queued else 0.0
     return seconds + _kv_wait(side, prompt, knowledge.lengths, policy) + _slot_wait(side, knowledge.lengths)
+
+
+def prefill_seconds(side: Side, tokens: int) -> float:
+    """Steps that prefill so many tokens beside the unit's decoding ones."""
+    room = max(1, side.traits.prefill_chunk - side.decoding)
+    chunks, rest = divmod(tokens, room)
+    seconds = chunks * side.model.seconds(side.decoding, room, side.kv)
+    return seconds + (side.model.seconds(side.decoding, rest, side.kv) if rest else 0.0)
+
+
+def has_enough(side: Side, prompt: int, policy: PredictivePolicy) -> bool:
+    """Whether the unit has prompts to go on with for a while: another one beside that which it is at, more than a
+    step takes, and as much as it computes in the time in which the daemon asks again; or one while this prompt has no
+    room in its KV cache."""
+    if side.queued and side.held + side.queued_tokens + prompt > policy.full_at * side.capacity:
+        return True
+    if side.queued < 2 or side.queued_tokens <= side.traits.prefill_chunk:
+        return False
+    return prefill_seconds(side, side.queued_tokens) > policy.look_ahead + side.step()
 
 
 def own_prefill(side: Side, prompt: int) -> float:

@@ -6,7 +6,7 @@ Pure: `decide(info, snapshot, knowledge, memory, policy)` returns the plan and t
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Mapping, Optional
+from typing import Mapping, NamedTuple, Optional
 
 from syshaxd.model.plan import Plan, Prediction, Queue, Reason, Refuse, Split, Whole
 from syshaxd.model.request import RequestInfo, Route, Tier
@@ -22,10 +22,12 @@ from .outlook import (
     cpu_gain,
     cpu_keeps_promises,
     cpu_mean_tpot,
+    has_enough,
     limits_of,
     own_prefill,
     predicted_tpot,
     predicted_ttft,
+    prefill_seconds,
     reserve,
     side_of,
 )
@@ -62,18 +64,28 @@ class Outlook:
     house: Limits  # of its tier, tightened by tier protection: a client's hint must not change what others get
     ttft: float
     own: float  # the part of ttft that is the request's own prefill
+    certain: float  # the part of ttft that is prefill, its own and of those before it
     tpot: float
     reserved: float
+    demand: float  # the same with what waits in the daemon
+    queue: float  # seconds that all who wait will wait
+    waited: float  # seconds of its TTFT limit that are over already; 0 for who has no limit to his waiting
+    time: float  # seconds that it may still wait before its prefill begins, so as to be in time
 
     @property
     def pressure(self) -> float:
         """1.0: something is at its limit. The request's own prefill is no pressure: no other unit would shorten it."""
-        return max(self.reserved, (self.ttft - self.own) / self.house.ttft, self.tpot / self.house.tpot)
+        return max(self.demand, self.queue / self.house.ttft, self.tpot / self.house.tpot)
 
     @property
     def ttft_limit(self) -> float:
         """The tighter one of the request's own and its tier's, seconds: who has time waits in the daemon's queue."""
         return min(self.limits.ttft, self.house.ttft)
+
+    @property
+    def late(self) -> bool:
+        """Whether prefill alone, its own and of those before it, takes it past its limit."""
+        return self.waited + self.certain > self.limits.ttft
 
     @property
     def tpot_limit(self) -> float:
@@ -105,35 +117,74 @@ def decide(
 ) -> Decision:
     """Where a new request goes. Forced routes, and snapshots without a READY accelerator, are Scheduler's to handle."""
     limits = limits_of(info, policy)
-    memory = remember_arrival(memory, info.tier)
+    memory = memory if info.waited else remember_arrival(memory, info.tier)
     house = house_limits(info.tier, memory, policy)
     accelerators = snapshot.ready(Role.ACCELERATOR)
-    outlooks = [_outlook(side_of(unit, knowledge), info, limits, house, knowledge, policy) for unit in accelerators]
+    waiting = Waiting(snapshot.queued_tokens // len(accelerators), snapshot.queued_ahead // len(accelerators))
+    outlooks = [
+        _outlook(side_of(unit, knowledge), info, waiting, limits, house, knowledge, policy) for unit in accelerators
+    ]
     best = min(outlooks, key=lambda o: o.pressure)
     threshold = policy.offload_below if memory.offloading else policy.offload_above
     memory = replace(memory, offloading=best.pressure > threshold)
     return Decision(_place(info, best, snapshot, knowledge, memory, policy), memory)
 
 
+class Waiting(NamedTuple):
+    """One accelerator unit's share of the prompt tokens in the daemon's queue: all, and those that go first."""
+
+    tokens: int
+    ahead: int
+
+
 def _outlook(
-    side: Side, info: RequestInfo, limits: Limits, house: Limits, knowledge: Knowledge, policy: PredictivePolicy
+    side: Side,
+    info: RequestInfo,
+    waiting: Waiting,
+    limits: Limits,
+    house: Limits,
+    knowledge: Knowledge,
+    policy: PredictivePolicy,
 ) -> Outlook:
+    prompt = info.prompt_tokens
+    own, ttft = own_prefill(side, prompt), predicted_ttft(side, prompt, knowledge, policy, waiting.ahead)
+    behind = prefill_seconds(side, waiting.tokens - waiting.ahead)
     return Outlook(
         side=side,
         limits=limits,
         house=house,
-        ttft=predicted_ttft(side, info.prompt_tokens, knowledge, policy),
-        own=own_prefill(side, info.prompt_tokens),
-        tpot=predicted_tpot(side, info.prompt_tokens),
-        reserved=reserve(side, info.prompt_tokens, knowledge.lengths, policy.growth),
+        ttft=ttft,
+        own=own,
+        certain=prefill_seconds(side, side.queued_tokens + waiting.ahead + prompt),
+        tpot=predicted_tpot(side, prompt),
+        reserved=reserve(side, prompt, knowledge.lengths, policy.growth),
+        demand=reserve(side, prompt + waiting.tokens, knowledge.lengths, policy.growth),
+        queue=ttft - own + behind,
+        waited=info.waited if in_a_hurry(info) else 0.0,
+        time=patience(info, policy) - info.waited - own,
     )
+
+
+def in_a_hurry(info: RequestInfo) -> bool:
+    """Whether its TTFT limit counts from its client's first attempt on; flex traffic has none unless it says so."""
+    return info.tier is not Tier.FLEX or info.slo_ttft is not None
+
+
+def patience(info: RequestInfo, policy: PredictivePolicy) -> float:
+    """Seconds after its arrival until which a request may wait for its first token."""
+    if not in_a_hurry(info):
+        return policy.queue_timeout
+    return min(policy.queue_timeout, policy.held_safety * limits_of(info, policy).ttft)
 
 
 def _place(
     info: RequestInfo, seen: Outlook, snapshot: Snapshot, knowledge: Knowledge, memory: Memory, policy: PredictivePolicy
 ) -> Plan:
-    if seen.ttft > policy.safety * seen.ttft_limit and not _serve_late(info, seen, policy):
-        return _turn_away(info, snapshot, seen, policy, "ttft", seen.ttft - policy.safety * seen.ttft_limit)
+    allowed = _ttft_allowed(info, seen, policy)
+    if seen.ttft > allowed and not _serve_late(seen, policy):
+        return _turn_away(info, snapshot, seen, policy, "ttft", seen.ttft - allowed)
+    if has_enough(seen.side, info.prompt_tokens, policy):
+        return _turn_away(info, snapshot, seen, policy, "backlog", seen.ttft - seen.own)
     fits = seen.tpot <= policy.tpot_safety * seen.tpot_limit and seen.reserved <= 1.0
     if memory.offloading or not fits:
         split = _split(info, seen, snapshot, knowledge, policy)
@@ -151,11 +202,22 @@ def _fits_reason(seen: Outlook) -> Reason:
     )
 
 
-def _serve_late(info: RequestInfo, seen: Outlook, policy: PredictivePolicy) -> bool:
-    """A prompt too long to be on time even alone is served late while nobody waits."""
+def _ttft_allowed(info: RequestInfo, seen: Outlook, policy: PredictivePolicy) -> float:
+    """Seconds from now that the first token may take: its tier's share, and what is left of its own limit."""
+    allowed = policy.safety * seen.ttft_limit
+    if not seen.waited:
+        return allowed
+    return min(allowed, policy.held_safety * seen.limits.ttft - seen.waited)
+
+
+def _serve_late(seen: Outlook, policy: PredictivePolicy) -> bool:
+    """A prompt too long to be on time even alone is served late while nobody waits; so is one whose client has waited
+    too long before, where that costs others nothing."""
     if not policy.serve_late:
         return False
     limit = seen.ttft_limit
+    if seen.waited and seen.waited + seen.own > limit:
+        return seen.pressure <= policy.offload_below
     alone = seen.own > 0.6 * policy.safety * limit and seen.ttft - seen.own <= 0.15 * limit
     return alone and seen.reserved <= policy.offload_above
 
@@ -202,10 +264,17 @@ def _turn_away(
         f"predicted on {seen.side.name}: TTFT {seen.ttft:.2f} s of {seen.ttft_limit:g} s, "
         f"TPOT {seen.tpot * 1e3:.0f} ms of {seen.tpot_limit * 1e3:.0f} ms, KV {seen.reserved:.0%}"
     )
-    patient = info.tier is Tier.FLEX or seen.limits.ttft > seen.house.ttft
-    if patient and snapshot.queued < policy.max_queue:
-        return Queue(Reason(f"queue_{what}", text), policy.queue_timeout)
-    return Refuse(Reason(f"refuse_{what}", text), 429, min(max(RETRY_LEAST, wait), RETRY_MOST))
+    late = in_a_hurry(info) and (seen.late or seen.time <= 0)
+    if not late and not _never_fits(info, seen, policy) and snapshot.queued < policy.max_queue:
+        return Queue(Reason(f"queue_{what}", text), max(0.0, seen.time))
+    code = "refuse_late" if late and seen.waited else f"refuse_{what}"
+    return Refuse(Reason(code, text), 429, min(max(RETRY_LEAST, wait), RETRY_MOST))
+
+
+def _never_fits(info: RequestInfo, seen: Outlook, policy: PredictivePolicy) -> bool:
+    """Whether not even an empty unit would keep the request's limits: it need not wait for that."""
+    alone = seen.side.model.seconds(1, 0, info.prompt_tokens)
+    return alone > policy.tpot_safety * seen.tpot_limit or info.prompt_tokens > seen.side.capacity
 
 
 def keep_split(

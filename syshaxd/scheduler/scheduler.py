@@ -17,7 +17,7 @@ from .learning import Learner
 from .moving import choose_moves
 from .outlook import Limits, PredictivePolicy
 from .policy import Policy, policy_of
-from .predictive import Memory
+from .predictive import Memory, patience
 from .steptime import StepSample
 
 __all__ = ["Failed", "Scheduler"]
@@ -52,6 +52,13 @@ class Scheduler:
         decision = predictive.decide(info, usable, self._learner.knowledge(snapshot.at), self._memory, self._predictive)
         self._memory = decision.memory
         return decision.plan
+
+    def patience(self, info: RequestInfo, snapshot: Snapshot) -> float:
+        """Seconds after its arrival until which a request may wait in the daemon's queue."""
+        if self._predicts(snapshot):
+            return patience(info, self._predictive)
+        timeout = self._policy.limits.queue_timeout
+        return timeout if info.slo_ttft is None else min(timeout, info.slo_ttft)
 
     def keep_split(self, info: RequestInfo, decode: str, prompt_tokens: int, snapshot: Snapshot) -> bool:
         """Asked at the first token of a split: does the CPU unit still keep every promise?"""

@@ -18,7 +18,7 @@ from tests.fakes.fake_unit.language import encode, text_after
 from .engine.daemon import HUP, MODEL, ROOT, Daemon, clients, unit
 
 PROMPT, OUTPUT = 300, 40
-SPLIT, STAY = ("split", "offload"), ("stay", "split_late")
+SPLIT, STAY, HELD = ("split", "offload"), ("stay", "split_late"), ("queue", "queue_backlog")
 # Slow prefill, so that a burst has been decided on before the first of it has a token; room for five prompts.
 GPU, GPU_BLOCKS = (0.010, 0.0005, 0.002, 0.0), 100
 TWO_AT_MOST = (0.060, 0.010, 0.0, 0.0)  # a third sequence takes every step over 85 % of 100 ms
@@ -96,7 +96,8 @@ async def test_a_burst_is_split_until_the_cpu_is_full_and_the_rest_stays(tmp_pat
         answers = await asyncio.gather(*(post(session, number) for number in range(8)))
         assert [status for status, _, _ in answers] == [200] * 8
         counted = await decisions(session)
-        assert counted.get(SPLIT, 0) >= 4, counted
+        assert counted.get(SPLIT, 0) >= 3, counted
+        assert counted.get(HELD, 0) >= 4, counted  # in the daemon, not in the unit's own queue
         assert counted.get(STAY, 0) >= 1, counted  # asked again at the first token, the CPU unit was full
         split = next(headers for _, headers, _ in answers if headers["x-syshax-route"] == "accelerator>cpu")
         assert split["x-syshax-reason"].startswith("offload: gpu is at ")
@@ -124,12 +125,12 @@ async def simulated(daemon: Daemon) -> None:
 
 @pytest.mark.timeout(120)
 async def test_what_a_weak_cpu_and_hints_do(tmp_path: Path, closing: List[Daemon]) -> None:
-    daemon = await started(tmp_path, (0.002, 0.00001, 0.002, 0.0), WEAK, slo(60, 0.5))
+    daemon = await started(tmp_path, (0.002, 0.00001, 0.002, 0.0), WEAK, slo(60, 0.5), blocks=40)
     closing.append(daemon)
     async with clients(daemon) as session:
         # The guard: a CPU unit that adds under 3 % gets no interactive traffic, and flex traffic all the same.
         burst = [asyncio.ensure_future(post(session, number)) for number in range(5)]
-        while sum(one["in_flight"] for one in (await daemon.status())["units"]) < 4:
+        while (status := await daemon.status())["queued"] + sum(one["in_flight"] for one in status["units"]) < 4:
             await asyncio.sleep(0.01)
         assert SPLIT not in await decisions(session)
         flex = asyncio.ensure_future(post(session, 10, service_tier="flex"))
@@ -158,6 +159,44 @@ async def test_what_a_weak_cpu_and_hints_do(tmp_path: Path, closing: List[Daemon
         async with session.get("/metrics") as answer:
             text = await answer.text()
         assert re.search(r'syshax_prediction_error_ratio_count\{what="ttft"\} [1-9]', text)
+
+
+@pytest.mark.timeout(120)
+async def test_who_will_be_late_is_refused_before_his_prefill_and_known_when_he_comes_back(
+    tmp_path: Path, closing: List[Daemon]
+) -> None:
+    """Prefill takes 0.6 s a prompt, and the limit is 2 s: of ten at once some wait and are too late."""
+    daemon = await started(tmp_path, GPU, WEAK, slo(2, 0.2), blocks=400)
+    closing.append(daemon)
+    async with clients(daemon) as session:
+        before = await unit_prompt_tokens(daemon)
+        answers = await asyncio.gather(*(post(session, number) for number in range(10)))
+        refused = [number for number, (status, _, _) in enumerate(answers) if status == 429]
+        served = [float(headers["x-syshax-predicted-ttft-ms"]) for status, headers, _ in answers if status == 200]
+        assert len(served) >= 2 and len(refused) >= 4, answers
+        prefilled = await unit_prompt_tokens(daemon) - before
+        assert prefilled < (len(served) + 1) * PROMPT, answers  # the refused have cost no prefill
+        # While the unit is idle who comes too late is served all the same; while it is busy he is refused at once.
+        late = {"x-stainless-retry-count": "1"}
+        assert (await post(session, refused[0], late))[0] == 200
+        others = [asyncio.ensure_future(post(session, number)) for number in range(20, 24)]
+        while (await daemon.status())["queued"] < 1:
+            await asyncio.sleep(0.01)
+        status, headers, data = await post(session, refused[1], late)
+        assert status == 429 and data["error"]["code"] == "refuse_late" and int(headers["retry-after-ms"]) >= 100
+        await asyncio.gather(*others)
+        assert (await decisions(session))["refuse", "refuse_late"] >= 1
+
+
+async def unit_prompt_tokens(daemon: Daemon) -> float:
+    """Prompt tokens that the accelerator unit has computed."""
+    url = next(one["url"] for one in (await daemon.status())["units"] if one["name"] == "gpu")
+    key = (daemon.folder / "state/units/gpu").read_text().strip()
+    headers = {"Authorization": f"Bearer {key}"}
+    async with aiohttp.ClientSession(headers=headers) as session, session.get(url + "/metrics") as answer:
+        found = re.search(r"vllm:prompt_tokens_total\S* (\S+)", await answer.text())
+    assert found is not None
+    return float(found.group(1))
 
 
 async def long_answer(session: aiohttp.ClientSession, number: int, tokens: int) -> None:

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from dataclasses import dataclass, replace
 from functools import partial
 from statistics import median
 from time import perf_counter
-from typing import Callable, Mapping, Optional, Sequence
+from typing import Callable, Iterator, Mapping, Optional, Sequence
 
 from syshaxd.model.plan import Move, Plan, Reason, Refuse, Split, Whole
 from syshaxd.model.request import Endpoint, RequestInfo, Route, left_of
 from syshaxd.model.snapshot import InFlight, Snapshot, UnitLoad, UnitSnapshot
 from syshaxd.model.unit import BackendKind, Role, UnitKind, UnitState, UnitView
+from syshaxd.scheduler.learning import PREFILL_MEMORY
 from syshaxd.scheduler.lengths import LengthLog
 from syshaxd.scheduler.moving import choose_moves
 from syshaxd.scheduler.outlook import Handoff, Knowledge, Limits, PredictivePolicy
-from syshaxd.scheduler.predictive import Memory, decide, keep_split
+from syshaxd.scheduler.predictive import Memory, decide, keep_split, patience
 from syshaxd.scheduler.steptime import StepFit, StepSample
 
 from .law import Host
@@ -29,57 +31,79 @@ VIEWS = {
 }
 
 
-def snapshot_of(world: World, only: Optional[str] = None) -> Snapshot:
-    """The world as SystemMonitor would show it; `only`: list the requests of that unit alone (enough for arrivals)."""
+def snapshot_of(world: World, only: Optional[str] = None, asking: Optional[Request] = None) -> Snapshot:
+    """The world as SystemMonitor would show it; `only`: list the requests of that unit alone (enough for arrivals);
+    `asking`: whom the decision is about."""
     units = tuple(_unit_snapshot(world, unit) for unit in (world.accelerator, world.cpu))
     entries = tuple(
-        _entry(unit, request)
+        entry
         for unit in (world.accelerator, world.cpu)
         if only is None or unit.law.name == only
-        for request in unit.running.values()
+        for entry in _entries(unit, world.now)
     )
-    return Snapshot(world.now, units, entries, queued=len(world.held_back))
+    others = [(turn, request.arrival.prompt) for turn, _, request in world.held_back if request is not asking]
+    mine = asking.turn if asking is not None else None
+    return Snapshot(
+        world.now,
+        units,
+        entries,
+        queued=len(others),
+        queued_tokens=sum(prompt for _, prompt in others),
+        queued_ahead=sum(prompt for turn, prompt in others if mine is not None and turn < mine),
+    )
 
 
 def _unit_snapshot(world: World, unit: Unit) -> UnitSnapshot:
-    queued = len(unit.waiting) + len(unit.prefilling)
-    prompts = unit.waiting_tokens + sum(request.need for request in unit.prefilling)  # whole: all the daemon knows
     law = unit.law
+    coming = [request for request in (*unit.waiting, *unit.prefilling) if request.first_token is None]
+    again = [request for request in (*unit.waiting, *unit.prefilling) if request.first_token is not None]
+    prompts = sum(request.need for request in coming)  # whole: all the daemon knows
     load = UnitLoad(
-        world.now, "page", kv_total=law.capacity, max_num_seqs=law.max_num_seqs, max_step_tokens=law.prefill_chunk
+        world.now,
+        "page",
+        waiting=len(unit.waiting),
+        kv_total=law.capacity,
+        max_num_seqs=law.max_num_seqs,
+        max_step_tokens=law.prefill_chunk,
     )
     return UnitSnapshot(
-        VIEWS[unit.law.name],
+        VIEWS[law.name],
         load,
-        in_flight=len(unit.running) + queued,
-        in_flight_tokens=unit.kv_running + prompts,
-        queued=queued,
+        in_flight=len(unit.running) + len(coming) + len(again),
+        in_flight_tokens=unit.kv_running + prompts + sum(request.need for request in again),
+        queued=len(coming),
         queued_prompt_tokens=prompts,
         arriving=unit.arriving,
         arriving_tokens=unit.arriving_tokens,
     )
 
 
-def _entry(unit: Unit, request: Request) -> InFlight:
+def _entries(unit: Unit, now: float) -> Iterator[InFlight]:
+    for request in unit.running.values():
+        yield _entry(unit, request, unit.generated(request), now)
+    for request in unit.waiting:
+        if request.preempted_at is not None:
+            yield _entry(unit, request, request.generated, request.preempted_at)
+
+
+def _entry(unit: Unit, request: Request, generated: int, last_token: float) -> InFlight:
     return InFlight(
         request.info,
         unit.law.name,
         request.arrival.at,
         request.first_token,
         request.arrival.prompt,
-        unit.generated(request),
+        generated,
         request.moves,
         request.last_move,
         request.moving,
+        last_token,
     )
 
 
 def _info(world: World, request: Request) -> RequestInfo:
-    """As the Runner asks again for a request that waits: with what is left of its own TTFT limit."""
-    info = request.info
-    if info.slo_ttft is None or request.queued_since is None:
-        return info
-    return left_of(info, world.now - request.queued_since)
+    """As the Runner asks: with the time since the client's first attempt, which it knows of a retry too."""
+    return left_of(request.info, max(0.0, world.now - request.arrival.at))
 
 
 class AcceleratorOnly:
@@ -88,6 +112,10 @@ class AcceleratorOnly:
     def arrive(self, world: World, request: Request) -> Plan:
         """The accelerator."""
         return Whole(ACCELERATOR, Route.ACCELERATOR, Reason("always", "the only route"))
+
+    def patience(self, world: World, request: Request) -> float:
+        """None: nobody is held."""
+        return 0.0
 
     def keep_split(self, world: World, request: Request) -> bool:
         """As planned."""
@@ -182,24 +210,33 @@ class Predictive(AcceleratorOnly):
         ]
 
     def _learned(self, now: float) -> Knowledge:
-        fading = self._rate * 2.718281828 ** (-(now - self._rate_at) / 10.0)
         return replace(
             self._knowledge,
             models={name: fit.model for name, fit in self._fits.items()},
             lengths=self._lengths.lengths,
-            prefill_rate={ACCELERATOR: fading},
+            prefill_rate={ACCELERATOR: self._faded(now)},
         )
+
+    def _faded(self, now: float) -> float:
+        return self._rate * math.exp((self._rate_at - now) / PREFILL_MEMORY)
 
     def arrive(self, world: World, request: Request) -> Plan:
         """The daemon's decision."""
-        decision = decide(
-            _info(world, request), snapshot_of(world, CPU), self._learned(world.now), self._memory, self._policy
-        )
+        snapshot = snapshot_of(world, CPU, request)
+        decision = decide(_info(world, request), snapshot, self._learned(world.now), self._memory, self._policy)
         self._memory = decision.memory
         plan = decision.plan
         if isinstance(plan, (Whole, Split)) and plan.prediction.ttft is not None and plan.prediction.tpot is not None:
             self.predictions[request.number] = (world.now, plan.prediction.ttft, plan.prediction.tpot)
         return plan
+
+    def patience(self, world: World, request: Request) -> float:
+        """The daemon's answer."""
+        return patience(request.info, self._policy)
+
+    def model_seconds(self, unit: Unit, decoding: int, prefill: int, kv: int) -> float:
+        """What the learned model says of a step (benchmark)."""
+        return self._fits[unit.law.name].model.seconds(decoding, prefill, kv)
 
     def time_of_decision(self, snapshot: Snapshot, prompt: int, rounds: int) -> float:
         """Median microseconds of one decision on that snapshot (benchmark)."""
@@ -225,7 +262,9 @@ class Predictive(AcceleratorOnly):
         pressed = unit.kv + unit.waiting_tokens > self._policy.move_out_at * unit.law.capacity
         if not pressed and not world.cpu.running:
             return ()
-        chosen = choose_moves(snapshot_of(world), self._learned(world.now), self._memory, self._policy)
+        # Without pressure only the CPU's residents can move.
+        snapshot = snapshot_of(world, None if pressed else CPU)
+        chosen = choose_moves(snapshot, self._learned(world.now), self._memory, self._policy)
         self._memory = chosen.memory
         return chosen.moves
 
@@ -235,8 +274,8 @@ class Predictive(AcceleratorOnly):
         if sample.prefill_tokens or self._steps % 3 == 0:
             self._fits[unit.law.name].add(sample)
         if unit is world.accelerator and sample.prefill_tokens:
-            fading = self._rate * 2.718281828 ** (-(world.now - self._rate_at) / 10.0)
-            self._rate, self._rate_at = fading + sample.prefill_tokens / 10.0, world.now
+            rate = self._faded(world.now) + sample.prefill_tokens / PREFILL_MEMORY
+            self._rate, self._rate_at = rate, world.now
 
     def finished(self, world: World, request: Request) -> None:
         """Feeds the length statistics."""

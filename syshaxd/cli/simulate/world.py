@@ -1,12 +1,14 @@
 """Discrete-event simulation of one accelerator unit and one CPU unit under a decider.
 
 Each unit is a loop of steps as vLLM runs them: chunked prefill, first come first served, a pool of KV tokens,
-preemption by recompute of the newest. A split prefills on the accelerator; its KV crosses one link to the CPU.
-Clients retry a 429 as the OpenAI SDKs do: twice, after `Retry-After`.
+preemption of the newest, which is computed again unless it moves with its KV. A split prefills on the accelerator; its
+KV crosses one link to the CPU. Clients retry a 429 as the OpenAI SDKs do: twice, after `Retry-After`; the daemon's own
+queue is asked as its Runner asks it.
 """
 
 from __future__ import annotations
 
+import bisect
 import heapq
 import itertools
 import math
@@ -19,6 +21,7 @@ from syshaxd.model.plan import Move, Plan, Queue, Refuse, Split
 from syshaxd.model.request import Endpoint, RequestInfo, Tier
 from syshaxd.scheduler.outlook import Limits
 from syshaxd.scheduler.steptime import StepSample
+from syshaxd.scheduler.turns import ASKED, Turn, turn_of
 
 from .law import Host, Law
 from .workload import Arrival
@@ -26,6 +29,7 @@ from .workload import Arrival
 STEP_NOISE = 0.05
 SDK_RETRIES = 2
 CYCLE = 0.05  # seconds between two looks of the daemon at what runs
+QUEUE_TIMEOUT_RETRY = 2.0  # seconds, as the daemon's answer says
 
 
 @dataclass
@@ -50,8 +54,9 @@ class Request:
     prefill_left: int = 0
     need: int = 0
     preemptions: int = 0
+    preempted_at: Optional[float] = None  # while it waits for its KV
     refused: bool = False
-    queued_since: Optional[float] = None
+    turn: Optional[Turn] = None  # while it waits in the daemon
 
 
 class Decider(Protocol):
@@ -59,6 +64,9 @@ class Decider(Protocol):
 
     def arrive(self, world: "World", request: Request) -> Plan:
         """Where a new request goes."""
+
+    def patience(self, world: "World", request: Request) -> float:
+        """Seconds after its arrival until which it may wait in the daemon."""
 
     def keep_split(self, world: "World", request: Request) -> bool:
         """Whether a split is carried out, asked at the first token."""
@@ -135,7 +143,7 @@ class World:
 
     def __post_init__(self) -> None:
         self.accelerator, self.cpu = Unit(self.host.accelerator), Unit(self.host.cpu)
-        self.held_back: list[tuple[float, int, Request]] = []
+        self.held_back: list[tuple[Turn, int, Request]] = []
         self._noise = random.Random(self.seed)
         self._events: list[tuple[float, int, Callable[[], None]]] = []
         self._order = itertools.count()
@@ -180,11 +188,20 @@ class World:
 
     # ---- arrivals ----
     def _arrive(self, request: Request) -> None:
+        request.turn = turn_of(request.info, request.arrival.at + self.decider.patience(self, request))
         plan = self.decider.arrive(self, request)
+        leads = not self.held_back or request.turn < self.held_back[0][0]
+        if isinstance(plan, Queue) or not (leads or isinstance(plan, Refuse)):
+            self._hold(request, plan)
+        else:
+            self._settle(request, plan)
+
+    def _settle(self, request: Request, plan: Plan) -> None:
+        request.turn = None
         if isinstance(plan, Refuse):
             self._refuse(request, plan.retry_after)
         elif isinstance(plan, Queue):
-            self._hold(request, plan)
+            self._refuse(request, QUEUE_TIMEOUT_RETRY)
         else:
             request.cpu_bound = isinstance(plan, Split)
             name = plan.prefill if isinstance(plan, Split) else plan.unit
@@ -199,21 +216,33 @@ class World:
             request.refused, request.end = True, self.now
             self._client_sends(self._think)
 
-    def _hold(self, request: Request, plan: Queue) -> None:
-        if request.queued_since is None:
-            request.queued_since = self.now
-        until = request.queued_since + min(plan.deadline, request.info.slo_ttft or plan.deadline)
-        if self.now >= until:
-            request.attempts = SDK_RETRIES
-            self._refuse(request, 0.0)
-            return
-        heapq.heappush(self.held_back, (until, request.number, request))
+    def _hold(self, request: Request, plan: Plan) -> None:
+        assert request.turn is not None
+        self.count["held"] += 1
+        bisect.insort(self.held_back, (request.turn, request.number, request))
+        self._watch(request, plan)
         if not self._asking:
             self._asking = True
             self._at(self.now + CYCLE, self._ask_queue)
 
+    def _watch(self, request: Request, plan: Plan) -> None:
+        """Asks a last time when it has waited long enough."""
+        turn = request.turn
+        assert turn is not None
+        until = min(turn.deadline, self.now + plan.deadline) if isinstance(plan, Queue) else turn.deadline
+        self._at(max(self.now, until), lambda: self._last_ask(request, turn, until))
+
+    def _last_ask(self, request: Request, turn: Turn, until: float) -> None:
+        if request.turn is turn:
+            plan = self.decider.arrive(self, request)
+            self._leave_queue(request)
+            self._settle(request, plan)
+
+    def _leave_queue(self, request: Request) -> None:
+        self.held_back = [entry for entry in self.held_back if entry[2] is not request]
+
     def _ask_queue(self) -> None:
-        """As the daemon's cycle: the head asks, and the next one where the head could go."""
+        """The daemon's cycle."""
         self._asking = False
         self._release()
         if self.held_back and not self._asking:
@@ -221,10 +250,17 @@ class World:
             self._at(self.now + CYCLE, self._ask_queue)
 
     def _release(self) -> None:
-        waiting = len(self.held_back) + 1
-        while self.held_back and len(self.held_back) < waiting:
-            waiting = len(self.held_back)
-            self._arrive(heapq.heappop(self.held_back)[2])
+        """Something changed: those who wait ask in their order, a few of them in vain."""
+        in_vain = 0
+        for _, _, request in tuple(self.held_back):
+            if in_vain >= ASKED:
+                return
+            plan = self.decider.arrive(self, request)
+            if isinstance(plan, Queue):
+                in_vain += 1
+            else:
+                self._leave_queue(request)
+                self._settle(request, plan)
 
     def _submit(self, unit: Unit, request: Request) -> None:
         request.unit, request.need = unit.law.name, request.arrival.prompt + request.generated
@@ -297,6 +333,7 @@ class World:
         unit.prefilling.remove(request)
         request.generated += 1
         unit.kv += 1
+        request.preempted_at = None
         if request.first_token is None:
             request.first_token = self.now
         if request.generated >= request.arrival.output:
@@ -308,6 +345,7 @@ class World:
         else:
             request.cpu_bound = False
             unit.join(request)
+        self._release()
 
     def _finish(self, request: Request) -> None:
         request.end, request.unit = self.now, ""
@@ -320,6 +358,7 @@ class World:
             request = next(reversed(unit.running.values()))
             unit.kv -= unit.leave(request)
             request.preemptions += 1
+            request.preempted_at = self.now
             self.count["preempted"] += 1
             request.need = request.arrival.prompt + request.generated
             unit.waiting.appendleft(request)
@@ -335,13 +374,23 @@ class World:
 
     def _move(self, request: Request, target: Unit) -> None:
         source = self.unit(request.unit)
-        if request.number not in source.running or source is target:
+        if source is target or not (request.number in source.running or request in source.waiting):
             return
-        held = source.leave(request)
+        held = self._taken_from(source, request)
         request.moves, request.last_move = request.moves + 1, self.now
         self.count["moved_to_" + target.law.name] += 1
         # Chunks are written as the request runs, so that the source gives its blocks back at once.
         self._transfer(source, target, request, held, hold=False)
+
+    def _taken_from(self, source: Unit, request: Request) -> int:
+        """KV tokens that come along; a preempted one has them in its ticket."""
+        if request.number in source.running:
+            return source.leave(request)
+        source.waiting.remove(request)
+        source.waiting_tokens -= request.need
+        source.kv += request.need  # which the transfer takes away again
+        request.preempted_at = None
+        return request.need
 
     def _transfer(self, source: Unit, target: Unit, request: Request, tokens: int, hold: bool) -> None:
         if not hold:

@@ -12,8 +12,9 @@ from syshaxd.model.request import Endpoint, RequestInfo, Tier
 from syshaxd.runner import ClientRequest
 from syshaxd.runner.render import Collector, StreamRenderer
 from syshaxd.runner.request import Delta, Event, Finish, Raw
-from syshaxd.runner.room import WaitingRoom, turn_of
+from syshaxd.runner.room import WaitingRoom
 from syshaxd.runner.timeline import MAX_EVENTS, Timeline, Timelines
+from syshaxd.scheduler.turns import ASKED, turn_of
 from syshaxd.unitclient import Usage
 
 EVENTS: List[Event] = [
@@ -23,7 +24,7 @@ EVENTS: List[Event] = [
     Finish("stop", "END", Usage(5, 4)),
 ]
 
-TURN = turn_of(RequestInfo("r", Endpoint.CHAT, "m", True, 1, None), 0.0, 5.0)
+TURN = turn_of(RequestInfo("r", Endpoint.CHAT, "m", True, 1, None), 5.0)
 
 
 def client_request(endpoint: Endpoint, **body: Any) -> ClientRequest:
@@ -100,7 +101,7 @@ async def test_the_waiting_room_wakes_in_order() -> None:
     room, order = WaitingRoom(), []
 
     async def guest(name: int, asks: int) -> None:
-        with room.enter(TURN) as place:
+        with room.enter(TURN, 1) as place:
             for _ in range(asks):
                 assert await room.wait(place, asyncio.get_running_loop().time() + 5)
             order.append(name)
@@ -118,7 +119,7 @@ async def test_the_waiting_room_wakes_in_order() -> None:
 def test_turns_by_tier_then_deadline() -> None:
     def turn(tier: Tier, now: float, ttft: Optional[float] = None, priority: int = 0) -> Any:
         info = RequestInfo("r", Endpoint.CHAT, "m", True, 1, None, tier=tier, slo_ttft=ttft, priority=priority)
-        return turn_of(info, now, 30.0)
+        return turn_of(info, now + (30.0 if ttft is None else min(30.0, ttft)))
 
     in_order = [
         turn(Tier.PRIORITY, 9.0), turn(Tier.DEFAULT, 9.0), turn(Tier.FLEX, 99.0, priority=-1),
@@ -130,9 +131,11 @@ def test_turns_by_tier_then_deadline() -> None:
 async def test_a_newcomer_with_an_earlier_deadline_asks_first() -> None:
     room = WaitingRoom()
     late, early = TURN._replace(deadline=9.0), TURN._replace(deadline=1.0)
-    with room.enter(late) as first:
+    with room.enter(late, 300) as first:
         assert room.leads(early) and not room.leads(late)
-        with room.enter(early) as second:
+        assert (room.ahead(early), room.ahead(late._replace(deadline=9.5)), room.tokens()) == (0, 300, 300)
+        with room.enter(early, 20) as second:
+            assert (room.ahead(late), room.tokens()) == (20, 320)
             now = asyncio.get_running_loop().time()
             room.changed()
             assert not await room.wait(first, now)
@@ -150,7 +153,30 @@ def test_the_tier_is_echoed_where_one_was_named(endpoint: Endpoint) -> None:
     assert "service_tier" not in streamed(client_request(endpoint), EVENTS)[0]
 
 
+async def test_who_asks_in_vain_lets_the_next_ones_ask_but_only_a_few() -> None:
+    room, asked = WaitingRoom(), list[int]()
+
+    async def guest(name: int) -> None:
+        with room.enter(TURN, 1) as place:
+            while await room.wait(place, asyncio.get_running_loop().time() + 5):
+                asked.append(name)
+                room.declined(place)
+
+    tasks = [asyncio.ensure_future(guest(name)) for name in range(ASKED + 3)]
+    while len(room) < len(tasks):
+        await asyncio.sleep(0)
+    for _ in range(2):
+        room.changed()
+        for _ in range(50):
+            await asyncio.sleep(0)
+    assert asked == 2 * list(range(ASKED))
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    assert len(room) == 0
+
+
 async def test_a_wait_in_the_room_ends_at_its_time() -> None:
     room = WaitingRoom()
-    with room.enter(TURN) as place:
+    with room.enter(TURN, 1) as place:
         assert not await room.wait(place, asyncio.get_running_loop().time() + 0.01)

@@ -20,14 +20,17 @@ from syshaxd.scheduler.outlook import (
     Knowledge,
     Limits,
     PredictivePolicy,
+    UnitTraits,
     candidate,
     cpu_mean_tpot,
     limits_of,
     predicted_ttft,
     side_of,
 )
-from syshaxd.scheduler.predictive import Memory, decide, keep_split
-from syshaxd.scheduler.steptime import StepModel
+from syshaxd.config.types import Config, SchedulerConfig, SloConfig
+from syshaxd.scheduler import Scheduler
+from syshaxd.scheduler.predictive import Memory, decide, in_a_hurry, keep_split, patience
+from syshaxd.scheduler.steptime import StepModel, StepSample
 
 POLICY = PredictivePolicy()
 GPU = StepModel(0.010, 0.0002, 0.00005, 0.0002, samples=1000, error=0.05)
@@ -94,6 +97,16 @@ requests = st.builds(
     ),
     slo_ttft=hints,
     slo_tpot=hints,
+    waited=st.one_of(st.just(0.0), st.floats(0.0, 5.0)),
+)
+loads = st.builds(
+    lambda snapshot, queued, tokens, ahead: replace(
+        snapshot, queued=queued, queued_tokens=tokens, queued_ahead=int(tokens * ahead)
+    ),
+    loads,
+    st.sampled_from([0, 1, 255, 256]),
+    st.integers(0, 50_000),
+    st.floats(0, 1),
 )
 
 
@@ -114,8 +127,9 @@ def test_a_plan_never_breaks_a_predicted_limit_it_was_told_to_keep(snapshot: Sna
     plan = decide(request, snapshot, KNOWLEDGE, Memory(), policy).plan
     if isinstance(plan, (Whole, Split)):
         assert plan.prediction.ttft is not None and plan.prediction.tpot is not None
-        limits = limits_of(request, policy)
+        limits, waited = limits_of(request, policy), request.waited if in_a_hurry(request) else 0.0
         assert plan.prediction.ttft <= policy.safety * limits.ttft
+        assert plan.prediction.ttft + waited <= policy.held_safety * limits.ttft
         assert plan.prediction.tpot <= (policy.tpot_safety if isinstance(plan, Whole) else policy.safety) * limits.tpot
         assert policy.tpot_safety < 1.0
 
@@ -177,6 +191,89 @@ def test_flex_is_queued_where_others_are_refused() -> None:
     snapshot = world(gpu=200, queued=20, context=4000, capacity=30_000, states=(UnitState.READY, UnitState.FAILED))
     assert isinstance(decide(info(tier=Tier.DEFAULT), snapshot, KNOWLEDGE, Memory(), POLICY).plan, Refuse)
     assert isinstance(decide(info(tier=Tier.FLEX), snapshot, KNOWLEDGE, Memory(), POLICY).plan, Queue)
+
+
+NO_CPU = (UnitState.READY, UnitState.FAILED)
+
+
+def test_who_may_still_be_in_time_waits_in_the_daemon() -> None:
+    """The unit is full for now; a place there may come free before the limit is over."""
+    full = world(gpu=66, context=500, capacity=30_000, states=NO_CPU)
+    plan = decide(info(), full, KNOWLEDGE, Memory(), POLICY).plan
+    assert isinstance(plan, Queue) and plan.reason.code in ("queue_kv", "queue_ttft")
+    assert 0 < plan.deadline < POLICY.limits[Tier.DEFAULT].ttft
+
+
+def test_who_is_late_is_refused_before_his_prefill() -> None:
+    full = world(gpu=66, context=500, capacity=30_000, states=NO_CPU)
+    late = decide(replace(info(), waited=1.9), full, KNOWLEDGE, Memory(), POLICY).plan
+    assert isinstance(late, Refuse) and late.reason.code == "refuse_late" and late.retry_after >= 0.1
+    flex = decide(replace(info(tier=Tier.FLEX), waited=1.9), full, KNOWLEDGE, Memory(), POLICY).plan
+    assert isinstance(flex, Queue)
+
+
+def test_who_is_late_by_himself_is_served_where_that_costs_nobody_anything() -> None:
+    assert isinstance(decide(replace(info(), waited=9.0), world(gpu=2), KNOWLEDGE, Memory(), POLICY).plan, Whole)
+
+
+def test_a_unit_gets_no_more_prompts_than_it_needs_to_stay_busy() -> None:
+    slow = Knowledge(models={"gpu": replace(GPU, per_prefill=0.0002), "cpu": CPU})
+    few, many = world(queued=1, context=2000), world(queued=3, context=2000)
+    assert isinstance(decide(info(), few, slow, Memory(), POLICY).plan, Whole)
+    plan = decide(info(), many, slow, Memory(), POLICY).plan
+    assert isinstance(plan, Queue) and plan.reason.code == "queue_backlog"
+    full = replace(many, queued=POLICY.max_queue)
+    assert isinstance(decide(info(), full, slow, Memory(), POLICY).plan, Refuse)
+
+
+@given(st.integers(0, 30), st.integers(1, 600), st.integers(1, 3000))
+def test_nobody_is_held_back_for_a_unit_with_less_than_a_step_of_prompts(gpu: int, context: int, prompt: int) -> None:
+    plan = decide(info(prompt=prompt), world(gpu=gpu, queued=1, context=context), KNOWLEDGE, Memory(), POLICY).plan
+    assert plan.reason.code != "queue_backlog"
+
+
+def test_who_stands_behind_a_long_queue_is_told_at_once() -> None:
+    behind = replace(world(), queued=100, queued_tokens=90_000, queued_ahead=90_000)
+    plan = decide(info(), behind, KNOWLEDGE, Memory(), POLICY).plan
+    assert isinstance(plan, Refuse) and plan.reason.code == "refuse_ttft" and plan.retry_after > 1.0
+
+
+def test_what_no_empty_unit_could_keep_is_refused_at_once() -> None:
+    absurd = replace(info(), slo_tpot=1e-6)
+    assert isinstance(decide(absurd, world(gpu=3), KNOWLEDGE, Memory(), POLICY).plan, Refuse)
+    huge = decide(info(prompt=5000), world(capacity=2000), KNOWLEDGE, Memory(), POLICY).plan
+    assert isinstance(huge, Refuse)
+
+
+@given(loads, requests)
+def test_a_wait_ends_while_the_limit_can_still_be_kept(snapshot: Snapshot, request: RequestInfo) -> None:
+    plan = decide(request, snapshot, KNOWLEDGE, Memory(), POLICY).plan
+    if isinstance(plan, Queue):
+        assert snapshot.queued < POLICY.max_queue
+        assert 0 <= plan.deadline <= POLICY.queue_timeout
+        assert request.waited + plan.deadline <= patience(request, POLICY) or plan.deadline == 0
+
+
+@given(loads, requests, st.sampled_from(list(UnitState)), st.sampled_from(list(UnitState)))
+@settings(max_examples=50)
+def test_the_scheduler_names_only_ready_units_whichever_are_down(
+    snapshot: Snapshot, request: RequestInfo, gpu: UnitState, cpu: UnitState
+) -> None:
+    scheduler = Scheduler(Config(scheduler=SchedulerConfig(slo={"default": SloConfig(2.0, 0.1)})))
+    points = [(b, c, b * k) for b in (1, 8, 32) for k in (100, 900) for c in (0, 512, 2048)]
+    for name, model in (("gpu", GPU), ("cpu", CPU)):
+        scheduler.calibrate(name, [StepSample(b, c, kv, model.seconds(b, c, kv)) for b, c, kv in points])
+    states = {"gpu": gpu, "cpu": cpu}
+    units = tuple(replace(u, view=replace(u.view, state=states[u.view.name])) for u in snapshot.units)
+    ready = {unit.view.name for unit in units if unit.view.ready}
+    snapshot = replace(snapshot, units=units)
+    plan = scheduler.decide(request, snapshot)
+    if isinstance(plan, Whole):
+        assert plan.unit in ready
+    elif isinstance(plan, Split):
+        assert {plan.prefill, plan.decode} <= ready
+    for move in scheduler.moves(snapshot):
+        assert move.target in ready
 
 
 def test_routes_when_a_side_is_down() -> None:
@@ -275,7 +372,7 @@ def test_a_clients_absurd_hint_changes_nothing_for_others() -> None:
 
 
 def test_who_has_more_time_than_its_tier_waits_in_the_daemon_not_before_others() -> None:
-    busy = world(gpu=20, queued=40, context=3000, capacity=250_000)
+    busy = world(gpu=20, queued=60, context=3000, capacity=250_000)
     patient = decide(replace(info(), slo_ttft=500.0), busy, KNOWLEDGE, Memory(), POLICY).plan
     assert isinstance(patient, Queue) and patient.reason.code == "queue_ttft"
     assert isinstance(decide(info(), busy, KNOWLEDGE, Memory(), POLICY).plan, Refuse)
@@ -295,6 +392,9 @@ def test_what_the_unit_tells_of_itself_bounds_the_predictions() -> None:
     assert (small.traits.max_num_seqs, small.traits.prefill_chunk) == (8, 64)
     usual = side_of(gpu, KNOWLEDGE)
     assert predicted_ttft(small, 500, KNOWLEDGE, POLICY) > 2 * predicted_ttft(usual, 500, KNOWLEDGE, POLICY)
+    silent = replace(gpu, view=replace(gpu.view, max_num_seqs=16, max_step_tokens=512))  # as configured
+    assert side_of(silent, KNOWLEDGE).traits == UnitTraits(16, 512)
+    assert side_of(replace(silent, load=told), KNOWLEDGE).traits == UnitTraits(8, 64)
 
 
 def test_requests_of_others_on_a_unit_count_and_shared_prefixes_are_held_once() -> None:
