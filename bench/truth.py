@@ -32,6 +32,7 @@ from syshaxd.cli.simulate.world import Decider, Request, World
 from syshaxd.engine.calibration import calibration_path
 from syshaxd.model.request import Tier
 from syshaxd.scheduler.outlook import Limits, PredictivePolicy
+from bench.scheduler import commit
 from tests.process.engine.daemon import HUP, MODEL, TERM, Daemon, unit
 
 TRACE = Path(__file__).parent / "traces" / "azure_conv.csv"
@@ -171,7 +172,15 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     parser.add_argument("--out", type=Path, default=RESULT)
     args = parser.parse_args(argv)
     load = arrivals(read_trace(TRACE), Demand(args.rate, args.requests, longest=2000, flex_share=0.0))
-    about = {"time_scale": SLOW, "requests": args.requests, "rate": args.rate, "cores": os.cpu_count()}
+    about = {
+        "date": time.strftime("%Y-%m-%d"),
+        "commit": commit(),
+        "command": f"python -m bench.truth --requests {args.requests} --rate {args.rate:g}",
+        "time_scale": SLOW,
+        "requests": args.requests,
+        "rate": args.rate,
+        "cores": os.cpu_count(),
+    }
     asyncio.run(measure(load, args.out, about))
     return 0
 

@@ -1,18 +1,25 @@
-"""The scheduler's goals (docs/scheduling.md) on a thinned version of bench/scheduler.py: seeded, so always the same."""
+"""Floors under the scheduler's goals (docs/scheduling.md) on a thinned bench/scheduler.py: seeded, so always the same.
+
+The goals themselves are measured by the whole benchmark; here stand what 375 to 500 requests a pair must show: for all
+five contenders both the share within their limits and the share refused."""
 
 from __future__ import annotations
 
 import statistics
+from dataclasses import replace
 from multiprocessing import get_context
-from typing import Any, Dict, List, Tuple
+from typing import Any, Dict, Tuple
 
 import pytest
 
-from bench.scheduler import MAIN, Pair, one
+from bench.scheduler import MAIN, one
 from syshaxd.cli.simulate.deciders import contestants
 
-THIN = tuple(Pair(p.host, p.trace, p.saturation, p.requests // 4, (0,), p.longest) for p in MAIN)
+THIN = tuple(replace(pair, requests=pair.requests // 3, skips=(0,)) for pair in MAIN)
 OVERLOAD, HALF = 1.3, 0.5
+FIXED = tuple(c.name for c in contestants() if c.name.startswith("threshold "))
+PLAIN = ("accelerator only", "round robin", "original threshold")
+MOST_REFUSED = 0.25  # by predictive, at 1.3 of what the accelerator can serve
 KV_BOUND = ("A100x1-32B / servegen_r1_sampled", "A10-8B / azure_conv")
 Scores = Dict[Tuple[str, float, str], Dict[str, Any]]
 
@@ -20,40 +27,66 @@ Scores = Dict[Tuple[str, float, str], Dict[str, Any]]
 @pytest.fixture(scope="module")
 def scores() -> Scores:
     """By pair, load and policy."""
-    fixed = [c.name for c in contestants() if c.name.startswith("threshold ")]
-    assert len(fixed) == 8
-    at_overload = [*fixed, "admission without CPU", "predictive"]
-    jobs = [(pair, OVERLOAD, 0, name) for pair in THIN for name in at_overload]
+    assert len(FIXED) == 8
+    jobs = [
+        (pair, OVERLOAD, 0, name) for pair in THIN for name in (*PLAIN, *FIXED, "admission without CPU", "predictive")
+    ]
     jobs += [(pair, HALF, 0, name) for pair in THIN for name in ("accelerator only", "predictive")]
     with get_context("spawn").Pool(2) as pool:
         rows = pool.map(one, jobs, chunksize=4)
     return {(row["pair"], row["load"], row["policy"]): row for row in rows}
 
 
-def goodput(scores: Scores, pair: str, policy: str) -> float:
-    return float(scores[pair, OVERLOAD, policy]["goodput"])
+def attained(scores: Scores, pair: str, policy: str) -> float:
+    return float(scores[pair, OVERLOAD, policy]["attainment"])
+
+
+def best_fixed(scores: Scores, pair: str) -> str:
+    """In hindsight."""
+    return max(FIXED, key=lambda name: attained(scores, pair, name))
 
 
 @pytest.mark.timeout(240)
-def test_predictive_beats_the_best_threshold_in_hindsight(scores: Scores) -> None:
-    ratios: List[float] = []
+def test_attained_and_refused_shares_of_all_five_contenders(scores: Scores) -> None:
+    over_fixed, over_original = [], []
     for pair in THIN:
-        best = max(goodput(scores, pair.name, p) for n, _, p in scores if n == pair.name and p.startswith("threshold "))
-        ratios.append(goodput(scores, pair.name, "predictive") / best)
-    print("against the best threshold:", [round(ratio, 2) for ratio in ratios])
-    assert statistics.median(ratios) >= 1.0
+        rows = {
+            name: scores[pair.name, OVERLOAD, name] for name in (*PLAIN, best_fixed(scores, pair.name), "predictive")
+        }
+        print(pair.name, {name: (round(row["attainment"], 3), round(row["refused"], 3)) for name, row in rows.items()})
+        for name, row in rows.items():
+            assert 0 <= row["attainment"] <= 1 - row["refused"] + 1e-9, name  # a refused request has kept nothing
+        for name in PLAIN[:2]:  # who has no admission refuses nobody, and most come too late
+            assert rows[name]["refused"] == 0.0, name
+        *rivals, ours = (row["attainment"] for row in rows.values())
+        assert ours >= max(rivals) - 0.02, pair.name
+        over_fixed.append(ours / rivals[-1])
+        over_original.append(ours / rows["original threshold"]["attainment"])
+        assert rows["predictive"]["refused"] <= MOST_REFUSED, pair.name
+    assert statistics.median(over_fixed) >= 1.1
+    assert statistics.median(over_original) >= 1.2
 
 
 def test_it_does_no_harm_at_half_load(scores: Scores) -> None:
     for pair in THIN:
-        ours = scores[pair.name, HALF, "predictive"]["attainment"]
-        alone = scores[pair.name, HALF, "accelerator only"]["attainment"]
-        print(pair.name, ours, alone)
-        assert ours >= alone - 0.01, pair.name
+        ours, alone = scores[pair.name, HALF, "predictive"], scores[pair.name, HALF, "accelerator only"]
+        print(pair.name, ours["attainment"], alone["attainment"], ours["refused"])
+        assert ours["attainment"] >= alone["attainment"] - 0.01, pair.name
+        assert ours["refused"] <= 0.06, pair.name  # bursts come at any mean load
+        assert ours["tpot_p50"] <= 1.05 * alone["tpot_p50"], pair.name
 
 
 @pytest.mark.parametrize("pair", KV_BOUND)
 def test_the_cpu_earns_its_place_where_kv_is_short(scores: Scores, pair: str) -> None:
-    ratio = goodput(scores, pair, "predictive") / goodput(scores, pair, "admission without CPU")
+    ratio = attained(scores, pair, "predictive") / attained(scores, pair, "admission without CPU")
     print(pair, round(ratio, 2))
     assert ratio >= 1.1
+
+
+@pytest.mark.timeout(120)
+def test_closed_loop_clients_get_their_answers_in_time() -> None:
+    """Twelve clients that send the next request a second after the last answer: the load gives way by itself."""
+    pair = replace(THIN[-1], requests=200)
+    row = one((pair, 1.0, 0, "predictive"), clients=12)
+    print(row["attainment"], row["refused"])
+    assert row["attainment"] >= 0.9 and row["refused"] <= 0.02
