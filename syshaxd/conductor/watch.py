@@ -17,6 +17,7 @@ class DisconnectWatch:
 
     def __init__(self) -> None:
         self._handlers: "Dict[asyncio.Task[Any], Tuple[web.BaseRequest, float]]" = {}
+        self._busy = asyncio.Event()  # while there are handlers
 
     @contextmanager
     def over(self, request: web.BaseRequest, until: float) -> Iterator[None]:
@@ -24,15 +25,19 @@ class DisconnectWatch:
         task = asyncio.current_task()
         assert task is not None
         self._handlers[task] = (request, until + GRACE)
+        self._busy.set()
         try:
             yield
         finally:
             del self._handlers[task]
+            if not self._handlers:
+                self._busy.clear()
 
     async def run(self) -> None:
         """Looks until cancelled."""
         loop = asyncio.get_running_loop()
         while True:
+            await self._busy.wait()
             await asyncio.sleep(INTERVAL)
             now = loop.time()
             for task, (request, until) in tuple(self._handlers.items()):

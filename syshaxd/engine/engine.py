@@ -228,6 +228,7 @@ class Engine:
 
     async def _cycle(self) -> None:
         while True:
+            await self._runner.busy()
             self._runner.tick()
             await asyncio.sleep(TICK)
 

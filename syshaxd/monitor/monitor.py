@@ -20,12 +20,13 @@ from syshaxd.topology import Topology
 from syshaxd.unitclient import Target, UnitClient
 
 from .devices import Devices, read_devices, vendor_tool
-from .statspage import PageReader
+from .statspage import Page, PageReader
 from .vllm_metrics import MetricsError, parse_load
 
 log = Log("monitor")
 DEVICES_INTERVAL = 10.0  # seconds between two calls of the vendor's tool, which takes a second itself
 PAGELESS_INTERVAL = 1.0  # seconds between two /metrics of a unit that has no page
+HOST_INTERVAL = 1.0  # seconds between two looks at the host, which nothing is decided by and which cost the most
 
 
 class WatchedUnits(Protocol):
@@ -62,6 +63,7 @@ class SystemMonitor:
         self._clock = clock
         self._watches: dict[str, _UnitWatch] = {}
         self._host = HostLoad()
+        self._host_at = -HOST_INTERVAL
         self._devices: Optional[Devices] = None
         self._tasks = TaskSet("monitor", _report)
 
@@ -111,7 +113,9 @@ class SystemMonitor:
         for view in views.values():
             if view.ready:
                 self._look_at(view)
-        self._host = replace(host_load(self._topology), accelerators=self._devices)
+        if self._clock() - self._host_at >= HOST_INTERVAL:
+            self._host_at = self._clock()
+            self._host = replace(host_load(self._topology), accelerators=self._devices)
 
     def _look_at(self, view: UnitView) -> None:
         watch = self._watches.get(view.name)
@@ -156,6 +160,7 @@ class _UnitWatch:
         self.epoch = view.epoch
         self.polling = False
         self._reader = PageReader(view.pool_file) if view.pool_file else None
+        self._seen: Optional[Page] = None
         self._page: Optional[UnitLoad] = None
         self._metrics: Optional[UnitLoad] = None
         self._polled_at: Optional[float] = None
@@ -163,8 +168,9 @@ class _UnitWatch:
 
     def read_page(self) -> None:
         page = self._reader.read() if self._reader is not None else None
-        if page is not None and self._reader is not None:
-            self._page = replace(page.load(), kv_token_bytes=self._reader.kv_token_bytes())
+        if page is None or self._reader is None or (page is self._seen and self._page and self._page.kv_token_bytes):
+            return
+        self._seen, self._page = page, replace(page.load(), kv_token_bytes=self._reader.kv_token_bytes())
 
     def poll_due(self, now: float, interval: float) -> bool:
         wait = interval if self._page is not None else min(interval, PAGELESS_INTERVAL)

@@ -9,7 +9,7 @@ import mmap
 import os
 import struct
 import zlib
-from typing import NamedTuple, Optional
+from typing import NamedTuple, Optional, Tuple
 
 from syshaxd.model.snapshot import UnitLoad
 
@@ -111,16 +111,22 @@ class PageReader:
     def __init__(self, path: str) -> None:
         self._path = path
         self._map: Optional[mmap.mmap] = None
+        self._last: Tuple[bytes, Optional[Page]] = (b"", None)
 
     def read(self) -> Optional[Page]:
-        """The newest whole page; None where there is none (yet)."""
+        """The newest whole page, the same object as before where its owner wrote nothing; None where there is none
+        (yet)."""
         if self._map is None:
             self._map = _mapped(self._path)
         if self._map is None:
             return None
         for _ in range(_RETRIES):
-            page = decode(self._map[OFFSET : OFFSET + _LAYOUT.size])
+            data = self._map[OFFSET : OFFSET + _LAYOUT.size]
+            if data == self._last[0]:
+                return self._last[1]
+            page = decode(data)
             if page is not None:
+                self._last = data, page
                 return page
         return None
 

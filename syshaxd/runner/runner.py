@@ -47,6 +47,7 @@ class Runner:
         self._room = WaitingRoom()
         self._timelines = Timelines()
         self._streams: Dict[str, Stream] = {}
+        self._busy = asyncio.Event()  # while there are streams
         self._services = Services(
             client, units, snapshots, scheduler, metrics, ledger, self, self._tasks, self._room, self._log
         )
@@ -70,6 +71,7 @@ class Runner:
         entry = Entry(info, request.arrived, prompt_tokens=info.prompt_tokens, stays=refusal)
         stream = Stream(self._services, request, entry, timeline)
         self._streams[info.request_id] = stream
+        self._busy.set()
         return stream
 
     async def finish(self, stream: Stream, status: int) -> None:
@@ -78,6 +80,12 @@ class Runner:
             await stream.close(status)
         finally:
             self._streams.pop(stream.entry.info.request_id, None)
+            if not self._streams:
+                self._busy.clear()
+
+    async def busy(self) -> None:
+        """Until there is a stream: without one, cycles would only cost."""
+        await self._busy.wait()
 
     def __len__(self) -> int:
         return len(self._streams)

@@ -71,7 +71,7 @@ class Vitals:
 
     def canary_due(self, now: float, config: HealthConfig, suspected: bool) -> bool:
         """Whether a generation is needed as proof."""
-        return suspected or now - self._worked_at >= config.canary_interval
+        return suspected or 0 < config.canary_interval <= now - self._worked_at
 
     def saw_canary(self, error: Optional[str], began: float, now: float) -> Optional[str]:
         """Result of a generation. A busy unit may be late with it: progress since `began` speaks for it."""

@@ -75,7 +75,7 @@ class UnitClient:
     async def start(self) -> None:
         """Opens the session (needs the running loop)."""
         connector = aiohttp.TCPConnector(limit=0, force_close=True)
-        self._session = aiohttp.ClientSession(connector=connector)
+        self._session = aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar())
 
     def reconfigure(self, connect_timeout: float) -> None:
         """Seconds that the next connections may take."""

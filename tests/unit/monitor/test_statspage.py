@@ -73,6 +73,12 @@ def test_reader_waits_for_the_owner(tmp_path: Path) -> None:
     _file(path, encode(PAGE))
     read = reader.read()
     assert read is not None and read.sequence == 7
+    assert reader.read() is read, "nothing new: not decoded again"
+    with path.open("r+b") as file:
+        file.seek(OFFSET)
+        file.write(encode(PAGE._replace(sequence=8)))
+    again = reader.read()
+    assert again is not None and again.sequence == 8
     reader.close()
 
 

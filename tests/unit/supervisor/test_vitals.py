@@ -63,6 +63,7 @@ def test_traffic_spares_the_canary() -> None:
     assert not vitals.canary_due(100.0, HEALTH, suspected=False)
     assert vitals.canary_due(100.0, HEALTH, suspected=True)
     assert vitals.canary_due(110.0, HEALTH, suspected=False)
+    assert not vitals.canary_due(110.0, HealthConfig(canary_interval=0.0), suspected=False), "0: never"
 
 
 def test_a_busy_unit_may_be_late_with_the_canary() -> None:
