@@ -19,7 +19,7 @@ from syshaxd.tasks import TaskSet, within
 from syshaxd.unitclient import UnitClient
 
 from .answers import BadRequest, error_response
-from .generate import Generation
+from .generate import CLIENT_GONE, Generation
 from .keys import check_key, read_keys
 from .listeners import Listeners
 from .parsing import request_id_of
@@ -121,7 +121,7 @@ class Conductor:
             if err.status >= 500 or err.status == 429:
                 self._log.warning("request not served", request_id=request_id, status=err.status, error=str(err))
             return error_response(err, headers)
-        except (asyncio.CancelledError, ConnectionResetError, web.HTTPException):
+        except (asyncio.CancelledError, web.HTTPException):
             raise
         except Exception as err:  # the edge: a fault of ours must not end a client's connection without an answer
             self._log.error("a request failed inside the daemon", request_id=request_id, error=err)
@@ -223,6 +223,8 @@ class Conductor:
             raise _too_large(limit)
         try:
             return await within(BODY_TIMEOUT, "reading the body", _read(http, limit))
+        except ConnectionError as err:  # nobody is there to read the answer; aiohttp would log a stack trace
+            raise RequestError(CLIENT_GONE, "client_gone", "the client left before its body was complete") from err
         except (SysHaxError, web.HTTPException) as err:
             if isinstance(err, RequestError):
                 raise

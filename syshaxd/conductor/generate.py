@@ -72,17 +72,12 @@ class Generation:
         response = web.StreamResponse(headers={**headers, "Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
         response.content_type = "text/event-stream"
         response.charset = "utf-8"
-        await response.prepare(http)
-        status = 200
         try:
-            data = await stream.next_bytes()
-            while data:
-                await response.write(data)
-                data = await stream.next_bytes()
-        except RequestError as err:
-            status = err.status
-            await response.write(error_events(err))
-        await response.write_eof()
+            await response.prepare(http)
+            status = await _write(response, stream)
+            await response.write_eof()
+        except ConnectionError:  # the client is gone: said in the request's line; aiohttp would add a stack trace
+            status = CLIENT_GONE
         return response, status
 
     async def _finish(self, stream: Stream, status: int, refusal: Optional[str]) -> None:
@@ -93,6 +88,19 @@ class Generation:
             about = {"request_id": entry.info.request_id, "arrived": arrived.isoformat(timespec="milliseconds")}
             known = dict(stream.summary())
             self._log.info("request", **about, status=status, **{**known, "reason": known["reason"] or refusal})
+
+
+async def _write(response: web.StreamResponse, stream: Stream) -> int:
+    """The stream's bytes; the status it came to."""
+    try:
+        data = await stream.next_bytes()
+        while data:
+            await response.write(data)
+            data = await stream.next_bytes()
+    except RequestError as err:
+        await response.write(error_events(err))
+        return err.status
+    return 200
 
 
 def _headers(stream: Stream, head: Head) -> Dict[str, str]:

@@ -188,6 +188,8 @@ class Generation:
             if self.body.get("stream"):
                 return await self.stream()
             return await self.whole()
+        except ConnectionResetError:
+            return web.Response(status=499)
         finally:
             self.server.open_streams -= 1
             engine.end(self.sequence, "abort", publish=False)

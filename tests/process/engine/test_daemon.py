@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import socket
 from pathlib import Path
@@ -111,6 +112,30 @@ async def test_what_outlasts_the_drain_ends_with_an_error_event(daemon: Daemon) 
             rest = await answer.content.read()
     assert b'"error"' in rest and rest.rstrip().endswith(b"data: [DONE]")
     assert await daemon.ended() == 0
+    daemon.nothing_left()
+
+
+async def test_clients_that_leave_cost_one_line_each(daemon: Daemon) -> None:
+    """In the middle of their answers, whose writes then fail, and in the middle of their own bodies."""
+    await daemon.start()
+    await daemon.ready()
+    body = json.dumps({"model": "fake-model", "max_tokens": 8000, "stream": True, "prompt": "long"}).encode()
+    head = f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n".encode()
+    for round_ in range(10):
+        for sent in (body, body[:20]):
+            reader, writer = await asyncio.open_connection("127.0.0.1", daemon.port)
+            writer.write(head + sent)
+            await writer.drain()
+            if sent == body:
+                await reader.readuntil(b"data: ")
+            writer.transport.abort()
+        await daemon.until(lambda: daemon.output.count(b"status=499") == round_ + 1)
+    async with clients(daemon) as session:
+        await ask(session, "question")
+    daemon.signal(TERM)
+    assert await daemon.ended() == 0
+    assert b"Traceback" not in daemon.output and b"Error handling" not in daemon.output, daemon.output.decode()
+    assert daemon.output.count(b"access: request") == 11
     daemon.nothing_left()
 
 

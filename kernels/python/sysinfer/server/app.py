@@ -66,8 +66,8 @@ class Server:
         except web.HTTPException as err:
             text = f"the body is larger than {MAX_BODY} bytes" if err.status == 413 else f"{request.path}: {err.reason}"
             return refusal(text, err.status)
-        except ConnectionResetError:
-            raise
+        except ConnectionError:  # in the middle of its body; raised, aiohttp would log it with a stack trace
+            return web.Response(status=499)
         except Exception:
             log.exception("request to %s failed", request.path)
             return refusal("internal error; see the log of the unit", 500)
