@@ -61,7 +61,7 @@ class ContainerBackend:
         wanted = self._labelled(spec)
         api = await self._engine(wanted)
         await ensure_image(api, wanted.image, wanted.pull, on_line)
-        for left_over in await self._ours(api, {OWNER_LABEL: self._owner}):
+        for left_over in await self._ours(api, {OWNER_LABEL: self._owner}, wanted.name):
             if left_over.labels.get(UNIT_LABEL) == spec.unit:
                 await clear_away(api, left_over)
             elif ASIDE in left_over.name and not left_over.running:
@@ -81,8 +81,8 @@ class ContainerBackend:
         """See Backend."""
         wanted = self._labelled(spec)
         api = await self._engine(wanted)
-        for found in await self._ours(api, self._identity(spec)):
-            labels = found.labels
+        for found in await self._ours(api, self._identity(spec), wanted.name):
+            labels = {NAME_LABEL: found.name, **found.labels}
             same = all(labels.get(name) == text for name, text in wanted.labels.items() if name not in OF_THE_START)
             if found.running and same:
                 log.info("adopted a running container", unit=spec.unit, container=found.id[:12])
@@ -97,9 +97,9 @@ class ContainerBackend:
         self._engines.clear()
 
     @staticmethod
-    async def _ours(api: EngineApi, labels: Mapping[str, str]) -> tuple[Container, ...]:
+    async def _ours(api: EngineApi, labels: Mapping[str, str], wanted: str) -> tuple[Container, ...]:
         """Containers that a daemon made: one of an image committed from a unit has all labels but the right name."""
-        return tuple(one for one in await api.find(labels) if _made_here(one))
+        return tuple(one for one in await api.find(labels) if _made_here(one, wanted))
 
     async def _started(self, api: EngineApi, made: str, spec: ContainerSpec, on_line: OnLine) -> Running:
         unit = spec.labels[UNIT_LABEL]
@@ -157,8 +157,9 @@ async def ensure_image(api: EngineApi, image: str, policy: str, on_line: OnLine)
         log.info("image is here", image=image, seconds=time.monotonic() - began)
 
 
-def _made_here(found: Container) -> bool:
-    own = found.labels.get(NAME_LABEL, "")
+def _made_here(found: Container, wanted: str) -> bool:
+    """`wanted`: the name of the unit's container. One of a daemon that gave no name label is known by that."""
+    own = found.labels.get(NAME_LABEL, wanted)
     return found.name == own or found.name.startswith(f"{own[:200]}{ASIDE}")
 
 

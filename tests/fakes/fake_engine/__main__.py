@@ -16,7 +16,10 @@ from typing import Any, Dict, List, Set
 import aiohttp
 from aiohttp import web
 
-FAULTS = ("no-gpu", "pull-error", "deaf-wait", "oom", "name-in-use", "port-in-use", "cut-logs", "garbage", "old-api")
+FAULTS = (
+    "no-gpu", "pull-error", "deaf-wait", "oom", "name-in-use", "port-in-use", "cut-logs", "garbage", "old-api",
+    "no-name-label",
+)  # fmt: skip
 # How long the end waits for handlers: an option of the runner, before aiohttp 3.9 of the site.
 OF_RUNNER = tuple(int(part) for part in aiohttp.__version__.split(".")[:2]) >= (3, 9)
 SHUTDOWN: Dict[str, Any] = {"shutdown_timeout": 0.1}
@@ -133,6 +136,8 @@ class FakeEngine:
             raise _error(web.HTTPConflict, f'Conflict. The container name "/{name}" is already in use')
         body = await request.json()
         assert body["StopTimeout"] > 0
+        if "no-name-label" in self.faults:  # as a daemon before that label made it
+            del body["Labels"]["io.syshax.name"]
         self.made += 1
         self.containers.append(FakeContainer(self.made, name, body))
         return web.json_response({"Id": self.containers[-1].id}, status=201)

@@ -16,6 +16,7 @@ import pytest
 from syshaxd.backends.base import Exit, LaunchSpec, Running
 from syshaxd.backends.container import ContainerBackend
 from syshaxd.backends.container_spec import ContainerSpec, EngineKind
+from syshaxd.backends.pidfd import has_ended
 from syshaxd.errors import BackendError
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -113,6 +114,24 @@ async def test_adoption_by_digest_keeps_the_container(up: Up) -> None:
     assert second.container != first.container
     assert (await asyncio.wait_for(adopted.running.wait(), 20)).code in (137, None), "a new start clears it away"
     await second.kill()
+
+
+async def test_a_container_of_a_daemon_that_gave_no_name_label(up: Up) -> None:
+    """It is the unit's where it has the unit's name; a copy of an image that was committed from it has not."""
+    rig = await up("no-name-label")
+    first, copy = await rig.start(SLEEPER), await rig.start(SLEEPER, name="a-copy")
+    await first.release()
+    await copy.release()
+    adopted = await rig.backend.adopt(rig.spec(SLEEPER), rig.lines.append)
+    assert adopted is not None and adopted.running.container == first.container
+    await adopted.running.release()
+    changed = replace(rig.spec(SLEEPER), digest="d2")
+    assert await rig.backend.adopt(changed, rig.lines.append) is None
+    second = await asyncio.wait_for(rig.backend.start(changed, rig.lines.append), 20)
+    await _until(lambda: has_ended(first.pid or 0))
+    assert copy.pid and not has_ended(copy.pid)
+    await second.kill()
+    os.kill(copy.pid, signal.SIGKILL)
 
 
 async def test_another_daemons_container_is_left_alone(up: Up) -> None:
