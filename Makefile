@@ -109,9 +109,15 @@ plugin: native  ## the folder that a vLLM elsewhere is started with (PYTHONPATH,
 test-system: $(TEST_STAMP) native  ## install, start, reload, upgrade under a real systemd; needs root (12 min)
 	@$(TIER) system -- $(PYTEST) -q tests/system
 
+# NIXL comes into a folder of its own: the environment of the other vLLM tests stays stock.
+NIXL ?= build/nixl
+RECORD ?=
 test-deployed: $(TEST_STAMP) native  ## vLLM in containers, and over NIXL; needs root and vllm-env, not part of CI (20 min)
-	@$(VLLM_VENV)/bin/python -c 'import nixl' 2>/dev/null || $(VLLM_VENV)/bin/pip -q install --no-deps nixl nixl-cu12
-	@VLLM_VENV=$(VLLM_VENV) $(TIER) deployed -- $(PYTEST) -q tests/deployed
+	@test -d $(NIXL) || test ! -x $(VLLM_VENV)/bin/python || $(VLLM_VENV)/bin/python -m pip -q install --no-deps \
+	    --disable-pip-version-check --target $(NIXL) nixl==1.5.1 nixl-cu12==1.5.1
+	@VLLM_VENV=$(VLLM_VENV) NIXL=$(abspath $(NIXL)) $(TIER) deployed -- $(PYTEST) -q tests/deployed \
+	    --junitxml=build/deployed.xml; status=$$?; \
+	    $(if $(RECORD),$(PY) -m bench.deployed $(VLLM_VENV)/bin/python $(NIXL) build/deployed.xml;) exit $$status
 
 manuals: $(RUN_STAMP)  ## manual pages and shell completions, from the schema and the command's parsers
 	@$(PY) $(DEV)/manuals.py

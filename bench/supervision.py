@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import signal
 import socket
 import statistics
@@ -29,6 +28,8 @@ from tests.system.engines import RealEngine
 from tests.system.house import House
 from tests.system.rig import poll, run
 from tests.system.unit_image import UNIT_IMAGE, unit_archive
+
+from .origin import origin
 
 RESULT = Path(__file__).parent / "results" / "supervision.json"
 NAMES = ("gpu", "cpu", "cpu2", "cpu3")
@@ -134,7 +135,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RESULT)
     options = parser.parse_args()
     result: Dict[str, Any] = {
-        "units": len(NAMES), "cpus": os.cpu_count(), "python": platform.python_version(), "imports_s": bare_start(),
+        **origin("make bench-supervision"), "units": len(NAMES), "rounds": options.rounds, "imports_s": bare_start(),
     }  # fmt: skip
     with tempfile.TemporaryDirectory(prefix="syshax-bench-") as scratch:
         archive = unit_archive(Path(scratch))

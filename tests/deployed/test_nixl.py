@@ -4,29 +4,29 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
 from pathlib import Path
 from typing import Dict, Iterator, Tuple
 
 import pytest
 
 from tests.fakes import daemon as house
-from tests.fakes.daemon import ROUTES, Daemon, wait_for
+from tests.fakes.daemon import ROOT, ROUTES, Daemon, wait_for
 from tests.system.far import FarHost
 from tests.vllm import twins
 from tests.vllm.pairs import NEW as PYTHON
 from tests.vllm.pairs import complete, splits
 
-ASK = (str(PYTHON), "-c", "import nixl")
-NIXL = PYTHON.exists() and subprocess.run(ASK, check=False, stderr=subprocess.DEVNULL).returncode == 0
+NIXL = os.environ.get("NIXL", "build/nixl")  # the folder with the package `nixl`
+THERE = PYTHON.exists() and Path(NIXL, "nixl").is_dir()
+PLUGIN = str(ROOT / "kernels" / "python")
 pytestmark = [
-    pytest.mark.skipif(not NIXL, reason="no environment with vLLM and nixl: run `make test-deployed`"),
+    pytest.mark.skipif(not THERE, reason="no environment with vLLM and nixl: run `make test-deployed`"),
     pytest.mark.skipif(os.geteuid() != 0 or shutil.which("ip") is None, reason="needs root and iproute2"),
     pytest.mark.timeout(900),
 ]
 LENGTHS = (1, 31, 32, 33, 64, 257, 1000)
 PORT, SIDE = 8003, 5601
-TCP = {"UCX_TLS": "tcp"}  # no shared memory between the two: as on two hosts
+TCP = {"UCX_TLS": "tcp", "UCX_NET_DEVICES": "eth0"}  # no shared memory between the two: as on two hosts
 FLAGS = ("--dtype=float32", "--enforce-eager", "--max-num-seqs=8", "--block-size=32", "--max-model-len=2048")
 CONFIG = """\
 services: {{conductor: {{host: 127.0.0.1, port: 0}}}}
@@ -34,7 +34,9 @@ models: {{default: {model}, path: "{path}"}}
 kv: {{transport: nixl, side_channel_host: OURS}}
 units:
   gpu: {{kind: vllm, role: accelerator, python: PYTHON, start_timeout: 10m, cpu: {{affinity: none, threads: 1}},
-    env: {{VLLM_CPU_KVCACHE_SPACE: '1', TORCHDYNAMO_DISABLE: '1', UCX_TLS: tcp}}, extra_args: [FLAGS]}}
+    env: {{VLLM_CPU_KVCACHE_SPACE: '1', TORCHDYNAMO_DISABLE: '1', PYTHONPATH: 'PACKAGES',
+          UCX_TLS: tcp, UCX_NET_DEVICES: LINK}},
+    extra_args: [FLAGS]}}
   cpu: {{kind: vllm, backend: external, url: "http://THEIRS:PORT", health: {{timeout: 10s}}}}
 pd: {{pool_dir: "{folder}/pool", pool_size: 64MiB}}
 control_socket: "{folder}/control.sock"
@@ -46,9 +48,12 @@ state_dir: "{folder}/state"
 def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
     model = twins.write(tmp_path_factory.mktemp("model"), "llama").folder
     with FarHost() as far:
-        values = {"OURS": far.ours, "THEIRS": far.address, "PORT": str(PORT), "PYTHON": str(PYTHON)}
-        text = CONFIG.replace("FLAGS", ", ".join(FLAGS))
-        for name, value in {"python: PYTHON": f"python: {values.pop('PYTHON')}", **values}.items():
+        values = {
+            "FLAGS": ", ".join(FLAGS), "OURS": far.ours, "THEIRS:PORT": f"{far.address}:{PORT}",
+            "python: PYTHON": f"python: {PYTHON}", "PACKAGES": f"{PLUGIN}:{NIXL}", "LINK": far.link,
+        }  # fmt: skip
+        text = CONFIG
+        for name, value in values.items():
             text = text.replace(name, value)
         with far.running(*_server(model, far.address), env=_environment(far.address)):
             with house.running(model, text, 600) as running:
@@ -70,7 +75,7 @@ def _environment(address: str) -> Dict[str, str]:
         "VLLM_NIXL_SIDE_CHANNEL_HOST": address, "VLLM_NIXL_SIDE_CHANNEL_PORT": str(SIDE), "OMP_NUM_THREADS": "1",
         "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "TORCHDYNAMO_DISABLE": "1",
         "VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1", "VLLM_HOST_IP": "127.0.0.1", "GLOO_SOCKET_IFNAME": "lo",
-        **TCP,
+        "PYTHONPATH": NIXL, **TCP,
     }  # fmt: skip
 
 

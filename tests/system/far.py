@@ -19,13 +19,21 @@ class FarHost:
         self.ours, self.address = (f"10.{200 + number % 50}.{number // 250 % 250}.{last}" for last in (1, 2))
 
     def __enter__(self) -> "FarHost":
+        try:
+            self._make()
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def _make(self) -> None:
         run("ip", "netns", "add", self.name)
         run("ip", "link", "add", self.link, "type", "veth", "peer", "name", "eth0", "netns", self.name)
         run("ip", "addr", "add", f"{self.ours}/30", "dev", self.link)
         run("ip", "-n", self.name, "addr", "add", f"{self.address}/30", "dev", "eth0")
-        run("ip", "-n", self.name, "link", "set", "eth0", "up")
+        for device in ("lo", "eth0"):
+            run("ip", "-n", self.name, "link", "set", device, "up")
         self.mend()
-        return self
 
     def __exit__(self, *exc: object) -> None:
         run("ip", "link", "del", self.link, check=False)

