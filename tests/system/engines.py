@@ -31,11 +31,18 @@ class RealEngine:
         self._environ = environ
         self.socket = str(folder / f"{kind.value}.sock")
         self.process: Optional[subprocess.Popen[bytes]] = None
-        self._images: List[str] = []
+        self.images: List[str] = []  # to be removed at the end
         (folder / "containers.conf").write_text(CONTAINERS_CONF)
 
     def start(self) -> "RealEngine":
-        """Run the service until it answers."""
+        """Run the service until it answers; one that does not is ended."""
+        try:
+            return self._start()
+        except BaseException:
+            self.close()
+            raise
+
+    def _start(self) -> "RealEngine":
         words: tuple[str, ...] = ("podman", "system", "service", "--time=0", f"unix://{self.socket}")
         if self.kind is EngineKind.DOCKER:
             roots = ("--data-root", f"{self.folder}/data", "--exec-root", f"{self.folder}/exec")
@@ -52,10 +59,16 @@ class RealEngine:
 
     def stop(self, number: int = signal.SIGTERM) -> None:
         """End the service."""
-        if self.process is not None:
-            self.process.send_signal(number)
-            self.process.wait(60)
-            self.process = None
+        process, self.process = self.process, None
+        if process is None:
+            return
+        process.send_signal(number)
+        try:
+            process.wait(60)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+            raise
 
     def import_image(self) -> None:
         """The image, made here."""
@@ -66,7 +79,7 @@ class RealEngine:
     def import_archive(self, archive: Path, image: str) -> None:
         """An image out of the archive of a root folder."""
         self.cli("import", archive, image)
-        self._images.append(image)
+        self.images.append(image)
 
     def cli(self, *words: object, check: bool = True) -> str:
         """What the engine's own program says: the hand of an administrator."""
@@ -84,15 +97,17 @@ class RealEngine:
         with subprocess.Popen(["tar", "-C", str(root), *left_out, "-c", "."], stdout=subprocess.PIPE) as tar:
             subprocess.run(words, stdin=tar.stdout, check=True, timeout=420, stdout=subprocess.DEVNULL)
         assert tar.returncode == 0
-        self._images.append(image)
+        self.images.append(image)
 
     def close(self) -> None:
-        """End it and give back its space."""
-        self.stop()
-        if self.kind is EngineKind.PODMAN:
-            run("podman", "rmi", "--force", *self._images, check=False)
-        for name in ("data", "exec"):
-            shutil.rmtree(self.folder / name, ignore_errors=True)
+        """End it and give back its space: Docker's store is its own, Podman's that of the machine."""
+        try:
+            self.stop()
+        finally:
+            for image in self.images if self.kind is EngineKind.PODMAN else ():
+                run("podman", "rmi", "--force", image, check=False)
+            for name in ("data", "exec"):
+                shutil.rmtree(self.folder / name, ignore_errors=True)
 
 
 def _rootfs() -> bytes:

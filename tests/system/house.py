@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.request
 from pathlib import Path
 from typing import Any, Dict, List, Mapping
 
@@ -25,6 +26,7 @@ from .unit_image import UNIT_IMAGE
 MODEL = ROOT / "kernels/demo/syshax-demo.gguf"
 PROMPT = "What is a glacier?"
 ROUTES = ("accelerator", "cpu", "accelerator>cpu")
+LONG = 1500  # tokens: some seconds
 
 
 def free_port() -> int:
@@ -94,19 +96,27 @@ class House:
 
     def end(self, number: int = signal.SIGTERM) -> None:
         """End it."""
-        if self._process is not None:
-            self._process.send_signal(number)
-            self._process.wait(90)
-            self._process = None
+        process, self._process = self._process, None
+        if process is None:
+            return
+        process.send_signal(number)
+        try:
+            process.wait(90)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+            raise
 
     def close(self) -> None:
         """End it, units included."""
-        if self._process is not None and self._process.poll() is None:
-            self.end()
-        names = self.engine.cli("ps", "--all", "--format", "{{.Names}}", check=False).split()
-        for name in (name for name in names if name.startswith(self.tag)):
-            self.engine.cli("rm", "--force", name, check=False)
-        run("rm", "-rf", self.config["pd"]["pool_dir"], check=False)
+        try:
+            if self._process is not None and self._process.poll() is None:
+                self.end()
+        finally:
+            names = self.engine.cli("ps", "--all", "--format", "{{.Names}}", check=False).split()
+            for name in (name for name in names if name.startswith(self.tag)):
+                self.engine.cli("rm", "--force", name, check=False)
+            run("rm", "-rf", self.config["pd"]["pool_dir"], check=False)
 
     # ---- what it says of itself
 
@@ -138,6 +148,13 @@ class House:
         except AssertionError as err:
             raise AssertionError(f"{err}\n{self.log[-4000:]}") from None
 
+    def failovers(self) -> int:
+        """Streams that have gone on, from their last token, on another unit than the one that failed under them."""
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/metrics", timeout=30) as answer:
+            text = answer.read().decode()
+        found = re.search(r'^syshax_handoffs_total{kind="failover",result="ok"} (\S+)$', text, re.M)
+        return int(float(found[1])) if found else 0
+
     def failed(self, name: str) -> Dict[str, Any]:
         """The unit once it stays down."""
 
@@ -151,30 +168,42 @@ class House:
 
     def tokens(self, route: str = "", count: int = 40) -> List[int]:
         """A whole answer."""
-        stream = Stream(self.port, route, count)
-        stream.start()
-        return stream.result()
+        return self.stream(route, count).result()
 
-    def stream(self, route: str, count: int = 600) -> "Stream":
+    def stream(self, route: str, count: int = LONG, again: bool = False) -> "Stream":
         """A client that reads."""
-        stream = Stream(self.port, route, count)
+        stream = Stream(self.port, route, count, again)
         stream.start()
         return stream
 
 
 class Stream(threading.Thread):
-    """One streamed completion: greedy, so that every unit gives the same tokens."""
+    """A client of streamed completions: greedy, so that every unit gives the same tokens. `again`: it begins the next
+    one whenever one is whole, until it is asked for the results."""
 
-    def __init__(self, port: int, route: str, count: int) -> None:
+    def __init__(self, port: int, route: str, count: int, again: bool) -> None:
         super().__init__(daemon=True)
-        self._port, self._route, self._count = port, route, count
-        self._tokens: List[int] = []
+        self._port, self._route, self._length = port, route, count
+        self._answers: List[List[int]] = []
         self._error = ""
+        self._last = threading.Event()
+        if not again:
+            self._last.set()
 
     def run(self) -> None:
-        """Read it to its end."""
+        """Read them to their ends."""
+        try:
+            self._read()
+            while not self._last.is_set():
+                self._read()
+        except (OSError, ValueError, http.client.HTTPException) as err:
+            self._error = repr(err)
+
+    def _read(self) -> None:
+        tokens: List[int] = []
+        self._answers.append(tokens)
         body = {
-            "model": "syshax-demo", "prompt": PROMPT, "max_tokens": self._count, "min_tokens": self._count,
+            "model": "syshax-demo", "prompt": PROMPT, "max_tokens": self._length, "min_tokens": self._length,
             "temperature": 0, "stream": True, "return_token_ids": True,
         }  # fmt: skip
         headers = {"Content-Type": "application/json", **({"x-syshax-route": self._route} if self._route else {})}
@@ -189,27 +218,36 @@ class Stream(threading.Thread):
                     event = json.loads(line[6:])
                     if "error" in event:
                         raise ValueError(f"{event}")
-                    self._tokens += event["choices"][0].get("token_ids") or []
-        except (OSError, ValueError, http.client.HTTPException) as err:
-            self._error = repr(err)
+                    tokens += event["choices"][0].get("token_ids") or []
         finally:
             connection.close()
 
+    @property
+    def count(self) -> int:
+        """Tokens that have come so far."""
+        return sum(map(len, self._answers))
+
     def at(self, count: int) -> "Stream":
         """Once so many tokens have come."""
-        poll(f"{count} tokens", lambda: len(self._tokens) >= count or self._error, 60, pause=0.002)
+        poll(f"{count} tokens", lambda: self.count >= count or self._error, 60, pause=0.002)
+        assert not self._error, self._error
         return self
 
-    @property
-    def flows(self) -> bool:
-        """Whether it is still on."""
-        return self.is_alive()
+    def more(self, count: int = 20) -> "Stream":
+        """Once so many more tokens have come."""
+        return self.at(self.count + count)
+
+    def results(self) -> List[List[int]]:
+        """The tokens of each answer, the present one to its end; fails where one broke."""
+        self._last.set()
+        self.join(120)
+        assert not self._error and not self.is_alive(), self._error or f"stands at {self.count} tokens"
+        return self._answers
 
     def result(self) -> List[int]:
-        """All tokens; fails where the stream broke."""
-        self.join(120)
-        assert not self._error and not self.is_alive(), self._error or f"stands at {len(self._tokens)} tokens"
-        return self._tokens
+        """The same of a single answer."""
+        (answer,) = self.results()
+        return answer
 
 
 def resident(pid: int) -> int:

@@ -17,7 +17,7 @@ import pytest
 from syshaxd.backends.container_spec import EngineKind
 
 from .engines import IMAGE, RealEngine
-from .house import ROUTES, House, alive, resident
+from .house import LONG, ROUTES, House, alive, resident
 from .rig import poll, run
 from .unit_image import UNIT_IMAGE
 
@@ -82,13 +82,16 @@ def test_split_over_the_mounted_pool(house: House) -> None:
 
 @pytest.mark.parametrize("how", ["kill -9", "removed by hand"])
 def test_a_unit_that_goes_under_a_stream(house: House, how: str) -> None:
-    before, whole = house.ready(), house.tokens("accelerator", 600)
+    before, whole, failovers = house.ready(), house.tokens("accelerator", LONG), house.failovers()
+    pid = house.unit_status("gpu")["pid"]
     stream = house.stream("accelerator").at(40)
     if how == "kill -9":
-        os.kill(house.unit_status("gpu")["pid"], signal.SIGKILL)
+        os.kill(pid, signal.SIGKILL)
     else:
-        house.engine.cli("rm", "--force", before["gpu"])
+        now = ("--time", "0") if house.engine.kind is EngineKind.PODMAN else ()
+        house.engine.cli("rm", "--force", *now, before["gpu"])
     assert stream.result() == whole, "the other unit went on"
+    assert house.failovers() == failovers + 1, "from the last token of the one that went"
     after = house.ready()
     assert after["gpu"] != before["gpu"] and after["cpu"] == before["cpu"]
     failure = house.unit_status("gpu")["last_failure"]
@@ -119,26 +122,34 @@ def test_units_are_kept_over_a_stop(house: House) -> None:
 
 
 def test_a_reload_with_one_changed_unit_under_a_stream(house: House) -> None:
-    before, whole = house.ready(), house.tokens("accelerator", 600)
-    stream = house.stream("accelerator").at(40)
+    before, whole, failovers = house.ready(), house.tokens("accelerator", LONG), house.failovers()
+    stream = house.stream("accelerator", again=True).at(40)
     change(house, env={"CHANGED": "1"})
-    poll("another cpu unit", lambda: house.unit_status("cpu").get("container") not in ("", before["cpu"]), 60)
-    assert stream.result() == whole
+    poll("the cpu unit is gone", lambda: house.unit_status("cpu").get("container", before["cpu"]) != before["cpu"], 60)
+    gone = stream.count
     after = house.ready()
+    assert stream.count > gone, "the other one went on meanwhile"
+    assert all(answer == whole for answer in stream.more().results())
     assert after["gpu"] == before["gpu"] and after["cpu"] != before["cpu"]
+    assert house.failovers() == failovers, "and lost nothing that another one had to make good"
 
 
 def test_the_engines_service_is_restarted_under_a_stream(house: House) -> None:
-    before, whole = house.ready(), house.tokens("accelerator", 600)
-    stream = house.stream("accelerator").at(40)
-    house.engine.stop()
-    house.engine.start()
+    before, whole, failovers = house.ready(), house.tokens("accelerator", LONG), house.failovers()
     if house.engine.kind is EngineKind.PODMAN:
-        assert stream.result() == whole and house.ready() == before, "containers do not need the service"
+        stream = house.stream("accelerator", again=True).at(40)
+        house.engine.stop()
+        stream.more()
+        house.engine.start()
+        assert all(answer == whole for answer in stream.more().results())
+        assert house.ready() == before and house.failovers() == failovers, "containers do not need the service"
         return
-    after = house.ready()  # Docker stops its containers with itself, as it has no live-restore here
-    assert not set(after.values()) & set(before.values())
-    assert house.tokens("accelerator", 600) == whole
+    stream = house.stream("accelerator").at(40)
+    house.engine.stop()  # Docker stops its containers with itself, as it has no live-restore here
+    house.engine.start()
+    assert stream.result() == whole, "it waited for a unit, and went on from its last token"
+    assert house.failovers() > failovers
+    assert not set(house.ready().values()) & set(before.values())
 
 
 def test_sigterm_ignored_and_a_shell_that_forks(house: House) -> None:
@@ -230,17 +241,17 @@ def test_two_daemons_with_the_same_unit_names(house: House, tmp_path: Path) -> N
 def test_shared_memory_is_full(engine: RealEngine, tmp_path: Path) -> None:
     small = tmp_path / "shm"
     small.mkdir()
+    one = House(tmp_path, engine, pd={"pool_dir": str(small)})
     run("mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", small)
-    one = House(tmp_path, engine, pd={"pool_dir": str(small)}).start()
     try:
-        one.ready(pd=False)
+        one.start().ready(pd=False)
         poll("the split was tried", lambda: "under way" not in one.ask_control("status")["pd"]["reason"])
         reason = one.ask_control("status")["pd"]["reason"]
         assert re.search(r"no room for .*gpu\.pool: 8 MiB left there \(pd\.pool_size\)", reason), reason
         assert len(one.tokens("")) == 40
     finally:
         one.close()
-        run("umount", small)
+        run("umount", "--lazy", small, check=False)
 
 
 def test_stop_ends_the_units(house: House) -> None:

@@ -17,6 +17,7 @@ from tests.fakes.daemon import Daemon, wait_for
 from .far import FarHost
 from .rig import ROOT, run
 
+FAILOVERS = 'syshax_handoffs_total{kind="failover",result="ok"}'
 KEY, PORT, TOKENS = "a-key-of-the-other-host", 8002, 1500
 CONFIG = """\
 services: {{conductor: {{host: 127.0.0.1, port: 0}}}}
@@ -106,7 +107,9 @@ def test_it_is_watched_and_serves_but_is_not_started_or_stopped(daemon: Daemon, 
 
 def test_its_link_goes_down_in_the_middle_of_a_stream(daemon: Daemon, far: FarHost) -> None:
     whole = generate(daemon, "accelerator")
+    before = daemon.metrics().get(FAILOVERS, 0.0)
     assert generate(daemon, "cpu", far.cut) == whole, "the other unit went on from the last token"
+    assert daemon.metrics()[FAILOVERS] == before + 1
     wait_for("it is seen to be away", lambda: unit(daemon)["state"] != "ready", 30)
     assert unit(daemon)["reason"]
     assert daemon.ask("/v1/completions", {"prompt": "x", "max_tokens": 2}).status == 200, "the near unit serves"

@@ -76,13 +76,14 @@ def ensure(engine: RealEngine, image: str, policy: str) -> Tuple[str, List[str]]
 
 def test_pulled_where_missing_with_progress_and_by_digest(engine: RealEngine, registry: Tuple[str, str]) -> None:
     name, digest = registry
+    engine.images.append(f"{name}:1")
     found, lines = ensure(engine, f"{name}:1", "missing")
+    engine.images.append(found)
     assert found and lines[0].startswith(f"pulling {name}:1")
     assert any(re.search(r": 0\.0[1-4] of 0\.04 GB$", line) for line in lines), lines
     assert ensure(engine, f"{name}:1", "missing") == (found, []), "it is here"
     pinned, _ = ensure(engine, f"{name}@{digest}", "always")
     assert pinned == found
-    engine.cli("rmi", "--force", found)
 
 
 def test_what_is_not_there_says_what_to_do(engine: RealEngine, registry: Tuple[str, str]) -> None:
