@@ -50,6 +50,15 @@ async def test_usage_counts_what_the_client_asked_for(house: House) -> None:
     assert reply.json["usage"]["prompt_tokens"] == len(render(body)) and reply.json["usage"]["completion_tokens"] == 7
 
 
+async def test_a_stop_string_in_the_first_token_ends_it_at_the_decode_unit(house: House) -> None:
+    body = body_for(COMPLETIONS, "a question", 7)
+    reply = await house.post(COMPLETIONS, {**body, "stop": [text_after(render(body), 1)]}, SPLIT)
+    assert (reply.status, reply.text, reply.finish) == (200, "", "stop")
+    assert reply.headers["x-syshax-route"] == "accelerator>cpu"
+    assert (await house.state("cpu"))["totals"]["external"] == len(render(body)) - 1
+    await house.quiet()
+
+
 @pytest.mark.parametrize("fault", [{"no_remote": True}, {"http_status": 500}])
 @pytest.mark.parametrize("path", [CHAT, COMPLETIONS])
 async def test_a_prefill_unit_that_fails_is_gone_round(house: House, path: str, fault: Dict[str, Any]) -> None:

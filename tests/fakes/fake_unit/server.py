@@ -318,7 +318,7 @@ class Generation:
         if self.body.get("return_token_ids"):
             choices[0].update(token_ids=tokens)
             (made if self.chat else choices[0])["prompt_token_ids"] = self.sequence.prompt
-        if self.kept and not self.server.faults.on("no_remote"):
+        if self.kept and finish == "length" and not self.server.faults.on("no_remote"):  # vLLM frees the others' KV
             made["kv_transfer_params"] = self.remote()
         return web.json_response(made)
 
