@@ -7,8 +7,11 @@ from typing import Any, Dict, List
 
 from shapes import BITS, LENGTHS, SHAPES, USERS_TABLES, decode_name
 
-Samples = Dict[str, List[float]]
 Report = Dict[str, Any]
+Rounds = Dict[int, float]
+"""One number in each round of the benchmark."""
+Measured = Dict[str, Dict[str, Rounds]]
+"""By contender ("ceiling": the machine's limits) and case."""
 
 
 def summary(values: List[float]) -> Dict[str, float]:
@@ -23,79 +26,94 @@ def reports(runs: List[Dict[str, Any]]) -> List[Report]:
 
 
 def report(shape: str, kind: str, mode: str, runs: List[Dict[str, Any]]) -> Report:
-    names = dict.fromkeys(run["who"] for run in runs)
-    medians = {name: medians_of([run for run in runs if run["who"] == name]) for name in names}
-    ceiling, rates = medians.pop("ceiling", {}), medians
+    measured = by_round(runs)
+    summaries = {who: {case: summary([*found.values()]) for case, found in measured[who].items()} for who in measured}
+    ceiling = summaries.pop("ceiling", {})
     found: Report = {
         "shape": shape, "type": kind, "mode": mode, "layers_held": SHAPES[shape].stack, "ceiling": ceiling,
-        "notes": {run["who"]: run["note"] for run in runs if "note" in run}, "rates": rates,
+        "notes": {run["who"]: run["note"] for run in runs if "note" in run}, "rates": summaries,
         "others_cpu": max((run["others"] for run in runs), default=0.0),
     }  # fmt: skip
     if mode == "lengths":
-        found["lengths"] = lengths(shape, rates.get("ours", {}))
-    elif rates.get("ours") and ceiling:
-        found["cases"] = {case: case_report(shape, kind, case, rates, ceiling) for case in rates["ours"]}
-        found["derived"] = derived(shape, rates["ours"], ceiling)
+        found["lengths"] = lengths(shape, summaries.get("ours", {}))
+    elif summaries.get("ours") and ceiling:
+        found["cases"] = {case: case_report(shape, kind, case, measured) for case in summaries["ours"]}
+        found["derived"] = derived(shape, measured)
     return found
 
 
-def medians_of(runs: List[Dict[str, Any]]) -> Dict[str, Dict[str, float]]:
-    samples: Samples = {}
+def by_round(runs: List[Dict[str, Any]]) -> Measured:
+    measured: Measured = {}
     for run in runs:
-        for name, value in run.get(
-            "rates", {k: v for k, v in run.items() if k in ("read_gb_s", "int8_tops", "f32_tflops")}
-        ).items():
-            samples.setdefault(name, []).append(value)
-    return {name: summary(values) for name, values in samples.items()}
+        limits = {key: value for key, value in run.items() if key in ("read_gb_s", "int8_tops", "f32_tflops")}
+        for case, value in run.get("rates", limits).items():
+            measured.setdefault(run["who"], {}).setdefault(case, {})[run["round"]] = value
+    return measured
 
 
-def case_report(shape: str, kind: str, case: str, rates: Dict[str, Any], ceiling: Dict[str, Any]) -> Dict[str, float]:
-    ours = rates["ours"][case]["median"]
-    found = share_of_ceiling(shape, kind, case, ours, ceiling)
-    for name, theirs in rates.items():
-        if name != "ours" and case in theirs:
-            found[f"ratio_to_{name}"] = ours / theirs[case]["median"]
+def ratio(of: Rounds, to: Rounds) -> float:
+    """Median of the rounds' own ratios: the machine's bandwidth differs by up to 2x from one round to another. From
+    the medians where no round has both."""
+    both = [of[number] / to[number] for number in of if number in to]
+    return statistics.median(both) if both else statistics.median(of.values()) / statistics.median(to.values())
+
+
+def case_report(shape: str, kind: str, case: str, measured: Measured) -> Dict[str, float]:
+    ours = measured["ours"][case]
+    found = share_of_ceiling(shape, kind, case, ours, measured["ceiling"])
+    for name, theirs in measured.items():
+        if name not in ("ours", "ceiling") and case in theirs:
+            found[f"ratio_to_{name}"] = ratio(ours, theirs[case])
     return found
 
 
-def share_of_ceiling(shape: str, kind: str, case: str, rate: float, ceiling: Dict[str, Any]) -> Dict[str, float]:
+def share_of_ceiling(shape: str, kind: str, case: str, rate: Rounds, ceiling: Dict[str, Rounds]) -> Dict[str, float]:
     """Of read bandwidth (weights once a step, KV once a sequence) and of the 8-bit rate."""
     s = SHAPES[shape]
-    top, share = ceiling["int8_tops"]["median"], {}
-    if top:
+    share = {}
+    if min(ceiling["int8_tops"].values()):
         per_token = s.weights - (s.head_weights if case.startswith("prefill") else 0)
-        share["int8"] = 2 * per_token * rate * 1e-12 / top
+        share["int8"] = 2 * per_token * 1e-12 * ratio(rate, ceiling["int8_tops"])
     if case.startswith("decode"):
         batch, context = (int(word[1:]) for word in case.split()[1:])
         step = s.weights * BITS[kind] / 8 + batch * s.kv_bytes(context)
-        share["bandwidth"] = rate / batch * step * 1e-9 / ceiling["read_gb_s"]["median"]
+        share["bandwidth"] = step / batch * 1e-9 * ratio(rate, ceiling["read_gb_s"])
     return share
 
 
-def derived(shape: str, ours: Dict[str, Any], ceiling: Dict[str, Any]) -> Dict[str, float]:
-    """Batches 2 and 3 against the line through 1 and 4; what 4096 tokens of context leave; how attention reads KV."""
+def derived(shape: str, measured: Measured) -> Dict[str, float]:
+    """Medians over the rounds of what one process measured: batches 2 and 3 against the line through 1 and 4; what
+    4096 tokens of context leave; how attention reads KV."""
+    ours, ceiling = measured["ours"], measured["ceiling"]
+    found: Dict[str, List[float]] = {}
+    for number in ours[decode_name((1, 32))]:
+        limits = {name: values[number] for name, values in ceiling.items() if number in values}
+        for key, value in derived_once(shape, {case: of[number] for case, of in ours.items()}, limits).items():
+            found.setdefault(key, []).append(value)
+    return {key: statistics.median(values) for key, values in found.items()}
 
-    def rate(batch: int, context: int) -> float:
-        return float(ours[decode_name((batch, context))]["median"])
 
-    one, four = rate(1, 32), rate(4, 32)
-    found = {f"b{b}_to_line": rate(b, 32) / (one + (four - one) * (b - 1) / 3) for b in (2, 3)}
-    found["kept_at_4096"] = rate(1, 4096) / one
+def derived_once(shape: str, ours: Dict[str, float], ceiling: Dict[str, float]) -> Dict[str, float]:
+    one, four = ours[decode_name((1, 32))], ours[decode_name((4, 32))]
+    found = {f"b{b}_to_line": ours[decode_name((b, 32))] / (one + (four - one) * (b - 1) / 3) for b in (2, 3)}
+    found["kept_at_4096"] = ours[decode_name((1, 4096))] / one
     for batch in (1, 8):
-        found.update(attention_share(shape, batch, batch / rate(batch, 4096) - batch / rate(batch, 32), ceiling))
+        more = batch / ours[decode_name((batch, 4096))] - batch / ours[decode_name((batch, 32))]
+        found.update(attention_share(shape, batch, more, ceiling))
     return found
 
 
-def attention_share(shape: str, batch: int, seconds: float, ceiling: Dict[str, Any]) -> Dict[str, float]:
+def attention_share(shape: str, batch: int, seconds: float, ceiling: Dict[str, float]) -> Dict[str, float]:
     """Of bandwidth and of the f32 multiply-add rate, over what 4064 more tokens of context cost."""
     s = SHAPES[shape]
-    if seconds <= 0:
+    if seconds <= 0 or not ceiling:
         return {}
-    reads = batch * s.kv_bytes(4096 - 32) / seconds * 1e-9 / ceiling["read_gb_s"]["median"]
+    reads = batch * s.kv_bytes(4096 - 32) / seconds * 1e-9 / ceiling["read_gb_s"]
     found = {f"attention_b{batch}_bandwidth": reads}
-    flops = ceiling["f32_tflops"]["median"]
-    if flops:
-        found[f"attention_b{batch}_f32"] = batch * s.attention_flops(4096 - 32) / seconds * 1e-12 / flops
+    if ceiling["f32_tflops"]:
+        found[f"attention_b{batch}_f32"] = (
+            batch * s.attention_flops(4096 - 32) / seconds * 1e-12 / ceiling["f32_tflops"]
+        )
     return found
 
 
