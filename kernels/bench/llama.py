@@ -142,7 +142,8 @@ def prefill_rate(model: Any, threads: int) -> float:
 
 def note(log: List[str]) -> str:
     """Version, build flags, and what its log says of repacking, buffers and flash attention."""
-    lines = sorted({re.sub(r"blk\.\d+", "blk.N", line.strip()) for line in log if TELLING.search(line)})
+    found = (re.sub(r"(blk\.|node_)\d+", r"\1N", " ".join(line.split())) for line in log if TELLING.search(line))
+    lines = sorted({re.sub(r"ne = {[ \d,]+}", "ne = {..}", line) for line in found})
     return (
         f"llama-cpp-python {lc.__version__}; {lc.llama_print_system_info().decode()}; log: {' | '.join(lines)[:2000]}"
     )

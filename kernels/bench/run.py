@@ -94,6 +94,7 @@ def describe(args: argparse.Namespace) -> Dict[str, Any]:
     git = subprocess.run(["git", "-C", str(ROOT), "rev-parse", "HEAD"], stdout=subprocess.PIPE, text=True)
     return {
         "date": datetime.date.today().isoformat(), "commit": git.stdout.strip(), "cpus": args.cpus,
+        "command": "make bench-kernels" + " LLAMA_VENV=..." * bool(args.llama) + " VLLM_VENV=..." * bool(args.vllm),
         "machine": names[0] if names else platform.machine(), "kernel": platform.release(),
         "load_before": os.getloadavg(), "rounds": args.rounds,
     }  # fmt: skip

@@ -16,6 +16,7 @@ inline __m512i activations4(const int8_t *q) {
 struct Q4 {
     static constexpr uint32_t kSuperBytes = kQ4Bytes, kGroupBytes = 256;
     static constexpr int kSumShift = 0;  // offset 8: `sum` is -8 times the sum of the activations
+    static constexpr uint32_t kAheadOfTwo = 6912;  // where memory is fast, two rows take as long as it does
     static void load(const uint8_t *p, __m512i *w) {
         const __m512i low = _mm512_set1_epi8(15);
 #pragma GCC unroll 4
@@ -30,6 +31,7 @@ struct Q4 {
 struct Q8 {
     static constexpr uint32_t kSuperBytes = kQ8Bytes, kGroupBytes = 512;
     static constexpr int kSumShift = 4;  // offset 128
+    static constexpr uint32_t kAheadOfTwo = 1152;
     static void load(const uint8_t *p, __m512i *w) {
 #pragma GCC unroll 8
         for (int v = 0; v < 8; v++) w[v] = _mm512_loadu_si512(p + 64 * v);
@@ -45,11 +47,11 @@ struct Rows {
 };
 
 // The lines of weights to fetch ahead (into L2) while row i of N of a group is computed: spread out, since a burst of
-// misses would hold up the loads of activations behind it. One or two rows wait for memory only and want a short distance,
+// misses would hold up the loads of activations behind it. One row waits for memory only and wants a short distance,
 // many rows leave the hardware's own prefetcher behind. Distances measured on Zen 4.
 template <class F, int N>
 inline void fetch_ahead(const uint8_t *super, uint32_t half, int i) {
-    constexpr uint32_t kAhead = N <= 2 ? 1152 : 9216;
+    constexpr uint32_t kAhead = N == 1 ? 1152 : N == 2 ? F::kAheadOfTwo : 9216;
     constexpr int kLines = F::kSuperBytes / 64, kHalf = (kLines + 1) / 2;
     const int base = static_cast<int>(half) * kHalf, count = half == 0 ? kHalf : kLines - kHalf;
     for (int line = i * count / N; line < (i + 1) * count / N; line++) vprefetch(super + kAhead + 64 * (base + line));
