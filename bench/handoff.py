@@ -141,7 +141,8 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
             found = pair(part, args.vllm, args.rounds)
         else:
             continue
-        result[part] = {**found, "machine": machine()}
+        command = f"python -m bench.handoff --parts {part} --processes {args.processes} --rounds {args.rounds}"
+        result[part] = {**found, "machine": machine(), "command": command + (" --vllm PYTHON" if args.vllm else "")}
         args.out.write_text(json.dumps(result, indent=1) + "\n")
         print(part, json.dumps(result[part]), flush=True)
     return 0

@@ -272,6 +272,9 @@ static const uint64_t LEASE = 60ull * 1000000000ull;
 static uint32_t publish_one(sx_pool *owner, uint32_t n_tokens) {
     int32_t tokens[300];
     uint32_t slot = 0;
+    sx_pool_header shape; /* golden_args() */
+    memset(&shape, 0, sizeof shape);
+    shape.n_layers = 3, shape.n_kv_heads = 4, shape.head_size = 8, shape.wire_type = SX_BF16, shape.tp_size = 2;
     for (int i = 0; i < 300; ++i) tokens[i] = 1000 + i;
     expect_status(sx_pool_begin(owner, ID, LEASE, &slot), SX_OK, "begin");
     expect_status(sx_pool_append(owner, slot, tokens, n_tokens), SX_OK, "append");
@@ -283,7 +286,8 @@ static uint32_t publish_one(sx_pool *owner, uint32_t n_tokens) {
         fill(data, bytes, i);
         expect_status(sx_pool_seal(owner, slot, i, 0, 0), SX_OK, "seal of rank 0");
         if (i == 0) expect_status(sx_pool_publish(owner, slot, n_tokens), SX_ESTATE, "publish with a rank unsealed");
-        expect_status(sx_pool_seal(owner, slot, i, 1, 0), SX_OK, "seal of rank 1");
+        const uint32_t n = n_tokens - i * 64 < 64 ? n_tokens - i * 64 : 64;
+        expect_status(sx_pool_seal_as(owner, slot, i, 1, n, slice_crc(&shape, data, 1, n)), SX_OK, "seal_as of rank 1");
     }
     expect_status(sx_pool_publish(owner, slot, n_tokens), SX_OK, "publish");
     return slot;

@@ -179,6 +179,10 @@ void consume(sx_pool *pool, uint32_t n, bool trusting) {
     for (uint32_t i = 0; status == SX_OK && i < view.n_chunks; ++i) {
         const void *data;
         uint64_t bytes;
+        uint32_t covered = 0;
+        const bool alone = sx_pool_locate(pool, &view, i, &data, &bytes, &covered) == SX_OK && covered != 0;
+        const bool matched = sx_pool_match(pool, &view, i, covered, 0) == SX_OK;
+        if (!trusting && (alone || matched)) die("one checksum for the heads of two ranks");
         status = sx_pool_read(pool, &view, i, &data, &bytes);
         if (status == SX_OK && !trusting) check_right(n, tokens, i, data, bytes);
         if (status == SX_OK) ++tickets_taken;
@@ -220,10 +224,15 @@ void cut_file(const std::string &path, const std::vector<uint8_t> &good) {
     if (truncate(path.c_str(), below(static_cast<uint32_t>(good.size()))) != 0) die("truncate");
     const void *data;
     uint64_t bytes;
+    uint32_t covered;
     sx_unit_stats stats{};
     stats.size = sizeof stats;
-    const sx_status found[] = {sx_pool_pin(pool, id, 0, kLease, &view), sx_pool_read(pool, &view, 0, &data, &bytes),
-                               sx_pool_release(pool, &view, 1), sx_pool_read_stats(pool, &stats)};
+    const sx_status found[] = {sx_pool_pin(pool, id, 0, kLease, &view),
+                               sx_pool_read(pool, &view, 0, &data, &bytes),
+                               sx_pool_locate(pool, &view, 0, &data, &bytes, &covered),
+                               sx_pool_match(pool, &view, 0, 64, 0),
+                               sx_pool_release(pool, &view, 1),
+                               sx_pool_read_stats(pool, &stats)};
     for (const sx_status status : found)
         if (status != SX_ECORRUPT) die("a cut file was not noticed");
     sx_pool_close(pool);

@@ -13,6 +13,7 @@ from syshax_kernels.context import Context, available_isas
 from syshax_kernels.errors import KernelError
 from syshax_kernels.model import KvSlice, Model, ModelShape, Seq
 from syshax_kernels.types import DType
+from tests.crc32c import crc32c
 from tests.kernels.reference import build, logits, random_weights
 
 ISAS = available_isas()
@@ -137,6 +138,23 @@ def test_kv_of_the_wire_s_own_type_comes_back_bit_for_bit(kind: DType, largest: 
         model.export_kv(part, back.view(np.uint8))
     assert np.array_equal(back[2:], sent[2:])
     assert back[:2].tolist() == [largest, largest | 0x8000]
+
+
+@pytest.mark.parametrize("wire", [DType.F32, DType.F16])
+@pytest.mark.parametrize("kv", [DType.F32, DType.BF16, DType.Q8_0])
+@pytest.mark.parametrize("size", [8, 16])
+def test_copies_tell_the_checksum_of_their_part_of_the_chunk(wire: DType, kv: DType, size: int) -> None:
+    shape = dataclasses.replace(SHAPE, kv_type=kv, kv_block_size=size)
+    weights, ids, n = random_weights(shape, DType.F32, seed=8), tokens(60), 64
+    with Context(threads=3) as ctx, build(ctx, weights) as model:
+        run(model, ids)
+        blocks, chunk = blocks_for(shape, len(ids)), np.zeros(model.chunk_bytes(n, wire), np.uint8)
+        for first, count, at, head, heads in ((0, 60, 0, 0, 0), (5, 37, 9, 0, 0), (16, 16, 0, 1, 1), (0, 0, 0, 0, 1)):
+            part = KvSlice(blocks, first, count, n, at, wire, head, heads)
+            crc = model.export_kv(part, chunk)
+            planes = chunk.reshape(2 * shape.n_layers, n, shape.n_kv_heads, -1)
+            there = planes[:, at : at + count, head : head + (heads or shape.n_kv_heads)]
+            assert crc == crc32c(there.tobytes()) == model.import_kv(part, chunk)
 
 
 def test_a_chunk_is_laid_out_as_the_contract_says() -> None:

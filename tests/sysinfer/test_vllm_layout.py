@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, Callable, Dict, List
+from pathlib import Path
+from typing import Any, Callable, Dict, List, Tuple
 
 import pytest
 import torch
@@ -10,10 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from syshax_kernels.errors import KernelError
 from syshax_kernels.pages import Chunk, Part
-from syshax_kernels.pool_types import BF16, F16, F32
+from syshax_kernels.pool import BF16, F16, F32, Geometry, Inbox, Outbox
 from syshax_vllm.layout import CHUNK_TOKENS, Fill, Indexed, LayerKV, Strided, kernel_blocks, layer_of, pages_of, pieces
 
+from tests.crc32c import crc32c
+
 HEADS, HEAD_SIZE, TOKENS = 2, 32, 300
+Rows = Tuple[torch.Tensor, torch.Tensor]
 
 
 def fill_vec(k: torch.Tensor, v: torch.Tensor, cache: torch.Tensor) -> None:
@@ -53,9 +57,13 @@ FILLS: Dict[str, Fill] = {"cpu, vectors": fill_vec, "cpu, tiles": fill_pairs, "c
 
 def layer(kind: str, size: int, dtype: torch.dtype = torch.float32) -> LayerKV:
     """An empty cache of that kind with room for TOKENS tokens twice."""
-    made = MAKERS[kind](2 * TOKENS // size + 4, size)
-    typed = tuple(half.to(dtype) for half in made) if isinstance(made, tuple) else retyped(made, dtype)
-    return layer_of(typed, HEAD_SIZE, FILLS.get(kind))
+    return layer_of(made(kind, size, dtype), HEAD_SIZE, FILLS.get(kind))
+
+
+def made(kind: str, size: int, dtype: torch.dtype) -> Any:
+    """The same, as vLLM gives it."""
+    cache = MAKERS[kind](2 * TOKENS // size + 4, size)
+    return tuple(half.to(dtype) for half in cache) if isinstance(cache, tuple) else retyped(cache, dtype)
 
 
 def retyped(cache: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
@@ -121,17 +129,118 @@ def test_the_native_core_copies_what_torch_does(
     by_torch, native = layer(kind, size, dtype), layer(kind, size, dtype)
     part = Part(table, start % size, end - start, start)
     copy(by_torch, truth[:, :, :, mine], start, end, table, out=False)
-    pages_of([native], HEAD_SIZE).copy_in(part, chunk_of(truth, first_head))
+    crc = pages_of([native], HEAD_SIZE).copy_in(part, chunk_of(truth, first_head))
+    assert crc == crc32c(bytes_of(truth[:, :, start:end, mine]))
     found = [torch.zeros_like(truth) for _ in range(3)]
     copy(by_torch, found[0][:, :, :, mine], start, end, table, out=True)
     copy(native, found[1][:, :, :, mine], start, end, table, out=True)
-    pages_of([native], HEAD_SIZE).copy_out(part, chunk_of(found[2], first_head))
+    crc = pages_of([native], HEAD_SIZE).copy_out(part, chunk_of(found[2], first_head))
+    assert crc == crc32c(bytes_of(found[2][:, :, start:end, mine]))
     assert found[0].any() and torch.equal(found[0], found[1]) and torch.equal(found[0], found[2])
+
+
+def bytes_of(data: torch.Tensor) -> bytes:
+    """As they lie in memory, one element after the other."""
+    return bytes(data.contiguous().view(torch.uint8).numpy())
 
 
 def chunk_of(data: torch.Tensor, first_head: int) -> Chunk:
     """The tensor [1, K or V, token, head, head size] as a chunk."""
     return Chunk(data.data_ptr(), TYPES[data.dtype], CHUNK_TOKENS, data.shape[3], first_head)
+
+
+def joined_row(cache: Any, block: int, at: int) -> Rows:
+    return cache[block, :, at, :HEAD_SIZE], cache[block, :, at, HEAD_SIZE:]
+
+
+def vector_row(cache: Any, block: int, at: int) -> Rows:
+    size = cache.shape[2]
+    k, v = cache[block].reshape(HEADS, 2, size * HEAD_SIZE).unbind(1)
+    return k.view(HEADS, HEAD_SIZE, size)[:, :, at], v.view(HEADS, size, HEAD_SIZE)[:, at]
+
+
+def tile_row(cache: Any, block: int, at: int) -> Rows:
+    size = cache.shape[2]
+    k, v = cache[block].reshape(HEADS, 2, size * HEAD_SIZE).unbind(1)
+    pairs = k.view(HEADS, HEAD_SIZE // 2, size, 2)[:, :, at]
+    return pairs.reshape(HEADS, HEAD_SIZE), v.view(HEADS, size // 2, HEAD_SIZE, 2)[:, at // 2, :, at % 2]
+
+
+# Where K and V [head, head size] of a token lie, said without the code under test.
+ACCELERATORS: Dict[str, Callable[[Any, int, int], Rows]] = {
+    "cuda, heads first": joined_row,
+    "cuda, tokens first": joined_row,
+    "cuda, every second block of a larger cache": joined_row,
+    "cuda, K and V apart": lambda cache, block, at: (cache[0, block, at], cache[1, block, at]),
+    "flashinfer": lambda cache, block, at: (cache[block, 0, at], cache[block, 1, at]),
+    "ascend": lambda cache, block, at: (cache[0][block, at], cache[1][block, at]),
+}
+CPUS: Dict[str, Callable[[Any, int, int], Rows]] = {
+    "cpu, vectors": vector_row,
+    "cpu, tiles": tile_row,
+    "cpu, K and V apart": lambda cache, block, at: (
+        cache[0, block].view(HEADS, HEAD_SIZE, -1)[:, :, at], cache[1, block, :, at]
+    ),
+}  # fmt: skip
+LAYERS, LENGTH = 2, 200
+
+
+@pytest.mark.parametrize("wire", list(TYPES))
+@pytest.mark.parametrize("cpu, cpu_size", [("cpu, vectors", 32), ("cpu, tiles", 128), ("cpu, K and V apart", 64)])
+@pytest.mark.parametrize("kind", sorted(ACCELERATORS))
+def test_an_accelerator_s_kv_comes_to_the_cpus_through_a_pool(
+    kind: str, cpu: str, cpu_size: int, wire: torch.dtype, tmp_path: Path
+) -> None:
+    """Copied as units do: out with torch, as beside a device, and in by the native core; every element is looked up."""
+    size = 128 if kind == "ascend" else 16
+    dtype = torch.float32 if wire == torch.float32 else torch.float16
+    count = torch.arange(LAYERS * 2 * LENGTH * HEADS * HEAD_SIZE)
+    numbers = count + 1.0 if wire == torch.float32 else count * 7 % 251 - 125.0  # exact in every type
+    truth = numbers.to(dtype).view(LAYERS, 2, LENGTH, HEADS, HEAD_SIZE)
+    tables = [list(range(LENGTH // s + 1, 0, -1)) for s in (size, cpu_size)]
+    caches = [made(kind, size, dtype) for _ in range(LAYERS)]
+    for cache, data in zip(caches, truth):
+        for token in range(LENGTH):
+            for row, half in zip(ACCELERATORS[kind](cache, tables[0][token // size], token % size), data):
+                row.copy_(half[token])
+    found = [made(cpu, cpu_size, torch.float32) for _ in range(LAYERS)]
+    path, shape = str(tmp_path / "gpu.pool"), Geometry(LAYERS, HEADS, HEAD_SIZE, TYPES[wire], b"m".ljust(32))
+    with Outbox.create(path, shape, chunks=4, tickets=1, max_tokens=LENGTH) as outbox, Inbox.open(path, shape) as inbox:
+        save_as_an_accelerator(outbox, [layer_of(cache, HEAD_SIZE) for cache in caches], tables[0], wire)
+        load_as_cpus(inbox, [layer_of(cache, HEAD_SIZE, FILLS[cpu]) for cache in found], tables[1], wire)
+    for cache, data in zip(found, truth):
+        for token in range(LENGTH):
+            rows = CPUS[cpu](cache, tables[1][token // cpu_size], token % cpu_size)
+            assert torch.equal(torch.stack(rows), data[:, token].float())
+
+
+TICKET = bytes(range(16))
+
+
+def save_as_an_accelerator(outbox: Outbox, layers: List[LayerKV], table: List[int], wire: torch.dtype) -> None:
+    """A READY ticket of LENGTH tokens."""
+    ticket = outbox.begin(TICKET, 60)
+    ticket.append(range(LENGTH))
+    for piece in pieces(0, LENGTH, table, layers[0].block_size):
+        flat = torch.frombuffer(ticket.chunk(piece.chunk), dtype=wire)
+        chunk = flat[: LAYERS * 2 * CHUNK_TOKENS * HEADS * HEAD_SIZE].view(LAYERS, 2, CHUNK_TOKENS, HEADS, HEAD_SIZE)
+        for one, data in zip(layers, chunk[:, :, piece.chunk_at : piece.chunk_at + piece.n]):
+            one.k.read(piece, data[0])
+            one.v.read(piece, data[1])
+    for index in range(-(-LENGTH // CHUNK_TOKENS)):
+        ticket.seal(index)
+    ticket.publish(LENGTH)
+
+
+def load_as_cpus(inbox: Inbox, layers: List[LayerKV], table: List[int], wire: torch.dtype) -> None:
+    """All of the ticket."""
+    view, pages = inbox.pin(TICKET), pages_of(layers, HEAD_SIZE)
+    for index in range(view.n_chunks):
+        found = view.locate(index)
+        part = Part(table[index * CHUNK_TOKENS // layers[0].block_size :], index * CHUNK_TOKENS % layers[0].block_size,
+                    found.n_tokens, 0)  # fmt: skip
+        view.match(index, found.n_tokens, pages.copy_in(part, Chunk(found.address, TYPES[wire], CHUNK_TOKENS, HEADS)))
+    view.release()
 
 
 def test_infinity_becomes_finite_in_half_precision() -> None:

@@ -24,6 +24,7 @@ from sysinfer.scheduler import Scheduler, SchedulerConfig
 from sysinfer.sequence import HandoffParams
 from sysinfer.sequence import Sequence as Seq
 from sysinfer.stats import EngineStats
+from tests.crc32c import crc32c
 
 VOCAB = 64
 GEOMETRY = Geometry(1, 1, 1, F16, b"toy".ljust(32, b"-"), 8, 1, F16)  # 4 bytes a token: its id
@@ -42,7 +43,7 @@ def reference(context: Sequence[int], count: int) -> list[int]:
 
 
 class ToyRunner:
-    """A ModelRunner; its KV of a token is the token's id."""
+    """A ModelRunner; its KV of a token is the token's id: the lower half is K, the upper one V."""
 
     def __init__(self, n_blocks: int, block_size: int) -> None:
         self.kv = np.full((n_blocks, block_size), -1, np.int32)
@@ -64,14 +65,17 @@ class ToyRunner:
             logits[i - first, next_token(known[: i + 1])] = 5.0
         return logits
 
-    def export_kv(self, blocks: list[int], first: int, count: int, at: int, chunk: Chunk, wire_type: int) -> None:
+    def export_kv(self, blocks: list[int], first: int, count: int, at: int, chunk: Chunk, wire_type: int) -> int:
         flat = self.kv[blocks].reshape(-1)[first : first + count]
-        chunk.view(np.int32)[at : at + count] = flat
+        halves = chunk.view(np.uint16).reshape(2, 64)  # K, V: the id's halves
+        halves[:, at : at + count] = flat.astype(np.int32).view(np.uint16).reshape(-1, 2).T
+        return crc32c(halves[:, at : at + count].tobytes())
 
-    def import_kv(self, blocks: list[int], first: int, count: int, at: int, chunk: Chunk, wire_type: int) -> None:
-        size = self.kv.shape[1]
-        for i in range(count):
-            self.kv[blocks[(first + i) // size], (first + i) % size] = chunk.view(np.int32)[at + i]
+    def import_kv(self, blocks: list[int], first: int, count: int, at: int, chunk: Chunk, wire_type: int) -> int:
+        size, halves = self.kv.shape[1], chunk.view(np.uint16).reshape(2, 64)[:, at : at + count]
+        for i, token in enumerate(np.ascontiguousarray(halves.T).view(np.int32).ravel(), first):
+            self.kv[blocks[i // size], i % size] = token
+        return crc32c(halves.tobytes())
 
 
 def toy_outbox(folder: Path, chunks: int = 64) -> Outbox:

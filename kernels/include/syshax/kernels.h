@@ -208,6 +208,7 @@ typedef struct sx_kv_copy_args {
     int32_t wire_type;     /* SX_F32, SX_F16 or SX_BF16 */
     uint32_t head_first, head_count; /* kv heads to copy; head_count 0: all */
     void *chunk;
+    uint32_t *crc;         /* out, or NULL: crc32c over these tokens and heads in the chunk, in its order */
 } sx_kv_copy_args;
 
 SX_API sx_status sx_kv_export(const sx_model *model, const sx_kv_copy_args *args);
@@ -228,11 +229,12 @@ typedef struct sx_pages_args {
     uint32_t n_blocks, cache_blocks;
     int32_t type, wire_type;     /* of the cache and of the chunk: SX_F32, SX_F16 or SX_BF16 */
     uint32_t block_size;         /* tokens */
-    uint32_t heads, head_size;   /* of the cache; head_size at most 1024 */
+    uint32_t heads, head_size;   /* of the cache; head_size at most 1024, both together 16384 */
     uint32_t first_token, n_tokens;
     uint32_t chunk_tokens, chunk_first; /* tokens a chunk holds, and where first_token lies in it */
     uint32_t chunk_heads, chunk_head_first; /* kv heads a chunk holds, and where the cache's first one lies in it */
     void *chunk;
+    uint32_t *crc;               /* as in sx_kv_copy_args */
 } sx_pages_args;
 
 SX_API sx_status sx_pages_export(const sx_pages_args *args);

@@ -55,6 +55,9 @@ SX_API sx_status sx_pool_chunk(sx_pool *pool, uint32_t slot, uint32_t index, voi
 /* Computes crc32c of the slice that tensor-parallel `rank` wrote into chunk `index`, over its first `n_tokens` tokens
  * (0: all that were appended to it so far). Call it after the slice is in memory, again after it grew. */
 SX_API sx_status sx_pool_seal(sx_pool *pool, uint32_t slot, uint32_t index, uint32_t rank, uint32_t n_tokens);
+/* The same without reading the slice again: `crc` is what sx_kv_export or sx_pages_export told of exactly those tokens and
+ * heads, copied by one call. n_tokens must be given. */
+SX_API sx_status sx_pool_seal_as(sx_pool *pool, uint32_t slot, uint32_t index, uint32_t rank, uint32_t n_tokens, uint32_t crc);
 /* For who reads its own chunk of a FILLING ticket again: SX_ECORRUPT unless the seal of `rank` covers `n_tokens` tokens and
  * the slice is still what was sealed. */
 SX_API sx_status sx_pool_verify(sx_pool *pool, uint32_t slot, uint32_t index, uint32_t rank, uint32_t n_tokens);
@@ -93,6 +96,12 @@ SX_API sx_status sx_pool_tokens(sx_pool *pool, const sx_pool_view *view, uint32_
  * counts only once check() or release() returned SX_OK. */
 SX_API sx_status sx_pool_read(sx_pool *pool, const sx_pool_view *view, uint32_t index, const void **data,
                               uint64_t *bytes);
+/* For who makes the checksum while copying (sx_kv_import, sx_pages_import): the pointer without comparing. `*tokens` is how
+ * many tokens the one seal of the chunk covers; 0: several ranks sealed it, use sx_pool_read. Then sx_pool_match: SX_ECORRUPT
+ * unless `crc` over those tokens is what was sealed; throw away what was copied. */
+SX_API sx_status sx_pool_locate(sx_pool *pool, const sx_pool_view *view, uint32_t index, const void **data,
+                                uint64_t *bytes, uint32_t *tokens);
+SX_API sx_status sx_pool_match(sx_pool *pool, const sx_pool_view *view, uint32_t index, uint32_t tokens, uint32_t crc);
 /* SX_OK: the pin held up to now. SX_ESTALE: throw away what was copied. */
 SX_API sx_status sx_pool_check(sx_pool *pool, const sx_pool_view *view);
 /* LOADING -> CONSUMED (or back to READY). SX_ESTALE: the ticket changed meanwhile, throw away what was copied. */

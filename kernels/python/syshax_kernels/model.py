@@ -102,6 +102,7 @@ class _KvCopyArgs(ctypes.Structure):
         ("head_first", _u32),
         ("head_count", _u32),
         ("chunk", ctypes.c_void_p),
+        ("crc", ctypes.POINTER(_u32)),
     ]
 
 
@@ -263,27 +264,32 @@ class Model:
         self._lib.check(self._lib.calls.sx_forward(self._handle, ctypes.byref(args)))
         return result
 
-    def export_kv(self, part: KvSlice, chunk: NDArray[numpy.uint8]) -> None:
-        """Writes the slice's KV into `chunk`: [layer][K,V][chunk_tokens][kv head][head_dim] of the wire type."""
-        self._copy_kv("sx_kv_export", part, chunk)
+    def export_kv(self, part: KvSlice, chunk: NDArray[numpy.uint8]) -> int:
+        """Writes the slice's KV into `chunk`: [layer][K,V][chunk_tokens][kv head][head_dim] of the wire type.
 
-    def import_kv(self, part: KvSlice, chunk: NDArray[numpy.uint8]) -> None:
-        """Reads the slice's KV from `chunk` into the cache, converting to its type."""
-        self._copy_kv("sx_kv_import", part, chunk)
+        Returns crc32c over what it has written, in the chunk's order: what a seal holds.
+        """
+        return self._copy_kv("sx_kv_export", part, chunk)
+
+    def import_kv(self, part: KvSlice, chunk: NDArray[numpy.uint8]) -> int:
+        """Reads the slice's KV from `chunk` into the cache, converting to its type; crc32c of what it has read."""
+        return self._copy_kv("sx_kv_import", part, chunk)
 
     def chunk_bytes(self, chunk_tokens: int, wire_type: DType) -> int:
         """Bytes of a handoff chunk of this model."""
         s = self.shape
         return s.n_layers * 2 * chunk_tokens * s.n_kv_heads * s.head_dim * (4 if wire_type == DType.F32 else 2)
 
-    def _copy_kv(self, call: str, part: KvSlice, chunk: NDArray[numpy.uint8]) -> None:
+    def _copy_kv(self, call: str, part: KvSlice, chunk: NDArray[numpy.uint8]) -> int:
         expect_bytes(as_bytes(chunk), self.chunk_bytes(part.chunk_tokens, part.wire_type), "chunk")
-        table = numpy.array(part.blocks, dtype=numpy.int32)
+        table, crc = numpy.array(part.blocks, dtype=numpy.int32), _u32()
         args = _KvCopyArgs(
             ctypes.sizeof(_KvCopyArgs), len(table), table.ctypes.data, part.first_token, part.n_tokens,
             part.chunk_tokens, part.chunk_first, part.wire_type, part.head_first, part.head_count, chunk.ctypes.data,
+            ctypes.pointer(crc),
         )
         self._lib.check(getattr(self._lib.calls, call)(self._handle, ctypes.byref(args)))
+        return crc.value
 
     def close(self) -> None:
         """Frees weights and KV cache. May be called twice."""

@@ -43,6 +43,7 @@ class _Args(ctypes.Structure):
         ("chunk_heads", _u32),
         ("chunk_head_first", _u32),
         ("chunk", ctypes.c_void_p),
+        ("crc", ctypes.POINTER(_u32)),
     ]
 
 
@@ -116,19 +117,23 @@ class Pages:
             places = ctypes.cast(self._tables[key], _i32s)
         return _Side(side.address, side.block, side.token, side.head, side.dim, places)
 
-    def copy_out(self, part: Part, chunk: Chunk) -> None:
-        """Cache to chunk, converting. Raises KernelError for blocks or tokens that are not there."""
-        self._copy("sx_pages_export", part, chunk)
+    def copy_out(self, part: Part, chunk: Chunk) -> int:
+        """Cache to chunk, converting. Raises KernelError for blocks or tokens that are not there.
 
-    def copy_in(self, part: Part, chunk: Chunk) -> None:
-        """Chunk to cache, converting."""
-        self._copy("sx_pages_import", part, chunk)
+        Returns crc32c over these tokens and heads in the chunk, in its order: what a seal holds.
+        """
+        return self._copy("sx_pages_export", part, chunk)
 
-    def _copy(self, call: str, part: Part, chunk: Chunk) -> None:
-        table, shape = array("i", part.blocks), self._shape
+    def copy_in(self, part: Part, chunk: Chunk) -> int:
+        """Chunk to cache, converting. Returns the same of what it has read."""
+        return self._copy("sx_pages_import", part, chunk)
+
+    def _copy(self, call: str, part: Part, chunk: Chunk) -> int:
+        table, shape, crc = array("i", part.blocks), self._shape, _u32()
         args = _Args(
             ctypes.sizeof(_Args), len(self._sides), self._sides, table.buffer_info()[0], len(table), shape.cache_blocks,
             shape.kind, chunk.kind, shape.block_size, shape.heads, shape.head_size, part.first, part.count,
-            chunk.tokens, part.at, chunk.heads, chunk.head_first, chunk.address,
+            chunk.tokens, part.at, chunk.heads, chunk.head_first, chunk.address, ctypes.pointer(crc),
         )  # fmt: skip
         self._library.check(getattr(self._library.calls, call)(ctypes.byref(args)))
+        return crc.value

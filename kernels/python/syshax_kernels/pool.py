@@ -13,7 +13,7 @@ import time
 from array import array
 from dataclasses import fields
 from types import TracebackType
-from typing import Any, List, Optional, Sequence, Tuple, Type, TypeVar
+from typing import Any, List, NamedTuple, Optional, Sequence, Tuple, Type, TypeVar
 
 from syshax_kernels.errors import KernelError, NotFoundError, StaleError
 from syshax_kernels.library import Library
@@ -38,6 +38,7 @@ __all__ = [
     "F32",
     "Geometry",
     "Inbox",
+    "Located",
     "Outbox",
     "PinnedTicket",
     "PoolInfo",
@@ -188,6 +189,13 @@ def _chunk_at(handle: _Handle, name: str, *arguments: Any) -> Tuple[int, int]:
     return data.value or 0, size.value
 
 
+def _seal(handle: _Handle, slot: int, index: int, rank: int, n_tokens: int, crc: Optional[int]) -> None:
+    if crc is None:
+        handle.call("sx_pool_seal", slot, index, rank, n_tokens)
+    else:
+        handle.call("sx_pool_seal_as", slot, index, rank, n_tokens, crc)
+
+
 def _memory(address: int, size: int) -> memoryview:
     return memoryview((ctypes.c_uint8 * size).from_address(address)).cast("B")
 
@@ -222,9 +230,12 @@ class Ticket:
         """The bytes of chunk `index`, writable."""
         return _memory(*_chunk_at(self._outbox, "sx_pool_chunk", self.slot, index))
 
-    def seal(self, index: int, rank: int = 0, n_tokens: Optional[int] = None) -> None:
-        """Checksums what `rank` wrote of the first `n_tokens` tokens (None: all appended so far) of chunk `index`."""
-        self._outbox.call("sx_pool_seal", self.slot, index, rank, n_tokens or 0)
+    def seal(self, index: int, rank: int = 0, n_tokens: Optional[int] = None, crc: Optional[int] = None) -> None:
+        """Checksums what `rank` wrote of the first `n_tokens` tokens (None: all appended so far) of chunk `index`.
+
+        `crc`: what the copy of exactly these tokens told of itself; the chunk is then not read again.
+        """
+        _seal(self._outbox, self.slot, index, rank, n_tokens or 0, crc)
 
     def verified(self, index: int, n_tokens: int) -> memoryview:
         """The bytes of chunk `index` of a FILLING ticket of one rank, its first `n_tokens` tokens as they were sealed.
@@ -272,13 +283,26 @@ class Worker(_Handle):
         """The bytes of chunk `index`, writable."""
         return _memory(*_chunk_at(self, "sx_pool_chunk", slot, index))
 
-    def seal(self, slot: int, index: int, rank: int, n_tokens: Optional[int] = None) -> None:
+    def seal(self, slot: int, index: int, rank: int, n_tokens: Optional[int] = None, crc: Optional[int] = None) -> None:
         """As Ticket.seal. Give `n_tokens` when the owner may append beside it."""
-        self.call("sx_pool_seal", slot, index, rank, n_tokens or 0)
+        _seal(self, slot, index, rank, n_tokens or 0, crc)
 
     def verify(self, slot: int, index: int, rank: int, n_tokens: int) -> None:
         """Raises CorruptError unless `rank` has sealed that many tokens of the chunk and they are unchanged."""
         self.call("sx_pool_verify", slot, index, rank, n_tokens)
+
+
+class Located(NamedTuple):
+    """A chunk of a view, not verified."""
+
+    address: int
+    size: int  # bytes
+    n_tokens: int  # that the chunk's one seal covers; 0: it has those of several ranks, only chunk() verifies them
+
+    @property
+    def memory(self) -> memoryview:
+        """Read-only."""
+        return _memory(self.address, self.size).toreadonly()
 
 
 class View:
@@ -311,6 +335,17 @@ class View:
     def chunk(self, index: int) -> memoryview:
         """The bytes of chunk `index`, verified, read-only. The last chunk holds n_tokens % 64 tokens (if not 0)."""
         return _memory(*_chunk_at(self._handle, "sx_pool_read", ctypes.byref(self._struct), index)).toreadonly()
+
+    def locate(self, index: int) -> Located:
+        """Chunk `index` with its checksum still to be compared: match(), with what the copy tells of itself."""
+        data, size, tokens = ctypes.c_void_p(), ctypes.c_uint64(), ctypes.c_uint32()
+        out = ctypes.byref(data), ctypes.byref(size), ctypes.byref(tokens)
+        self._handle.call("sx_pool_locate", ctypes.byref(self._struct), index, *out)
+        return Located(data.value or 0, size.value, tokens.value)
+
+    def match(self, index: int, n_tokens: int, crc: int) -> None:
+        """Raises CorruptError unless chunk `index` was sealed over `n_tokens` tokens as `crc`: throw the copy away."""
+        self._handle.call("sx_pool_match", ctypes.byref(self._struct), index, n_tokens, crc)
 
     def check(self) -> None:
         """Raises StaleError when the pin did not hold up to now: throw away what was copied."""

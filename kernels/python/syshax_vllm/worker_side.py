@@ -19,7 +19,7 @@ from typing import Any, Callable, Iterator, Sequence
 import torch
 from syshax_kernels import pages
 from syshax_kernels.errors import KernelError
-from syshax_kernels.pool import BF16, CHUNK_TOKENS, F16, F32, Inbox, PoolInfo, View, Worker, pool_library
+from syshax_kernels.pool import BF16, CHUNK_TOKENS, F16, F32, Inbox, Located, PoolInfo, View, Worker, pool_library
 from syshax_vllm import compat
 from syshax_vllm.env import Pool
 from syshax_vllm.layout import Fill, LayerKV, kernel_blocks, layer_of, pages_of, pieces
@@ -222,13 +222,13 @@ class WorkerSide:
     def _save_chunk(self, write: Write, chunk: int) -> None:
         worker, info = self._outbox()
         assert self._pages is not None
-        address = worker.chunk_address(write.slot, chunk)
-        self._pages.copy_out(self._part(write, chunk), self._native(address, info, self._share.writes))
-        self._seal(write, chunk)
+        address, part = worker.chunk_address(write.slot, chunk), self._part(write, chunk)
+        crc = self._pages.copy_out(part, self._native(address, info, self._share.writes))
+        self._seal(write, chunk, None if part.at else crc)  # a seal is over all tokens
 
-    def _seal(self, write: Write, chunk: int) -> None:
+    def _seal(self, write: Write, chunk: int, crc: int | None = None) -> None:
         valid = min(write.end - chunk * CHUNK_TOKENS, CHUNK_TOKENS)
-        self._outbox()[0].seal(write.slot, chunk, self._share.rank, valid)
+        self._outbox()[0].seal(write.slot, chunk, self._share.rank, valid, crc)
 
     def _native(self, address: int, info: PoolInfo, heads: slice) -> pages.Chunk:
         shape = info.geometry
@@ -308,8 +308,19 @@ class WorkerSide:
 
     def _load_chunk(self, load: Load, chunk: int, view: View | None, info: PoolInfo) -> None:
         assert self._pages is not None
-        memory = self._native(self._address(load, chunk, view), info, self._share.reads)
-        self._pages.copy_in(self._part(load, chunk), memory)
+        part, reads = self._part(load, chunk), self._share.reads
+        found = view.locate(chunk) if view is not None else None
+        if view is None or found is None or not self._sealed_alone(found, part, info):
+            self._pages.copy_in(part, self._native(self._address(load, chunk, view), info, reads))
+            return
+        crc = self._pages.copy_in(part, self._native(found.address, info, reads))
+        view.match(chunk, part.count, crc)
+
+    def _sealed_alone(self, found: Located, part: pages.Part, info: PoolInfo) -> bool:
+        """Whether the chunk's seal is over exactly what is to be copied: then the checksum is made while copying."""
+        reads = self._share.reads
+        whole = reads.stop - reads.start == info.geometry.n_kv_heads
+        return whole and part.at == 0 and part.count == found.n_tokens
 
     def _source(self, load: Load) -> tuple[View | None, PoolInfo]:
         if load.pinned is None:

@@ -86,8 +86,8 @@ class Saver:
     def _write(self, ticket: Ticket, seq: Sequence, first: int, until: int) -> None:
         index, at = divmod(first, CHUNK_TOKENS)
         chunk = np.frombuffer(ticket.chunk(index), np.uint8)
-        self._runner.export_kv(seq.blocks, first, until - first, at, chunk, self._wire)
-        ticket.seal(index, n_tokens=at + until - first)
+        crc = self._runner.export_kv(seq.blocks, first, until - first, at, chunk, self._wire)
+        ticket.seal(index, n_tokens=at + until - first, crc=None if at else crc)  # a seal is over all tokens
 
     def keep(self, seq: Sequence) -> bool:
         """Saves all KV of `seq`, which is about to lose its blocks; True when `restore` will find it."""
@@ -256,8 +256,12 @@ class Loader:
 
     def _read(self, pinned: _Pinned, seq: Sequence, first: int, until: int) -> None:
         index, at = divmod(first, CHUNK_TOKENS)
-        chunk = np.frombuffer(pinned.view.chunk(index), np.uint8)
-        self._runner.import_kv(seq.blocks, first, until - first, at, chunk, pinned.wire_type)
+        count, found = until - first, pinned.view.locate(index)
+        whole = at == 0 and count == found.n_tokens  # then the checksum is made while copying
+        chunk = np.frombuffer(found.memory if whole else pinned.view.chunk(index), np.uint8)
+        crc = self._runner.import_kv(seq.blocks, first, count, at, chunk, pinned.wire_type)
+        if whole:
+            pinned.view.match(index, count, crc)
 
     def fail(self, seq: Sequence, err: Exception, reason: str = "") -> None:
         """Counts a handoff that can't be taken up; the sequence computes its context itself."""

@@ -53,11 +53,11 @@ class NativeRunner:
             self._logits = np.empty((wanted, self._logits.shape[1]), np.float32)
         return self._model.forward(rows, self._logits)
 
-    def export_kv(self, blocks: List[int], first: int, count: int, at: int, chunk: Chunk, wire_type: int) -> None:
-        self._model.export_kv(KvSlice(blocks, first, count, CHUNK_TOKENS, at, DType(wire_type)), chunk)
+    def export_kv(self, blocks: List[int], first: int, count: int, at: int, chunk: Chunk, wire_type: int) -> int:
+        return self._model.export_kv(KvSlice(blocks, first, count, CHUNK_TOKENS, at, DType(wire_type)), chunk)
 
-    def import_kv(self, blocks: List[int], first: int, count: int, at: int, chunk: Chunk, wire_type: int) -> None:
-        self._model.import_kv(KvSlice(blocks, first, count, CHUNK_TOKENS, at, DType(wire_type)), chunk)
+    def import_kv(self, blocks: List[int], first: int, count: int, at: int, chunk: Chunk, wire_type: int) -> int:
+        return self._model.import_kv(KvSlice(blocks, first, count, CHUNK_TOKENS, at, DType(wire_type)), chunk)
 
     def close(self) -> None:
         self._model.close()

@@ -21,8 +21,8 @@ class ModelRunner(Protocol):
     def forward(self, rows: Sequence[Row]) -> NDArray[np.float32]:
         """Computes all rows; logits [rows that were asked for, in order][vocab], valid until the next call."""
 
-    def export_kv(self, blocks: List[int], first: int, count: int, at: int, chunk: Chunk, wire_type: int) -> None:
-        """Writes the KV of tokens first .. first + count into `chunk`, from its token `at` on."""
+    def export_kv(self, blocks: List[int], first: int, count: int, at: int, chunk: Chunk, wire_type: int) -> int:
+        """Writes the KV of tokens first .. first + count into `chunk`, from its token `at` on; its crc32c."""
 
-    def import_kv(self, blocks: List[int], first: int, count: int, at: int, chunk: Chunk, wire_type: int) -> None:
-        """Reads them from `chunk` into the cache."""
+    def import_kv(self, blocks: List[int], first: int, count: int, at: int, chunk: Chunk, wire_type: int) -> int:
+        """Reads them from `chunk` into the cache; crc32c of what it has read."""

@@ -11,8 +11,11 @@
 #include "core/numeric.h"
 #include "core/pack.h"
 #include "core/transpose.h"
+#include "pool/crc.h"
 
 namespace sx {
+
+size_t KvRun::line() const { return size_t{heads} * head_size * float_bytes(wire); }
 
 void encode_row(int32_t type, const float *x, uint32_t n, uint8_t *out) {
     if (type == SX_F32) {
@@ -28,6 +31,14 @@ void encode_row(int32_t type, const float *x, uint32_t n, uint8_t *out) {
 namespace {
 
 constexpr uint32_t kTile = 32;  // tokens: a whole cache line of each dimension where tokens are adjacent
+constexpr size_t kStage = kMaxTokenSize * 4;  // bytes: all heads of a tile's tokens, for the second-level cache
+
+// Tokens of a tile: fewer where all their heads would not fit on the stage.
+uint32_t tile_tokens(const KvRun &run) {
+    uint32_t n = kTile;
+    while (n * run.line() > kStage) n /= 2;
+    return n;
+}
 
 // One head of one token from one type to another.
 void convert(int32_t from, const uint8_t *in, int32_t to, uint8_t *out, uint32_t n) {
@@ -68,6 +79,7 @@ void make_finite(uint8_t *halves, uint32_t n) {
 struct Tile {
     uint8_t *data;     // of the block and head
     uint32_t slot, n;  // tokens in the block
+    uint32_t head;
 };
 
 // Blocks lie anywhere, too short for the hardware to see a stream: a tile is fetched while the one before it is copied.
@@ -86,9 +98,9 @@ void prefetch_tile(const KvSide &side, const KvRun &run, const Tile &tile) {
 // The tiles of a run in order of tokens, then heads.
 class Tiles {
   public:
-    Tiles(const KvSide &side, const KvRun &run) : side_(side), run_(run) { settle(); }
+    Tiles(const KvSide &side, const KvRun &run) : side_(side), run_(run), width_(tile_tokens(run)) { settle(); }
     bool more() const { return done_ < run_.n; }
-    Tile tile() const { return {block_ + head_ * side_.head * float_bytes(run_.type), slot_, n_}; }
+    Tile tile() const { return {block_ + head_ * side_.head * float_bytes(run_.type), slot_, n_, head_}; }
     uint32_t token() const { return done_; }
     uint32_t head() const { return head_; }
     void next() {
@@ -102,7 +114,7 @@ class Tiles {
     void settle() {
         const uint32_t token = run_.first + done_;
         slot_ = token % run_.block_size;
-        n_ = kTile - slot_ % kTile;
+        n_ = width_ - slot_ % width_;
         if (n_ > run_.block_size - slot_) n_ = run_.block_size - slot_;
         if (n_ > run_.n - done_) n_ = run_.n - done_;
         block_ = side_.data + run_.table[token / run_.block_size] * side_.block * float_bytes(run_.type);
@@ -110,6 +122,7 @@ class Tiles {
 
     const KvSide &side_;
     const KvRun &run_;
+    uint32_t width_;
     uint8_t *block_ = nullptr;
     uint32_t done_ = 0, head_ = 0, slot_ = 0, n_ = 0;
 };
@@ -177,19 +190,19 @@ void move_slowly(const KvSide &side, uint32_t size, uint32_t head_size, const Ti
 
 bool irregular(const KvSide &side) { return side.places || (side.dim != 1 && side.token != 1); }
 
-// A tile's cells into rows [token][head size].
-void gather(const KvSide &side, const KvRun &run, const Tile &tile, uint8_t *rows) {
+// A tile's cells into rows [token][head size], `stride` bytes apart.
+void gather(const KvSide &side, const KvRun &run, const Tile &tile, uint8_t *rows, size_t stride) {
     const uint32_t size = float_bytes(run.type);
-    if (irregular(side)) return move_slowly(side, size, run.head_size, tile, rows, size_t{run.head_size} * size, true);
+    if (irregular(side)) return move_slowly(side, size, run.head_size, tile, rows, stride, true);
     for (uint32_t d = 0; d < run.head_size; d += side.run) {
         const uint8_t *cells = tile.data + (tile.slot * side.token + d / side.run * side.outer) * size;
         uint8_t *row = rows + d * size;
         if (side.dim != 1) {
-            transpose(size, cells, static_cast<size_t>(side.dim), row, run.head_size, side.run, tile.n);
+            transpose(size, cells, static_cast<size_t>(side.dim), row, stride / size, side.run, tile.n);
             continue;
         }
         for (uint32_t t = 0; t < tile.n; t++)
-            copy_row(cells + t * side.token * size, row + t * run.head_size * size, size_t{side.run} * size);
+            copy_row(cells + t * side.token * size, row + t * stride, size_t{side.run} * size);
     }
 }
 
@@ -230,34 +243,49 @@ void convert_rows(const KvRun &run, const Tile &tile, const uint8_t *wire, uint8
     if (run.type == SX_F16 && run.wire == SX_F16) make_finite(rows, tile.n * run.head_size);
 }
 
-}  // namespace
-
-void kv_out(const KvSide &side, const KvRun &run, uint8_t *wire) {
-    alignas(64) uint8_t rows[kTile * kMaxHeadSize * 4];
-    const uint32_t size = float_bytes(run.type);
-    const bool by_row = side.dim == 1 && side.run == run.head_size && !side.places;
-    const size_t head = size_t{run.head_size} * size, stride = by_row ? static_cast<size_t>(side.token) * size : head;
-    each_tile(side, run, wire, true, [&](const Tile &tile, uint8_t *there) {
-        const uint8_t *from = by_row ? tile.data + tile.slot * side.token * size : rows;
-        if (!by_row) gather(side, run, tile, rows);
-        for (uint32_t t = 0; t < tile.n; t++)
-            if (run.type == run.wire)
-                stream(from + t * stride, there + t * run.row, head);
-            else
-                convert(run.type, from + t * stride, run.wire, there + t * run.row, run.head_size);
-    });
-    settle_stores();
+// A tile as rows of the wire's type, `line` bytes apart. `rows`: room for a tile.
+void gather_as_wire(const KvSide &side, const KvRun &run, const Tile &tile, uint8_t *out, uint8_t *rows) {
+    if (run.type == run.wire) return gather(side, run, tile, out, run.line());
+    const size_t head = size_t{float_bytes(run.type)} * run.head_size;
+    gather(side, run, tile, rows, head);
+    for (uint32_t t = 0; t < tile.n; t++) convert(run.type, rows + t * head, run.wire, out + t * run.line(), run.head_size);
 }
 
-void kv_in(const KvSide &side, const KvRun &run, const uint8_t *wire) {
+// All heads of a tile's tokens from the stage to the wire.
+void stream_rows(const KvRun &run, uint32_t n, const uint8_t *stage, uint8_t *wire) {
+    const size_t line = run.line();
+    if (line == run.row) return stream(stage, wire, n * line);
+    for (uint32_t t = 0; t < n; t++) stream(stage + t * line, wire + t * run.row, line);
+}
+
+}  // namespace
+
+uint32_t kv_out(const KvSide &side, const KvRun &run, uint8_t *wire) {
+    alignas(64) uint8_t stage[kStage], rows[kTile * kMaxHeadSize * 4];
+    const size_t head = size_t{float_bytes(run.wire)} * run.head_size;
+    uint32_t crc = 0;
+    each_tile(side, run, wire, true, [&](const Tile &tile, uint8_t *there) {
+        gather_as_wire(side, run, tile, stage + tile.head * head, rows);
+        if (tile.head + 1 < run.heads) return;
+        if (run.sum) crc = crc32c(crc, stage, tile.n * run.line());
+        stream_rows(run, tile.n, stage, there - tile.head * head);
+    });
+    settle_stores();
+    return crc;
+}
+
+uint32_t kv_in(const KvSide &side, const KvRun &run, const uint8_t *wire) {
     alignas(64) uint8_t rows[kTile * kMaxHeadSize * 4], stage[kTile * kMaxHeadSize * 4];
     const size_t head = size_t{float_bytes(run.type)} * run.head_size;
+    uint32_t crc = 0;
     each_tile(side, run, const_cast<uint8_t *>(wire), false, [&](const Tile &tile, const uint8_t *there) {
+        if (run.sum && tile.head == 0) crc = crc32c_rows(crc, there, run.line(), run.row, tile.n);
         const bool direct = as_it_is(run, tile, there);
         if (!direct) convert_rows(run, tile, there, rows);
         scatter(side, run, tile, direct ? there : rows, direct ? run.row : head, stage);
     });
     settle_stores();
+    return crc;
 }
 
 namespace {
@@ -269,6 +297,8 @@ sx_status check_pages(const sx_pages_args *given, sx_pages_args *a) {
         return fail(SX_EINVAL, "pages: expected F32, F16 or BF16, got %d and %d", a->type, a->wire_type);
     if (a->head_size == 0 || a->head_size > kMaxHeadSize)
         return fail(SX_EINVAL, "pages: head size %u, expected 1 to %u", a->head_size, kMaxHeadSize);
+    if (uint64_t{a->heads} * a->head_size > kMaxTokenSize)
+        return fail(SX_EINVAL, "pages: %u heads of %u, expected at most %u together", a->heads, a->head_size, kMaxTokenSize);
     if (a->heads > a->chunk_heads || a->chunk_head_first > a->chunk_heads - a->heads)
         return fail(SX_EINVAL, "pages: heads %u + %u of %u", a->chunk_head_first, a->heads, a->chunk_heads);
     if (uint64_t{a->chunk_first} + a->n_tokens > a->chunk_tokens)
@@ -288,13 +318,17 @@ sx_status each_side(const sx_pages_args *given, const Copy &copy) {
     const sx_status status = check_pages(given, &a);
     if (status != SX_OK) return status;
     const size_t head = size_t{a.head_size} * float_bytes(a.wire_type), row = a.chunk_heads * head;
-    const KvRun run{a.block_table, a.block_size, a.first_token, a.n_tokens, a.heads, a.head_size, a.type, a.wire_type, row};
+    const KvRun run{a.block_table, a.block_size, a.first_token, a.n_tokens,    a.heads, a.head_size,
+                    a.type,        a.wire_type,  row,           a.crc != nullptr};
+    const uint32_t power = crc32c_power(run.n * run.line());
+    uint32_t crc = 0;
     for (uint32_t i = 0; i < a.n_sides; i++) {
         const sx_pages_side &s = a.sides[i];
         const size_t token = size_t{i} * a.chunk_tokens + a.chunk_first;
-        copy(KvSide{static_cast<uint8_t *>(s.data), s.block, s.token, s.head, s.dim, 0, a.head_size, s.places}, run,
-             static_cast<uint8_t *>(a.chunk) + token * row + a.chunk_head_first * head);
+        const KvSide side{static_cast<uint8_t *>(s.data), s.block, s.token, s.head, s.dim, 0, a.head_size, s.places};
+        crc = crc32c_join(crc, copy(side, run, static_cast<uint8_t *>(a.chunk) + token * row + a.chunk_head_first * head), power);
     }
+    if (a.crc) *a.crc = crc;
     return SX_OK;
 }
 

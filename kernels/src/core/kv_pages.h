@@ -22,13 +22,16 @@ struct KvRun {
     uint32_t heads, head_size;  // head_size at most kMaxHeadSize
     int32_t type, wire;         // of the cache and of the chunk: SX_F32, SX_F16 or SX_BF16
     size_t row;                 // bytes from one token to the next in the chunk
+    bool sum;                   // whether the checksum is wanted
+    size_t line() const;        // bytes of these heads of a token in the chunk
 };
 
-constexpr uint32_t kMaxHeadSize = 1024;
+constexpr uint32_t kMaxHeadSize = 1024, kMaxTokenSize = 16384;  // of a head, and of the heads of a token
 
 // `wire`: the first token's first head in the chunk. f16 is finite in the cache, whatever came over the wire.
-void kv_out(const KvSide &side, const KvRun &run, uint8_t *wire);
-void kv_in(const KvSide &side, const KvRun &run, const uint8_t *wire);
+// Both return crc32c over the rows on the wire (0: not wanted), made while they are in the caches.
+uint32_t kv_out(const KvSide &side, const KvRun &run, uint8_t *wire);
+uint32_t kv_in(const KvSide &side, const KvRun &run, const uint8_t *wire);
 
 // One head of one token as `type`; f16 saturates.
 void encode_row(int32_t type, const float *x, uint32_t n, uint8_t *out);

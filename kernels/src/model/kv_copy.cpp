@@ -9,6 +9,7 @@
 #include "core/kv_pages.h"
 #include "core/pack.h"
 #include "model/model.h"
+#include "pool/crc.h"
 
 namespace sx {
 namespace {
@@ -28,6 +29,9 @@ sx_status take_copy(const sx_model *m, const sx_kv_copy_args *given, Copy *copy)
     if (!is_float(a.wire_type)) return fail(SX_EINVAL, "wire_type: expected F32, F16 or BF16, got %d", a.wire_type);
     if (a.head_first >= heads || a.head_count > heads - a.head_first)
         return fail(SX_EINVAL, "heads: expected a slice of %u kv heads, got %u + %u", heads, a.head_first, a.head_count);
+    if (uint64_t{a.head_count} * m->shape.head_dim > kMaxTokenSize)
+        return fail(SX_EINVAL, "heads: expected at most %u values a token, got %u heads of %u", kMaxTokenSize, a.head_count,
+                    m->shape.head_dim);
     if (static_cast<uint64_t>(a.chunk_first) + a.n_tokens > a.chunk_tokens)
         return fail(SX_EINVAL, "chunk: %u + %u tokens don't fit in %u", a.chunk_first, a.n_tokens, a.chunk_tokens);
     if (static_cast<uint64_t>(a.first_token) + a.n_tokens > static_cast<uint64_t>(a.n_blocks) * size)
@@ -68,24 +72,43 @@ std::unique_ptr<int32_t[]> group_table(const KvCache &kv, const sx_kv_copy_args 
     return table;
 }
 
+// K or V of a layer in the chunk: its first token's first head of the copy.
+uint8_t *plane(const sx_model *m, const Copy &copy, uint32_t index) {
+    const sx_kv_copy_args &a = copy.args;
+    const size_t token = size_t{index} * a.chunk_tokens + a.chunk_first;
+    return static_cast<uint8_t *>(a.chunk) + (token * m->shape.n_kv_heads + a.head_first) * m->shape.head_dim * copy.element;
+}
+
 // Copies every layer's K and V by `move` (kv_out or kv_in).
 template <class Move>
 sx_status each_side(const sx_model *m, const Copy &copy, const Move &move) {
     const sx_kv_copy_args &a = copy.args;
+    const uint32_t sides = 2 * m->shape.n_layers;
     const std::unique_ptr<int32_t[]> table = group_table(m->kv, a);
-    if (!table) return fail(SX_ENOMEM, "no memory for a block table");
-    const size_t head = m->shape.head_dim * copy.element, row = m->shape.n_kv_heads * head;
+    const std::unique_ptr<uint32_t[]> sums(new (std::nothrow) uint32_t[sides]);
+    if (!table || !sums) return fail(SX_ENOMEM, "no memory for a block table");
     const KvRun run{table.get(), m->kv.group_tokens(), a.first_token, a.n_tokens, a.head_count, m->shape.head_dim,
-                    m->kv.shape().type, a.wire_type, row};
+                    m->kv.shape().type, a.wire_type, m->shape.n_kv_heads * m->shape.head_dim * copy.element, a.crc != nullptr};
     Team &team = *m->context->team;
     team.run([&](uint32_t thread) {
-        for (uint32_t i = thread; i < 2 * m->shape.n_layers; i += team.size()) {
-            const size_t token = size_t{i} * a.chunk_tokens + a.chunk_first;
-            uint8_t *wire = static_cast<uint8_t *>(a.chunk) + token * row + a.head_first * head;
-            move(m->kv.side(i / 2, a.head_first, i % 2), run, wire);
-        }
+        for (uint32_t i = thread; i < sides; i += team.size())
+            sums[i] = move(m->kv.side(i / 2, a.head_first, i % 2), run, plane(m, copy, i));
     });
+    if (!a.crc) return SX_OK;
+    const uint32_t power = crc32c_power(run.n * run.line());
+    *a.crc = 0;
+    for (uint32_t i = 0; i < sides; i++) *a.crc = crc32c_join(*a.crc, sums[i], power);
     return SX_OK;
+}
+
+// The checksum of a copy that has not made it on its way.
+void sum_up(const sx_model *m, const Copy &copy) {
+    const sx_kv_copy_args &a = copy.args;
+    if (!a.crc) return;
+    const size_t head = m->shape.head_dim * copy.element;
+    *a.crc = 0;
+    for (uint32_t i = 0; i < 2 * m->shape.n_layers; i++)
+        *a.crc = crc32c_rows(*a.crc, plane(m, copy, i), a.head_count * head, m->shape.n_kv_heads * head, a.n_tokens);
 }
 
 // 8 bits and a scale: through f32, token by token.
@@ -99,6 +122,7 @@ sx_status export_q8(const sx_model *model, const Copy &copy) {
         encode_row(copy.args.wire_type, k, dim, wire_k);
         encode_row(copy.args.wire_type, v, dim, wire_v);
     });
+    sum_up(model, copy);
     return SX_OK;
 }
 
@@ -112,6 +136,7 @@ sx_status import_q8(sx_model *model, const Copy &copy) {
         decode_row(copy.args.wire_type, wire_v, dim, v);
         model->kv.store(*model->context->ops, at, k, v);
     });
+    sum_up(model, copy);
     return SX_OK;
 }
 

@@ -93,7 +93,7 @@ sx_status pin(const sx_pool &pool, const uint64_t id[2], uint64_t lease_ns, sx_p
     view.deadline_ns = now + lease_ns;
     view.generation = pool.generation;
     view.word = next_word(word, SX_TICKET_LOADING);
-    if (view.ready_deadline_ns <= now) return fail(SX_ESTALE, "pool: the ticket's lease is over");
+    if (lease_over(view.ready_deadline_ns, now)) return fail(SX_ESTALE, "pool: the ticket's lease is over");
     acquire_fence();  // id and deadline were those of this word if the exchange succeeds
     SX_STEP();
     if (!swap_if(&ticket->word, word, view.word))
@@ -115,16 +115,38 @@ sx_status check_view(const sx_pool *pool, const sx_pool_view *from, sx_pool_view
     return holds(*pool, view) ? SX_OK : lost(view);
 }
 
+sx_status load_seal(const sx_pool &pool, const sx_pool_view &view, uint32_t number, uint32_t rank, uint32_t tokens,
+                    uint64_t &seal) {
+    seal = load_acquire(pool.record(number)->seals + rank);
+    const uint32_t covered = seal_tokens(seal);
+    if (seal_belongs(seal, view.slot) && covered >= tokens && covered <= SX_POOL_CHUNK_TOKENS) return SX_OK;
+    return damaged(pool, view, "a chunk was not sealed");
+}
+
+sx_status compare(const sx_pool &pool, const sx_pool_view &view, uint64_t seal, uint32_t crc) {
+    return static_cast<uint32_t>(seal) == crc ? SX_OK : damaged(pool, view, "the checksum of a chunk is wrong");
+}
+
 sx_status check_slices(const sx_pool &pool, const sx_pool_view &view, uint32_t number, uint32_t tokens) {
     for (uint32_t rank = 0; rank < pool.layout.geometry.tp_size; ++rank) {
         if (rank_slice(pool.layout, rank).bytes == 0) continue;
-        const uint64_t seal = load_acquire(pool.record(number)->seals + rank);
-        const uint32_t covered = seal_tokens(seal);
-        if (!seal_belongs(seal, view.slot) || covered < tokens || covered > SX_POOL_CHUNK_TOKENS)
-            return damaged(pool, view, "a chunk was not sealed");
-        if (static_cast<uint32_t>(seal) != slice_crc(pool.layout, pool.chunk(number), rank, covered))
-            return damaged(pool, view, "the checksum of a chunk is wrong");
+        uint64_t seal;
+        sx_status status = load_seal(pool, view, number, rank, tokens, seal);
+        if (status != SX_OK) return status;
+        status = compare(pool, view, seal, slice_crc(pool.layout, pool.chunk(number), rank, seal_tokens(seal)));
+        if (status != SX_OK) return status;
     }
+    return SX_OK;
+}
+
+// The view and its chunk `index`, checked.
+sx_status resolve(const sx_pool *pool, const sx_pool_view *from, uint32_t index, sx_pool_view &view, uint32_t &number) {
+    sx_status status = check_view(pool, from, view);
+    if (status != SX_OK) return status;
+    if (index >= view.n_chunks) return fail(SX_EINVAL, "pool: chunk %u of %u", index, view.n_chunks);
+    status = listed_chunk(*pool, view.slot, index, number);
+    if (status != SX_OK) return holds(*pool, view) ? status : lost(view);
+    SX_STEP();
     return SX_OK;
 }
 
@@ -183,18 +205,47 @@ sx_status sx_pool_tokens(sx_pool *pool, const sx_pool_view *view, uint32_t first
 
 sx_status sx_pool_read(sx_pool *pool, const sx_pool_view *view, uint32_t index, const void **data, uint64_t *bytes) {
     sx_pool_view held;
-    sx_status status = sx::check_view(pool, view, held);
-    if (status != SX_OK) return status;
-    if (index >= held.n_chunks || data == nullptr || bytes == nullptr)
-        return sx::fail(SX_EINVAL, "sx_pool_read: chunk %u of %u, or an argument is missing", index, held.n_chunks);
     uint32_t number;
-    status = sx::listed_chunk(*pool, held.slot, index, number);
-    if (status != SX_OK) return sx::holds(*pool, held) ? status : sx::lost(held);
-    SX_STEP();
+    if (data == nullptr || bytes == nullptr) return sx::fail(SX_EINVAL, "sx_pool_read: an argument is missing");
+    sx_status status = sx::resolve(pool, view, index, held, number);
+    if (status != SX_OK) return status;
     status = sx::check_slices(*pool, held, number, sx::tokens_in(held.n_tokens, index));
     SX_STEP();
     *data = status == SX_OK ? pool->chunk(number) : nullptr;
     *bytes = status == SX_OK ? pool->layout.chunk_bytes : 0;
+    return status;
+}
+
+sx_status sx_pool_locate(sx_pool *pool, const sx_pool_view *view, uint32_t index, const void **data, uint64_t *bytes,
+                         uint32_t *tokens) {
+    sx_pool_view held;
+    uint32_t number;
+    if (data == nullptr || bytes == nullptr || tokens == nullptr)
+        return sx::fail(SX_EINVAL, "sx_pool_locate: an argument is missing");
+    sx_status status = sx::resolve(pool, view, index, held, number);
+    if (status != SX_OK) return status;
+    uint64_t seal = 0;
+    const bool one = pool->layout.geometry.tp_size == 1;
+    if (one) status = sx::load_seal(*pool, held, number, 0, sx::tokens_in(held.n_tokens, index), seal);
+    SX_STEP();
+    *data = status == SX_OK ? pool->chunk(number) : nullptr;
+    *bytes = status == SX_OK ? pool->layout.chunk_bytes : 0;
+    *tokens = status == SX_OK && one ? sx::seal_tokens(seal) : 0;
+    return status;
+}
+
+sx_status sx_pool_match(sx_pool *pool, const sx_pool_view *view, uint32_t index, uint32_t tokens, uint32_t crc) {
+    sx_pool_view held;
+    uint32_t number;
+    sx_status status = sx::resolve(pool, view, index, held, number);
+    if (status != SX_OK) return status;
+    uint64_t seal;
+    status = sx::load_seal(*pool, held, number, 0, sx::tokens_in(held.n_tokens, index), seal);
+    if (status != SX_OK) return status;
+    if (pool->layout.geometry.tp_size != 1 || tokens != sx::seal_tokens(seal))
+        return sx::fail(SX_EINVAL, "sx_pool_match: %u tokens, the seals are not over those", tokens);
+    status = sx::compare(*pool, held, seal, crc);
+    SX_STEP();
     return status;
 }
 

@@ -124,7 +124,33 @@ uint32_t run_instruction(uint32_t crc, const uint8_t *p, size_t bytes) {
 }
 #endif
 
+// a * b modulo the polynomial, which is reflected: the highest bit is x^0.
+uint32_t multiply(uint32_t a, uint32_t b) {
+    uint32_t product = 0;
+    for (uint32_t bit = 1u << 31; bit != 0; bit >>= 1) {
+        if (a & bit) product ^= b;
+        b = (b >> 1) ^ ((b & 1u) ? kCastagnoli : 0u);
+    }
+    return product;
+}
+
 }  // namespace
+
+// A byte of zeros behind a message multiplies its remainder by x^8: x^(8 * bytes) by squaring.
+uint32_t crc32c_power(uint64_t bytes) {
+    uint32_t power = 1u << 31;
+    for (uint32_t square = 1u << 23; bytes != 0; bytes >>= 1, square = multiply(square, square))
+        if (bytes & 1) power = multiply(power, square);
+    return power;
+}
+
+uint32_t crc32c_join(uint32_t first, uint32_t second, uint32_t power) { return multiply(power, first) ^ second; }
+
+uint32_t crc32c_rows(uint32_t crc, const uint8_t *data, size_t bytes, size_t step, size_t n) {
+    if (bytes == step) return crc32c(crc, data, n * bytes);
+    for (size_t i = 0; i < n; i++) crc = crc32c(crc, data + i * step, bytes);
+    return crc;
+}
 
 uint32_t crc32c_table(uint32_t crc, const void *data, size_t bytes) {
     return run_table(kCastagnoliTable, crc, static_cast<const uint8_t *>(data), bytes);

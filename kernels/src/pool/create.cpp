@@ -82,7 +82,7 @@ sx_status make(const sx_pool_create_args &args, sx_pool &pool) {
     if (status != SX_OK) return status;
     pool.role = Role::owner;
     pool.owner = new (std::nothrow) Owner;
-    if (pool.owner == nullptr || !pool.owner->allocate(pool.layout))
+    if (pool.owner == nullptr || !pool.owner->allocate(pool.layout) || !note_chunks(pool))
         return fail(SX_ENOMEM, "pool: no memory for its tables");
     uint64_t bytes = 0;
     status = open_file(args.path, O_RDWR | O_CREAT, pool.fd, bytes);
@@ -140,7 +140,8 @@ sx_status sx_pool_join(const char *path, sx_pool **out) {
     if (out == nullptr) return sx::fail(SX_EINVAL, "sx_pool_join: out is NULL");
     sx::PoolPtr pool(new (std::nothrow) sx_pool);
     if (!pool) return sx::fail(SX_ENOMEM, "sx_pool_join: no memory");
-    const sx_status status = sx::open_made(path, sx::Role::worker, *pool);
+    sx_status status = sx::open_made(path, sx::Role::worker, *pool);
+    if (status == SX_OK && !sx::note_chunks(*pool)) status = sx::fail(SX_ENOMEM, "sx_pool_join: no memory");
     *out = status == SX_OK ? pool.release() : nullptr;
     return status;
 }

@@ -178,13 +178,8 @@ uint32_t slice_crc(const Layout &layout, const uint8_t *chunk, uint32_t rank, ui
     const uint64_t row = layout.token_bytes;
     uint32_t crc = 0;
     for (uint32_t plane = 0; plane < planes; ++plane) {
-        const uint8_t *first = chunk + plane * SX_POOL_CHUNK_TOKENS * row;
-        if (slice.bytes == row) {
-            crc = crc32c(crc, first, tokens * row);
-            continue;
-        }
-        for (uint32_t token = 0; token < tokens; ++token)
-            crc = crc32c(crc, first + token * row + slice.offset, slice.bytes);
+        const uint8_t *first = chunk + plane * SX_POOL_CHUNK_TOKENS * row + slice.offset;
+        crc = crc32c_rows(crc, first, slice.bytes, row, tokens);
     }
     return crc;
 }

@@ -7,6 +7,7 @@
 #include <cerrno>
 #include <cstring>
 #include <ctime>
+#include <new>
 
 #include "core/status.h"
 #include "pool/atomic.h"
@@ -15,6 +16,7 @@
 
 sx_pool::~sx_pool() {
     delete owner;
+    delete[] mapped_chunks;
     if (base != nullptr) munmap(base, mapped);
     if (fd >= 0) close(fd);
 }
@@ -69,6 +71,21 @@ sx_status map_file(int fd, uint64_t bytes, bool writable, sx_pool &pool) {
     pool.base = static_cast<uint8_t *>(at);
     pool.mapped = bytes;
     return SX_OK;
+}
+
+bool note_chunks(sx_pool &pool) {
+    pool.mapped_chunks = new (std::nothrow) uint8_t[pool.layout.n_chunks]();
+    return pool.mapped_chunks != nullptr;
+}
+
+void map_chunk(sx_pool &pool, uint32_t number) {
+    uint8_t *seen = pool.mapped_chunks + number;
+    if (load_relaxed(seen)) return;
+#ifndef MADV_POPULATE_WRITE
+#define MADV_POPULATE_WRITE 23  // since Linux 5.14; an older one refuses, and the faults come one by one
+#endif
+    (void)madvise(pool.chunk(number), pool.layout.chunk_stride, MADV_POPULATE_WRITE);
+    store_relaxed(seen, uint8_t{1});
 }
 
 sx_status load_header(sx_pool &pool) {

@@ -13,6 +13,10 @@ struct Owner;
 enum class Role { owner, worker, consumer, reader };
 
 uint64_t monotonic_ns();
+// Both sides' rule: a deadline further away than any lease may be long is damage, not a lease.
+constexpr bool lease_over(uint64_t deadline_ns, uint64_t now_ns) {
+    return deadline_ns <= now_ns || deadline_ns - now_ns > SX_POOL_MAX_LEASE_NS;
+}
 
 // Ticket word: state in the low 8 bits, above it a sequence number that grows with every transition, so that a word
 // once seen never comes back (no ABA), not even after the owner started anew on the same file.
@@ -41,6 +45,7 @@ struct sx_pool {
     uint64_t generation = 0;
     sx::Layout layout{};
     sx::Owner *owner = nullptr;
+    uint8_t *mapped_chunks = nullptr;  // of who writes: 1 for a chunk whose pages are in this mapping
 
     sx_pool() = default;
     sx_pool(const sx_pool &) = delete;
@@ -71,6 +76,10 @@ using PoolPtr = std::unique_ptr<sx_pool>;
 sx_status open_file(const char *path, int flags, int &fd, uint64_t &bytes);
 // Maps all of the file; takes `fd` over.
 sx_status map_file(int fd, uint64_t bytes, bool writable, sx_pool &pool);
+// Makes room to note which chunks are mapped; false: no memory.
+bool note_chunks(sx_pool &pool);
+// Maps a chunk's pages in one go before its first use: they would cost a fault each.
+void map_chunk(sx_pool &pool, uint32_t number);
 // The header of a file somebody else owns: layout and generation, read so that an owner that is just making it is
 // noticed (SX_EBUSY).
 sx_status load_header(sx_pool &pool);

@@ -44,6 +44,24 @@ sx_status resolve_chunk(const sx_pool *pool, uint32_t slot, uint32_t index, uint
     return fail(SX_ESTATE, "pool: only the owner and its workers write chunks");
 }
 
+// `given`: the slice's checksum where the caller has made it while copying; NULL: it is made here.
+sx_status seal(sx_pool *pool, uint32_t slot, uint32_t index, uint32_t rank, uint32_t n_tokens, const uint32_t *given) {
+    uint32_t number;
+    const sx_status status = resolve_chunk(pool, slot, index, number);
+    if (status != SX_OK) return status;
+    if (rank >= pool->layout.geometry.tp_size)
+        return fail(SX_EINVAL, "sx_pool_seal: rank %u, tp_size is %u", rank, pool->layout.geometry.tp_size);
+    const uint32_t there = tokens_in(load_acquire(&pool->ticket(index_of(slot))->n_tokens), index);
+    const uint32_t covered = n_tokens == 0 && !given ? there : n_tokens;
+    if (covered == 0 || covered > there)
+        return fail(SX_EINVAL, "sx_pool_seal: %u tokens of chunk %u, %u were appended", covered, index, there);
+    const uint32_t crc = given ? *given : slice_crc(pool->layout, pool->chunk(number), rank, covered);
+    SX_STEP();
+    store_release(pool->record(number)->seals + rank, seal_word(crc, covered, slot));
+    SX_STEP();
+    return SX_OK;
+}
+
 }  // namespace
 }  // namespace sx
 
@@ -52,26 +70,18 @@ sx_status sx_pool_chunk(sx_pool *pool, uint32_t slot, uint32_t index, void **dat
     const sx_status status = sx::resolve_chunk(pool, slot, index, number);
     if (status != SX_OK) return status;
     if (data == nullptr || bytes == nullptr) return sx::fail(SX_EINVAL, "sx_pool_chunk: an argument is missing");
+    sx::map_chunk(*pool, number);
     *data = pool->chunk(number);
     *bytes = pool->layout.chunk_bytes;
     return SX_OK;
 }
 
 sx_status sx_pool_seal(sx_pool *pool, uint32_t slot, uint32_t index, uint32_t rank, uint32_t n_tokens) {
-    uint32_t number;
-    const sx_status status = sx::resolve_chunk(pool, slot, index, number);
-    if (status != SX_OK) return status;
-    if (rank >= pool->layout.geometry.tp_size)
-        return sx::fail(SX_EINVAL, "sx_pool_seal: rank %u, tp_size is %u", rank, pool->layout.geometry.tp_size);
-    const uint32_t there = sx::tokens_in(sx::load_acquire(&pool->ticket(sx::index_of(slot))->n_tokens), index);
-    const uint32_t covered = n_tokens == 0 ? there : n_tokens;
-    if (covered == 0 || covered > there)
-        return sx::fail(SX_EINVAL, "sx_pool_seal: %u tokens of chunk %u, %u were appended", covered, index, there);
-    const uint32_t crc = sx::slice_crc(pool->layout, pool->chunk(number), rank, covered);
-    SX_STEP();
-    sx::store_release(pool->record(number)->seals + rank, sx::seal_word(crc, covered, slot));
-    SX_STEP();
-    return SX_OK;
+    return sx::seal(pool, slot, index, rank, n_tokens, nullptr);
+}
+
+sx_status sx_pool_seal_as(sx_pool *pool, uint32_t slot, uint32_t index, uint32_t rank, uint32_t n_tokens, uint32_t crc) {
+    return sx::seal(pool, slot, index, rank, n_tokens, &crc);
 }
 
 sx_status sx_pool_verify(sx_pool *pool, uint32_t slot, uint32_t index, uint32_t rank, uint32_t n_tokens) {

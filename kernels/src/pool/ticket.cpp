@@ -75,11 +75,6 @@ void finish_free(sx_pool &pool, uint32_t index) {
     pool.owner->give_ticket(index);
 }
 
-// A lease further away than any lease may be long is damage, not a lease.
-bool lease_over(uint64_t deadline_ns, uint64_t now_ns) {
-    return deadline_ns <= now_ns || deadline_ns - now_ns > SX_POOL_MAX_LEASE_NS;
-}
-
 // May a used ticket be freed now? `wanted`: its owner has no more use for it.
 bool reclaimable(uint32_t state, bool wanted, bool expired) {
     switch (state) {

@@ -11,13 +11,13 @@ import signal
 import struct
 import time
 from pathlib import Path
-from typing import Callable, List, Set
+from typing import Callable, List, Optional, Set
 
 import pytest
 
 from syshax_kernels.errors import KernelError, StaleError
 from syshax_kernels.library import Library
-from syshax_kernels.pool import Inbox, Outbox, Ticket, TicketState, UnitStats, Worker, read_stats
+from syshax_kernels.pool import CHUNK_TOKENS, Inbox, Outbox, Ticket, TicketState, UnitStats, Worker, read_stats
 from tests.kernels.pool.handoff import (
     FIRST_TOKEN, GEOMETRY, LEASE_S, REFUSALS, TICKETS, assert_empty, is_right, make_outbox, save, take, ticket_id,
     token_ids, try_take, write,
@@ -242,7 +242,8 @@ def reap_late(path: str, library: Library) -> str:
     return "done"
 
 
-def test_worker_killed_at_every_step(cut_library: Library, folder: Path) -> None:
+@pytest.mark.parametrize("crc", [None, 7])
+def test_worker_killed_at_every_step(cut_library: Library, folder: Path, crc: Optional[int]) -> None:
     """A ticket whose worker died cannot be published, and its chunks come back."""
     path = str(folder / "a.pool")
     with make_outbox(path) as outbox:
@@ -253,7 +254,7 @@ def test_worker_killed_at_every_step(cut_library: Library, folder: Path) -> None
 
             def work(slot: int = ticket.slot) -> str:
                 with Worker.join(path, library=cut_library) as worker:
-                    worker.seal(slot, 0, 0)
+                    worker.seal(slot, 0, 0, CHUNK_TOKENS, crc)
                 return "done"
 
             killed = start_and_wait(cut_library, work, cut)

@@ -6,6 +6,7 @@ import hashlib
 import os
 import stat
 import struct
+import time
 import zlib
 from dataclasses import replace
 from pathlib import Path
@@ -20,9 +21,10 @@ from syshax_kernels.library import Library
 from syshax_kernels.pool import (
     BF16, F32, Geometry, Inbox, Outbox, PoolInfo, TicketState, UnitStats, Worker, chunks_that_fit, model_id, read_stats,
 )
+from tests.crc32c import crc32c
 from tests.kernels.pool.handoff import (
-    CHUNK_BYTES, CHUNKS, GEOMETRY, LEASE_S, MAX_TOKENS, TICKETS, assert_empty, chunk_data, make_outbox, save, take,
-    ticket_id, token_ids, try_take, write,
+    CHUNK_BYTES, CHUNKS, GEOMETRY, LEASE_S, MAX_TOKENS, TICKETS, assert_empty, chunk_data, make_outbox, rows, save,
+    take, ticket_id, token_ids, try_take, write,
 )
 
 
@@ -179,6 +181,27 @@ def test_expired_tickets_are_refused_before_they_are_reaped(path: str) -> None:
         assert outbox.reap() == 1
 
 
+def test_a_deadline_that_no_lease_can_have_is_damage(path: str) -> None:
+    """Owner and consumer agree: the ticket is refused, and reaped. Just inside an hour it is a lease."""
+    with make_outbox(path) as outbox, Inbox.open(path, GEOMETRY) as inbox:
+        save(outbox, "a", 10)
+        with open(path, "r+b") as file:
+            for ahead_ns in (2**63, 3_700_000_000_000):
+                file.seek(8192 + 8)  # of the first ticket: docs/kv-handoff.md section 2.2
+                file.write(struct.pack("<Q", time.monotonic_ns() + ahead_ns))
+                file.flush()
+                with pytest.raises(StaleError, match="lease is over"):
+                    inbox.pin(ticket_id("a"))
+            file.seek(8192 + 8)
+            file.write(struct.pack("<Q", time.monotonic_ns() + 3_500_000_000_000))
+        inbox.pin(ticket_id("a")).release(consumed=False)
+        with open(path, "r+b") as file:
+            file.seek(8192 + 8)
+            file.write(b"\xff" * 8)
+        assert outbox.reap() == 1
+        assert_empty(outbox)
+
+
 @pytest.mark.parametrize("lease_s", [0.0, -1.0, 3601.0])
 def test_leases_are_bounded(path: str, lease_s: float) -> None:
     with make_outbox(path) as outbox, Inbox.open(path, GEOMETRY) as inbox:
@@ -211,6 +234,57 @@ def test_ranks_of_the_owner_seal_their_own_heads(path: str) -> None:
             view = inbox.pin(ticket_id("a"))
             assert view.n_tokens == 94
             assert [bytes(view.chunk(index)) for index in range(2)] == [data, data]
+
+
+def test_a_seal_and_a_consumer_may_take_the_copy_s_checksum(path: str) -> None:
+    with make_outbox(path) as outbox, Inbox.open(path, GEOMETRY) as inbox:
+        for given, right in ((0, True), (1, False)):
+            ticket = outbox.begin(ticket_id("a"), LEASE_S)
+            ticket.append(token_ids("a", 100))
+            for index, n in ((0, 64), (1, 36)):
+                ticket.chunk(index)[:] = chunk_data("a", index)
+                ticket.seal(index, 0, n, crc32c(rows(chunk_data("a", index), n)) ^ given)
+            with pytest.raises(KernelError, match="0 tokens of chunk 1"):
+                ticket.seal(1, crc=3)
+            ticket.publish(100)
+            view = inbox.pin(ticket_id("a"))
+            for index, n in ((0, 64), (1, 36)):
+                found = view.locate(index)
+                assert found.n_tokens == n and bytes(found.memory) == chunk_data("a", index)
+                crc = crc32c(rows(bytes(found.memory), n))
+                view.match(index, n, crc ^ given)
+                with pytest.raises(CorruptError, match="checksum"):
+                    view.match(index, n, crc ^ given ^ 1)
+                with pytest.raises(KernelError, match="not over those"):
+                    view.match(index, n - 1, crc)
+                if right:
+                    view.chunk(index)
+                else:
+                    with pytest.raises(CorruptError):
+                        view.chunk(index)
+            with pytest.raises(KernelError, match="chunk 2 of 2"):
+                view.locate(2)
+            view.release()
+            assert outbox.reap() == 1
+            with pytest.raises(StaleError):
+                view.locate(0)
+
+
+def test_a_chunk_of_several_ranks_has_no_one_checksum(path: str) -> None:
+    geometry = replace(GEOMETRY, tp_size=2)
+    with Outbox.create(path, geometry, chunks=4, tickets=2, max_tokens=256) as outbox:
+        ticket = outbox.begin(ticket_id("a"), LEASE_S)
+        ticket.append(range(64))
+        for rank in range(2):
+            ticket.seal(0, rank)
+        ticket.publish(64)
+        with Inbox.open(path, geometry) as inbox:
+            view = inbox.pin(ticket_id("a"))
+            assert view.locate(0).n_tokens == 0
+            for n_tokens in (0, 64):
+                with pytest.raises(KernelError, match="not over those"):
+                    view.match(0, n_tokens, 0)
+            view.chunk(0)
 
 
 def test_ranks_of_a_consumer_share_a_pin(path: str) -> None:
