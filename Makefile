@@ -10,7 +10,7 @@ export PYTHONDONTWRITEBYTECODE := $(if $(CI),1,)
 
 .DEFAULT_GOAL := help
 .PHONY: help run native check test test-unit test-process test-39 test-kernels test-sysinfer test-vllm \
-        test-vllm-breadth test-system test-deployed \
+        test-vllm-breadth test-vllm-version test-system test-deployed \
         summary manuals plugin vllm-env rpm repo clean $(VENV) $(ORACLE)
 
 help:  ## this list
@@ -57,6 +57,7 @@ check: $(TEST_STAMP)  ## layers, types, lint, style (3 min)
 	@$(TIER) check -- $(VENV)/bin/lint-imports --no-cache \
 	    -- $(PY) -m mypy syshaxd packaging \
 	    -- $(PY) -m mypy --python-version 3.10 kernels/python tests \
+	    -- $(PY) -m mypy --python-version 3.12 kernels/python \
 	    -- $(PY) -m flake8 $(SOURCES) \
 	    -- $(PYTEST) -q tests/style
 
@@ -99,6 +100,9 @@ test-vllm: $(TEST_STAMP) native $(if $(CI),vllm-env)  ## the plugin in real vLLM
 test-vllm-breadth: $(TEST_STAMP) native  ## killed processes, degrees, precisions, damage: VLLM_VENV=...; not in CI
 	@VLLM_VENV=$(VLLM_VENV) VLLM_OLD_VENV=$(VLLM_OLD_VENV) $(PYTEST) -q -m breadth tests/vllm/test_moves.py
 	@VLLM_VENV=$(VLLM_VENV) $(PYTEST) -q tests/vllm/breadth
+
+test-vllm-version: $(TEST_STAMP) native  ## the plugin's core on another vLLM: VLLM_OLD_VENV=...; bench/results/vllm-*.json
+	@VLLM_OLD_VENV=$(VLLM_OLD_VENV) $(PY) -m tests.vllm.record
 
 PLUGIN ?= build/plugin
 plugin: native  ## the folder that a vLLM elsewhere is started with (PYTHONPATH, mounted read-only): PLUGIN=FOLDER

@@ -20,7 +20,7 @@ PATIENCE = 300.0  # seconds; a small host that does something else as well may b
 START = 600.0
 NEW = Path(os.environ.get("VLLM_VENV", ".venv-vllm"), "bin/python").absolute()
 OLD = Path(os.environ.get("VLLM_OLD_VENV", ".venv-vllm-old"), "bin/python").absolute()
-FLAGS = ("--dtype=float32", "--enforce-eager", "--max-num-seqs=16", "--max-num-batched-tokens=256")
+FLAGS = ("--dtype=float32", "--enforce-eager", "--max-num-seqs=16")
 
 
 SHORT = 70  # blocks of a KV cache that holds one request of the longest kind and little more
@@ -29,18 +29,24 @@ DEEP = 48  # layers that make a step take tens of milliseconds: the unit is the 
 
 @dataclass(frozen=True)
 class Vllm:
-    """A vLLM unit on the safetensors form of the model. `blocks`: size of its KV cache, None: 1 GiB."""
+    """A vLLM unit on the safetensors form of the model.
+
+    `blocks`: size of its KV cache, None: 1 GiB; `ranks`: of tensor parallelism; `budget`: tokens of a step at most.
+    """
 
     block: int
     python: Path = NEW
     blocks: Optional[int] = None
+    ranks: int = 1
+    budget: int = 256
 
     def unit(self, model: twins.Twins) -> Dict[str, Any]:
         """Its part of the configuration."""
         return {
             "kind": "vllm", "python": str(self.python), "model_path": str(model.folder), "max_model_len": 2048,
             "block_size": self.block, "kv_blocks": self.blocks, "start_timeout": "10m",
-            "env": {"VLLM_CPU_KVCACHE_SPACE": "1"}, "extra_args": list(FLAGS),
+            "env": {"VLLM_CPU_KVCACHE_SPACE": "1"}, "tensor_parallel_size": self.ranks,
+            "extra_args": [*FLAGS, f"--max-num-batched-tokens={self.budget}"],
         }  # fmt: skip
 
 
@@ -69,6 +75,8 @@ KINDS = {
     "sysinfer_to_vllm": Kind("qwen2", Sysinfer(), Vllm(32)),
     "vllm_to_sysinfer": Kind("llama", Vllm(128), Sysinfer()),
     "old_to_old": Kind("qwen2", Vllm(64, OLD), Vllm(128, OLD), layers=DEEP),
+    "one_to_two_ranks": Kind("llama", Vllm(128, budget=96), Vllm(32, ranks=2)),
+    "two_to_one_rank": Kind("llama", Vllm(64, ranks=2, budget=96), Vllm(128)),
     "short_of_kv": Kind("qwen2", Vllm(32, blocks=SHORT), Vllm(64), auto_offload=True, layers=DEEP),
 }
 

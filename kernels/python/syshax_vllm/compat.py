@@ -1,6 +1,6 @@
 """Everything that differs between the supported versions of vLLM. Nothing else asks for a version.
 
-Run on 0.27.1 and 0.32.0; what 0.23.0 needs was read in its source, not run.
+Run on 0.23.0, 0.27.1 and 0.32.0.
 """
 
 from __future__ import annotations
@@ -16,11 +16,14 @@ from vllm.distributed.kv_transfer.kv_connector.v1 import base
 OLDEST, NEWEST = (0, 23, 0), (0, 32, 0)
 
 
+def _numbers(text: str) -> tuple[int, ...]:
+    match = re.match(r"(\d+)\.(\d+)\.(\d+)", text)
+    return tuple(int(part) for part in match.groups()) if match else ()
+
+
 def check_version(text: str) -> None:
     """Raises RuntimeError outside the supported range."""
-    match = re.match(r"(\d+)\.(\d+)\.(\d+)", text)
-    found = tuple(int(part) for part in match.groups()) if match else ()
-    if not OLDEST <= found <= NEWEST:
+    if not OLDEST <= _numbers(text) <= NEWEST:
         low, high = (".".join(map(str, version)) for version in (OLDEST, NEWEST))
         raise RuntimeError(f"sysHAX knows vLLM {low} to {high}, this is {text}: install one of those")
 
@@ -35,6 +38,9 @@ def abort_arguments() -> list[str]:
 def vllm_version() -> str:
     return str(vllm.__version__)
 
+
+# 0.23 asks the scheduler's side for its counts only in steps whose workers have given some; 0.27 asks in all.
+WORKERS_COUNT_TOO = _numbers(str(vllm.__version__)) < (0, 27, 0)
 
 # From 0.32 a failed load is named by its request, before that by its blocks.
 _Results: Any = getattr(base, "KVConnectorTransferResults", None)

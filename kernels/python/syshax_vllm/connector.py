@@ -131,7 +131,8 @@ class SyshaxConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
 
     def get_kv_connector_stats(self) -> HandoffStats | None:
         counted = self._counts.take()
-        return HandoffStats(data=counted) if counted else None
+        due = self._worker is not None and compat.WORKERS_COUNT_TOO
+        return HandoffStats(data=counted) if counted or due else None
 
     @classmethod
     def build_kv_connector_stats(cls, data: dict[str, Any] | None = None) -> HandoffStats:
