@@ -25,6 +25,7 @@ FLAGS = ("--dtype=float32", "--enforce-eager", "--max-num-seqs=16")
 
 SHORT = 70  # blocks of a KV cache that holds one request of the longest kind and little more
 DEEP = 48  # layers that make a step take tens of milliseconds: the unit is the slowest, not the daemon or the client
+OLD_LAYERS = int(os.environ.get("VLLM_OLD_LAYERS", DEEP))  # moves need slow steps, the rest does not
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ KINDS = {
     "vllm_to_vllm": Kind("llama", Vllm(32), Vllm(64)),
     "sysinfer_to_vllm": Kind("qwen2", Sysinfer(), Vllm(32)),
     "vllm_to_sysinfer": Kind("llama", Vllm(128), Sysinfer()),
-    "old_to_old": Kind("qwen2", Vllm(64, OLD), Vllm(128, OLD), layers=DEEP),
+    "old_to_old": Kind("qwen2", Vllm(64, OLD), Vllm(128, OLD), layers=OLD_LAYERS),
     "one_to_two_ranks": Kind("llama", Vllm(128, budget=96), Vllm(32, ranks=2)),
     "two_to_one_rank": Kind("llama", Vllm(64, ranks=2, budget=96), Vllm(128)),
     "short_of_kv": Kind("qwen2", Vllm(32, blocks=SHORT), Vllm(64), auto_offload=True, layers=DEEP),
