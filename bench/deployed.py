@@ -32,18 +32,22 @@ def said(*words: str, **environ: str) -> str:
 
 def versions(python: str, folder: str) -> Dict[str, str]:
     """Of the engines, and of what is in the environment of the vLLM units."""
-    found = {name: said(name, "--version").partition("\n")[0] for name in ("podman", "docker", "runc")}
+    found = {name: said(name, "--version").partition("\n")[0] for name in ("podman", "dockerd", "runc")}
     listed = said(python, "-c", _VERSIONS, PYTHONPATH=folder, PATH="/usr/bin:/bin").splitlines()
     pairs = (line.split() for line in listed)
     return {**found, **{name: version for name, version in pairs if name in WANTED}}
 
 
-def cases(report: Path) -> Iterator[Tuple[str, str, float]]:
-    """Name, outcome and seconds of each test of a report."""
-    for case in ElementTree.parse(report).iter("testcase"):
-        wrong = [child.tag for child in case if child.tag in ("failure", "error", "skipped")]
-        module = str(case.get("classname")).rpartition(".")[2]
-        yield f"{module}::{case.get('name')}", wrong[0] if wrong else "passed", float(case.get("time") or 0)
+def cases(report: Path) -> Iterator[Tuple[str, Dict[str, Any]]]:
+    """Each test of a report: its name; its outcome, seconds with fixtures, and when its run began."""
+    for suite in ElementTree.parse(report).iter("testsuite"):
+        for case in suite.iter("testcase"):
+            wrong = [child.tag for child in case if child.tag in ("failure", "error", "skipped")]
+            module = str(case.get("classname")).rpartition(".")[2]
+            outcome = wrong[0] if wrong else "passed"
+            seconds = round(float(case.get("time") or 0), 1)
+            began = str(suite.get("timestamp"))[:19]
+            yield f"{module}::{case.get('name')}", {"outcome": outcome, "seconds": seconds, "run_began": began}
 
 
 def main() -> None:
@@ -53,17 +57,19 @@ def main() -> None:
     parser.add_argument("folder")
     parser.add_argument("reports", nargs="+", type=Path)
     parser.add_argument("--out", type=Path, default=RESULT)
+    parser.add_argument("--command", default="make test-deployed RECORD=1", help="what made the reports")
     options = parser.parse_args()
-    rows = [case for report in options.reports for case in cases(report)]
+    rows = {name: row for report in options.reports for name, row in cases(report)}
+    passed = sum(row["outcome"] == "passed" for row in rows.values())
     result: Dict[str, Any] = {
-        **origin("make test-deployed RECORD=1"),
+        **origin(options.command),
         "versions": versions(options.python, options.folder),
-        "passed": sum(outcome == "passed" for _, outcome, _ in rows),
-        "not_passed": sum(outcome != "passed" for _, outcome, _ in rows),
-        "tests": {name: {"outcome": outcome, "seconds": round(seconds, 1)} for name, outcome, seconds in rows},
+        "passed": passed,
+        "not_passed": len(rows) - passed,
+        "tests": rows,
     }
     options.out.write_text(json.dumps(result, indent=1) + "\n")
-    print(f"{options.out.name}: {result['passed']} passed, {result['not_passed']} not")
+    print(f"{options.out.name}: {passed} passed, {len(rows) - passed} not")
 
 
 if __name__ == "__main__":
