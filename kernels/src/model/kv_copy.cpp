@@ -2,6 +2,7 @@
 // [layer][K,V][chunk_tokens][kv head][head_dim] of the wire type.
 #include <string.h>
 
+#include <atomic>
 #include <memory>
 #include <new>
 
@@ -89,9 +90,9 @@ sx_status each_side(const sx_model *m, const Copy &copy, const Move &move) {
     if (!table || !sums) return fail(SX_ENOMEM, "no memory for a block table");
     const KvRun run{table.get(), m->kv.group_tokens(), a.first_token, a.n_tokens, a.head_count, m->shape.head_dim,
                     m->kv.shape().type, a.wire_type, m->shape.n_kv_heads * m->shape.head_dim * copy.element, a.crc != nullptr};
-    Team &team = *m->context->team;
-    team.run([&](uint32_t thread) {
-        for (uint32_t i = thread; i < sides; i += team.size())
+    std::atomic<uint32_t> next{0};  // who comes first takes the next one: on a busy host threads are not equally fast
+    m->context->team->run([&](uint32_t) {
+        for (uint32_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < sides;)
             sums[i] = move(m->kv.side(i / 2, a.head_first, i % 2), run, plane(m, copy, i));
     });
     if (!a.crc) return SX_OK;
