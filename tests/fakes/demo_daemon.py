@@ -58,12 +58,17 @@ class Daemon:
         self._folder = folder
         folder.mkdir(parents=True, exist_ok=True)
         self._pool = tempfile.mkdtemp(prefix="syshax-test-", dir="/dev/shm")
-        private = {"state_dir": str(folder / "state"), "control_socket": str(folder / "control.sock")}
-        pd = {**config.get("pd", {}), "pool_dir": self._pool}
-        (folder / "syshax.yaml").write_text(yaml.safe_dump({**config, **private, "pd": pd}))
+        self.rewrite(config)
         self.url = f"http://127.0.0.1:{config['services']['conductor']['port']}"
         self.log_path = folder / "log"
         self._process: Optional[asyncio.subprocess.Process] = None
+
+    def rewrite(self, config: Mapping[str, Any]) -> None:
+        """For the next start or reload."""
+        folder = self._folder
+        private = {"state_dir": str(folder / "state"), "control_socket": str(folder / "control.sock")}
+        pd = {**config.get("pd", {}), "pool_dir": self._pool}
+        (folder / "syshax.yaml").write_text(yaml.safe_dump({**config, **private, "pd": pd}))
 
     async def __aenter__(self) -> "Daemon":
         path = os.pathsep.join([str(ROOT), str(ROOT / "kernels/python")])
