@@ -70,6 +70,11 @@ class TaskSet:
         if not task.cancelled() and task.exception() is not None:
             self._on_failure(f"{self._owner}.{name}", task.exception() or RuntimeError("no exception"))
 
+    async def settle(self, timeout: float) -> None:
+        """Let those that run come to their own ends."""
+        if self._tasks:
+            await asyncio.wait(tuple(self._tasks), timeout=timeout)
+
     async def close(self, timeout: float = 5.0) -> tuple[str, ...]:
         """Cancel all and wait for their ends; returns the names of those that did not end in time."""
         for task in tuple(self._tasks):

@@ -135,6 +135,7 @@ class Runner:
 
     async def close(self) -> None:
         """Waits for aborts under way, then ends them."""
+        await self._tasks.settle(CLOSE_TIMEOUT)
         await self._tasks.close(CLOSE_TIMEOUT)
 
     def _task_failed(self, name: str, error: BaseException) -> None:

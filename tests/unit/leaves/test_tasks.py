@@ -87,3 +87,18 @@ async def test_close_cancels_everything_and_names_what_stays() -> None:
     assert await tasks.close(timeout=0.05) == ("stubborn",)
     release.set()
     await left
+
+
+async def test_tasks_that_end_soon_are_let_end() -> None:
+    ended: List[str] = []
+
+    async def short() -> None:
+        await asyncio.sleep(0)
+        ended.append("short")
+
+    tasks = TaskSet("runner", lambda name, error: None)
+    tasks.start("short", short())
+    tasks.start("endless", asyncio.Event().wait())
+    await tasks.settle(timeout=0.05)
+    assert ended == ["short"] and len(tasks) == 1
+    assert await tasks.close() == ()

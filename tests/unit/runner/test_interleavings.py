@@ -153,6 +153,7 @@ def counted(metrics: MetricsService) -> float:
 @settings(max_examples=60, deadline=None)
 @given(schedules)
 @example([(3, ("move", 0, "cpu")), (1, ("stop", "cpu", None)), (1, ("fail", "gpu", UnitErrorKind.GONE))])
+@example([(2, ("abort", "gpu", None)), (2, ("fail", "gpu", UnitErrorKind.CONNECT))])
 @example([(5, ("move", 0, "cpu")), (0, ("leave", 0, None)), (2, ("move", 1, "cpu")), (0, ("restart", "gpu", None))])
 def test_every_stream_ends_exactly_once(schedule: List[Tuple[int, Tuple[str, Any, Any]]]) -> None:
     async def scenario() -> None:
