@@ -263,16 +263,13 @@ async def test_a_foreign_server_never_begins_the_answer_anew(house: House, strea
 async def test_both_units_fail_and_the_client_is_told(house: House) -> None:
     for unit in ("gpu", "cpu"):
         await house.faults(unit, http_status=500)
-    house.runner.config = replace_timeout(house, 0.2)
+    impatient = replace(house.config, limits=replace(house.config.limits, queue_timeout=0.2))
+    house.scheduler.reconfigure(impatient)
     try:
         reply = await house.post(COMPLETIONS, {"prompt": "x"})
     finally:
-        house.runner.config = house.config
+        house.scheduler.reconfigure(house.config)
     assert (reply.status, reply.json["error"]["code"]) == (429, "queue_timeout")
-
-
-def replace_timeout(house: House, seconds: float) -> Any:
-    return replace(house.config, limits=replace(house.config.limits, queue_timeout=seconds))
 
 
 async def test_a_stream_waits_for_the_restart_of_its_only_unit(house: House) -> None:
