@@ -113,8 +113,7 @@ class ChildProcess:
         """See Running."""
         if not self._ended.done():
             self._note_asked()
-            for pid in workers(self._process.pid):
-                _signal(pid, signal.SIGKILL)
+            _signal(self._process.pid, signal.SIGKILL)  # the watcher ends the rest of its group
         return await self.wait()
 
     def activity(self) -> Optional[int]:
@@ -167,7 +166,7 @@ def workers(group: int) -> List[int]:
 def _group_of(pid: int) -> int:
     try:
         return os.getpgid(pid)
-    except ProcessLookupError:
+    except OSError:
         return 0
 
 

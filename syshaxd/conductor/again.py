@@ -27,11 +27,8 @@ class Refusals:
         """Seconds since the first attempt of a retry; 0 for another request, or one that is not known (any more)."""
         if not is_retry(headers) or digest not in self._first:
             return 0.0
-        waited = max(0.0, now - self._first[digest])
-        if waited > FOR:
-            del self._first[digest]
-            return 0.0
-        return waited
+        waited = max(0.0, now - self._first.pop(digest))  # noted again if it is refused again
+        return waited if waited <= FOR else 0.0
 
 
 def is_retry(headers: Mapping[str, str]) -> bool:

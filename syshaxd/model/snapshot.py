@@ -52,6 +52,7 @@ class InFlight:
     target: str = ""  # unit it is moving to
     stays: Optional[str] = None  # why it can't be moved now; None: it can
     kept_by: str = ""  # unit it has left and that keeps its KV until the next one has fetched it
+    silent: bool = False  # its unit tells nothing before the end, so that nobody knows when its prefill is over
 
 
 @dataclass(frozen=True)

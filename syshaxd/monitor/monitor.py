@@ -227,7 +227,7 @@ def _unit_snapshot(
     view: UnitView, load: Optional[UnitLoad], entries: Sequence[InFlight], moving: Sequence[InFlight]
 ) -> UnitSnapshot:
     coming = [entry for entry in moving if entry.target == view.name != entry.unit]
-    queued = [entry for entry in entries if entry.first_token is None]
+    queued = [entry for entry in entries if entry.first_token is None and not entry.silent]
     return UnitSnapshot(
         view=view,
         load=load,

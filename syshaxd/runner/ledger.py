@@ -26,6 +26,7 @@ class Entry:
     target: str = ""
     stays: Optional[str] = None
     kept_by: str = ""
+    silent: bool = False
 
     def frozen(self) -> InFlight:
         """As others see it."""
@@ -43,6 +44,7 @@ class Entry:
             self.target,
             self.stays,
             self.kept_by,
+            self.silent,
         )
 
 

@@ -10,7 +10,7 @@ from syshaxd.model.plan import Plan, Queue, Refuse, Split, Whole
 from syshaxd.model.request import RequestInfo, left_of
 from syshaxd.model.snapshot import Snapshot
 from syshaxd.scheduler import Failed
-from syshaxd.scheduler.turns import Turn, turn_of
+from syshaxd.scheduler.turns import FIRST, Turn, last_ask, turn_of
 
 from .request import RequestError, milliseconds
 from .services import Services
@@ -48,10 +48,12 @@ class Planner:
         self.check_open()
         services, room = self._services, self._services.room
         snapshot = services.snapshots.snapshot()
+        if not services.scheduler.hurried(self._info, snapshot):
+            self._info = replace(self._info, waited=0.0)  # it may wait again at each attempt
         patience = services.scheduler.patience(self._info, snapshot) - self._info.waited
         turn = turn_of(self._info, self._loop.time() + patience)
         plan = self._ask(snapshot, self._info, turn)
-        if isinstance(plan, Refuse) or room.leads(turn) and not isinstance(plan, Queue):
+        if isinstance(plan, Refuse) or room.leads(turn, self._info.model) and not isinstance(plan, Queue):
             return self._settled(plan)
         if isinstance(plan, Queue):
             services.metrics.decided("queue", plan.reason.code)
@@ -65,26 +67,22 @@ class Planner:
         began, services = self._loop.time(), self._services
         why = plan.reason.text if isinstance(plan, Queue) else "others wait already"
         self._timeline.add(began, "queued", why=why)
-        with services.room.enter(turn, self._info.prompt_tokens) as place:
+        with services.room.enter(turn, self._info.prompt_tokens, self._info.model) as place:
             services.ledger.queued = len(services.room)
             try:
-                while await services.room.wait(place, self._until(turn, plan)):
+                while await services.room.wait(place, last_ask(turn, plan, self._loop.time())):
                     self.check_open()
                     plan = self._ask_again(turn)
                     if not isinstance(plan, Queue):
                         return self._settled(plan)
-                    services.room.declined(place)
-                plan = self._ask_again(turn)  # a last time: it is too late now, as a rule, and is told so
+                    services.room.declined(place, services.scheduler.asked)
+                plan = self._ask_again(FIRST)
                 if not isinstance(plan, Queue):
                     return self._settled(plan)
                 raise RequestError(429, "queue_timeout", f"no room in time: {plan.reason.text}", 2.0)
             finally:
                 services.ledger.queued = len(services.room) - 1
                 services.metrics.queued_for(self._loop.time() - began)
-
-    def _until(self, turn: Turn, plan: Plan) -> float:
-        """Loop time at which it has waited long enough."""
-        return min(turn.deadline, self._loop.time() + plan.deadline) if isinstance(plan, Queue) else turn.deadline
 
     def check_open(self) -> None:
         """Raises RequestError once the daemon ends its streams."""
@@ -99,8 +97,8 @@ class Planner:
 
     def _ask(self, snapshot: Snapshot, info: RequestInfo, turn: Turn, own: int = 0) -> Plan:
         """`own`: its prompt tokens, where it is in the queue itself."""
-        room = self._services.room
-        snapshot = replace(snapshot, queued_tokens=room.tokens() - own, queued_ahead=room.ahead(turn))
+        room, model = self._services.room, self._info.model
+        snapshot = replace(snapshot, queued_tokens=room.tokens(model) - own, queued_ahead=room.ahead(turn, model))
         return self._services.scheduler.decide(info, snapshot, self._excluded())
 
     def _settled(self, plan: Plan) -> Plan:

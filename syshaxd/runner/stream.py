@@ -205,7 +205,7 @@ class Stream:
         if self._going_down:
             raise RequestError(503, "shutting_down", "the daemon is stopping")
         self._step = step
-        self._outcome = None
+        self._outcome, self._entry.silent = None, False
         self._legs += 1
         own_id = self._request.info.request_id
         self._leg_id = f"{own_id}.prefill{self._legs}" if step.prefill_only else own_id
@@ -263,7 +263,7 @@ class Stream:
         limit = self._request.arrived + self._services.config.limits.request_timeout - self._loop.time()
         target = self._services.target(step.unit)
         call = self._services.client.call(target, self._request.info.endpoint, body, self._leg_id, max(0.1, limit))
-        self._leg = call
+        self._leg, self._entry.silent = call, True
         return await call.result()
 
     def _open(self, step: Step, body: "dict[str, Any]") -> Generation:
@@ -420,7 +420,7 @@ class Stream:
             return None
         plan = await self._planner.rescue()
         # What the failed unit was to load and has not taken is still there.
-        load = self._left.ticket if self._services.snapshots.snapshot().pd.enabled else None
+        load = self._left.offer(self._services.snapshots.snapshot().pd.enabled)
         following = replace(self._step_on(self._known(plan.unit), plan.reason, "failover"), load=load)
         if not following.owned:
             raise RequestError(502, "stream_lost", f"{err}; {plan.unit} can't go on from its tokens") from err

@@ -24,6 +24,12 @@ class LeftTicket:
         """KV for the next unit to begin with; None: there is none."""
         return self._step.save if self._step is not None else None
 
+    def offer(self, allowed: bool) -> Optional[Ticket]:
+        """The same, where KV may go from unit to unit; else nobody will come for it."""
+        if not allowed:
+            self.discard()
+        return self.ticket
+
     def leave(self, step: Step) -> None:
         """The step has ended and its unit has published its ticket."""
         self.discard()

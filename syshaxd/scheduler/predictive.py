@@ -35,6 +35,7 @@ from .outlook import (
 ARRIVAL_WEIGHT = 0.01
 PROTECTED_SHARE = 0.02
 RETRY_LEAST, RETRY_MOST = 0.1, 60.0  # seconds
+ASK_EARLIER = 0.02  # seconds, and the step under way: a last answer may still be yes
 
 
 @dataclass(frozen=True)
@@ -266,7 +267,7 @@ def _turn_away(
     )
     late = in_a_hurry(info) and (seen.late or seen.time <= 0)
     if not late and not _never_fits(info, seen, policy) and snapshot.queued < policy.max_queue:
-        return Queue(Reason(f"queue_{what}", text), max(0.0, seen.time))
+        return Queue(Reason(f"queue_{what}", text), max(0.0, seen.time - seen.side.step() - ASK_EARLIER))
     code = "refuse_late" if late and seen.waited else f"refuse_{what}"
     return Refuse(Reason(code, text), 429, min(max(RETRY_LEAST, wait), RETRY_MOST))
 

@@ -17,8 +17,9 @@ from .learning import Learner
 from .moving import choose_moves
 from .outlook import Limits, PredictivePolicy
 from .policy import Policy, policy_of
-from .predictive import Memory, patience
+from .predictive import Memory, in_a_hurry, patience
 from .steptime import StepSample
+from .turns import ASKED
 
 __all__ = ["Failed", "Scheduler"]
 
@@ -52,6 +53,15 @@ class Scheduler:
         decision = predictive.decide(info, usable, self._learner.knowledge(snapshot.at), self._memory, self._predictive)
         self._memory = decision.memory
         return decision.plan
+
+    @property
+    def asked(self) -> int:
+        """How many that wait may ask in vain: thresholds don't know who would be in time, so none goes round the head."""
+        return ASKED if self._policy.scheduler.decider == "predictive" else 1
+
+    def hurried(self, info: RequestInfo, snapshot: Snapshot) -> bool:
+        """Whether its time counts from its client's first attempt on."""
+        return self._predicts(snapshot) and in_a_hurry(info)
 
     def patience(self, info: RequestInfo, snapshot: Snapshot) -> float:
         """Seconds after its arrival until which a request may wait in the daemon's queue."""

@@ -203,10 +203,13 @@ class WorkerSide:
         chunks = range(write.start // CHUNK_TOKENS, -(-write.end // CHUNK_TOKENS))
         if self._pages is not None:
             return self._spread(lambda chunk: self._save_chunk(write, chunk), chunks)
-        with self._beside(mark):
-            for chunk in chunks:
-                self._copy_out(write, chunk, chunk_tensor(worker.chunk_address(write.slot, chunk), info)[:, :, :, mine])
-        self._settle()
+        try:
+            with self._beside(mark):
+                for chunk in chunks:
+                    data = chunk_tensor(worker.chunk_address(write.slot, chunk), info)
+                    self._copy_out(write, chunk, data[:, :, :, mine])
+        finally:
+            self._settle()  # after an error too: nothing may still be writing into a ticket that is given back
         for chunk in chunks:
             self._seal(write, chunk)
 
@@ -291,10 +294,12 @@ class WorkerSide:
         if self._pages is not None:
             self._spread(lambda chunk: self._load_chunk(load, chunk, view, info), chunks)
         else:
-            for chunk in chunks:
-                data = chunk_tensor(self._address(load, chunk, view), info)
-                self._copy_in(load, chunk, data[:, :, :, self._share.reads])
-            self._settle()
+            try:
+                for chunk in chunks:
+                    data = chunk_tensor(self._address(load, chunk, view), info)
+                    self._copy_in(load, chunk, data[:, :, :, self._share.reads])
+            finally:
+                self._settle()  # after an error too: vLLM gives these blocks to other requests
         if view is not None:
             view.check()
 

@@ -33,7 +33,7 @@ namespace {
 constexpr uint32_t kTile = 32;  // tokens: a whole cache line of each dimension where tokens are adjacent
 constexpr size_t kStage = kMaxTokenSize * 4;  // bytes: all heads of a tile's tokens, for the second-level cache
 
-// Tokens of a tile: fewer where all their heads would not fit on the stage.
+// Tokens of a tile on the way out: fewer where all their heads would not fit on the stage.
 uint32_t tile_tokens(const KvRun &run) {
     uint32_t n = kTile;
     while (n * run.line() > kStage) n /= 2;
@@ -98,7 +98,7 @@ void prefetch_tile(const KvSide &side, const KvRun &run, const Tile &tile) {
 // The tiles of a run in order of tokens, then heads.
 class Tiles {
   public:
-    Tiles(const KvSide &side, const KvRun &run) : side_(side), run_(run), width_(tile_tokens(run)) { settle(); }
+    Tiles(const KvSide &side, const KvRun &run, uint32_t width) : side_(side), run_(run), width_(width) { settle(); }
     bool more() const { return done_ < run_.n; }
     Tile tile() const { return {block_ + head_ * side_.head * float_bytes(run_.type), slot_, n_, head_}; }
     uint32_t token() const { return done_; }
@@ -139,7 +139,7 @@ void each_tile(const KvSide &side, const KvRun &run, uint8_t *wire, bool out, co
     if (run.n == 0 || run.heads == 0) return;
     const size_t head = size_t{float_bytes(run.wire)} * run.head_size;
     const auto place = [&](const Tiles &tiles) { return wire + tiles.token() * run.row + tiles.head() * head; };
-    for (Tiles now(side, run), ahead = now; now.more(); now.next()) {
+    for (Tiles now(side, run, out ? tile_tokens(run) : kTile), ahead = now; now.more(); now.next()) {
         ahead.next();
         if (ahead.more() && out) prefetch_tile(side, run, ahead.tile());
         if (ahead.more() && !out) prefetch_wire(run, ahead.tile(), place(ahead));

@@ -21,7 +21,7 @@ from syshaxd.model.plan import Move, Plan, Queue, Refuse, Split
 from syshaxd.model.request import Endpoint, RequestInfo, Tier
 from syshaxd.scheduler.outlook import Limits
 from syshaxd.scheduler.steptime import StepSample
-from syshaxd.scheduler.turns import ASKED, Turn, turn_of
+from syshaxd.scheduler.turns import ASKED, FIRST, Turn, last_ask, turn_of
 
 from .law import Host, Law
 from .workload import Arrival
@@ -229,11 +229,12 @@ class World:
         """Asks a last time when it has waited long enough."""
         turn = request.turn
         assert turn is not None
-        until = min(turn.deadline, self.now + plan.deadline) if isinstance(plan, Queue) else turn.deadline
-        self._at(max(self.now, until), lambda: self._last_ask(request, turn, until))
+        until = max(self.now, last_ask(turn, plan, self.now))
+        self._at(until, lambda: self._last_ask(request, turn, until))
 
     def _last_ask(self, request: Request, turn: Turn, until: float) -> None:
         if request.turn is turn:
+            request.turn = FIRST
             plan = self.decider.arrive(self, request)
             self._leave_queue(request)
             self._settle(request, plan)

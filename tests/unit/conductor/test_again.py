@@ -16,6 +16,7 @@ def test_a_retry_has_waited_since_its_first_attempt() -> None:
     assert refusals.waited(b"a", RETRY, 11.5) == 1.5
     refusals.note(b"a", 11.5 - 1.5)
     assert refusals.waited(b"a", RETRY, 14.0) == 4.0
+    assert refusals.waited(b"a", RETRY, 14.0) == 0.0, "it was served since, or is another client's"
 
 
 def test_another_client_with_the_same_prompt_is_no_retry() -> None:

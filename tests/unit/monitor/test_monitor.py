@@ -120,6 +120,9 @@ async def test_the_ledgers_counts_are_of_this_moment(world: World, monitor: Syst
     unit = snapshot.units[0]
     assert (unit.in_flight, unit.in_flight_tokens, unit.queued, unit.queued_prompt_tokens) == (2, 115, 1, 100)
     assert (snapshot.queued, snapshot.pd, len(snapshot.in_flight)) == (7, PdStatus(False, "because"), 2)
+    world.entries = [replace(world.entries[0], silent=True), world.entries[1]]
+    unit = monitor.snapshot().units[0]
+    assert (unit.in_flight, unit.queued) == (2, 0), "an answer that comes whole is not in prefill to its end"
 
 
 async def test_the_host_is_seen(monitor: SystemMonitor) -> None:

@@ -101,7 +101,7 @@ async def test_the_waiting_room_wakes_in_order() -> None:
     room, order = WaitingRoom(), []
 
     async def guest(name: int, asks: int) -> None:
-        with room.enter(TURN, 1) as place:
+        with room.enter(TURN, 1, "m") as place:
             for _ in range(asks):
                 assert await room.wait(place, asyncio.get_running_loop().time() + 5)
             order.append(name)
@@ -131,11 +131,12 @@ def test_turns_by_tier_then_deadline() -> None:
 async def test_a_newcomer_with_an_earlier_deadline_asks_first() -> None:
     room = WaitingRoom()
     late, early = TURN._replace(deadline=9.0), TURN._replace(deadline=1.0)
-    with room.enter(late, 300) as first:
-        assert room.leads(early) and not room.leads(late)
-        assert (room.ahead(early), room.ahead(late._replace(deadline=9.5)), room.tokens()) == (0, 300, 300)
-        with room.enter(early, 20) as second:
-            assert (room.ahead(late), room.tokens()) == (20, 320)
+    with room.enter(late, 300, "m") as first:
+        assert room.leads(early, "m") and not room.leads(late, "m") and room.leads(late, "other")
+        assert [room.ahead(early, "m"), room.ahead(late._replace(deadline=9.5), "m"), room.tokens("m")] == [0, 300, 300]
+        assert room.tokens("other") == room.ahead(late._replace(deadline=9.5), "other") == 0
+        with room.enter(early, 20, "m") as second:
+            assert (room.ahead(late, "m"), room.tokens("m")) == (20, 320)
             now = asyncio.get_running_loop().time()
             room.changed()
             assert not await room.wait(first, now)
@@ -157,7 +158,7 @@ async def test_who_asks_in_vain_lets_the_next_ones_ask_but_only_a_few() -> None:
     room, asked = WaitingRoom(), list[int]()
 
     async def guest(name: int) -> None:
-        with room.enter(TURN, 1) as place:
+        with room.enter(TURN, 1, "m") as place:
             while await room.wait(place, asyncio.get_running_loop().time() + 5):
                 asked.append(name)
                 room.declined(place)
@@ -176,7 +177,28 @@ async def test_who_asks_in_vain_lets_the_next_ones_ask_but_only_a_few() -> None:
     assert len(room) == 0
 
 
+async def test_who_waits_for_one_model_holds_up_nobody_who_waits_for_another() -> None:
+    room, asked = WaitingRoom(), list[str]()
+
+    async def guest(model: str) -> None:
+        with room.enter(TURN, 1, model) as place:
+            while await room.wait(place, asyncio.get_running_loop().time() + 5):
+                asked.append(model)
+                room.declined(place, 1)
+
+    tasks = [asyncio.ensure_future(guest(model)) for model in ("a", "a", "a", "b")]
+    while len(room) < len(tasks):
+        await asyncio.sleep(0)
+    room.changed()
+    for _ in range(50):
+        await asyncio.sleep(0)
+    assert sorted(asked) == ["a", "b"], "the first of each model, and nobody behind one who may not be gone round"
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
 async def test_a_wait_in_the_room_ends_at_its_time() -> None:
     room = WaitingRoom()
-    with room.enter(TURN, 1) as place:
+    with room.enter(TURN, 1, "m") as place:
         assert not await room.wait(place, asyncio.get_running_loop().time() + 0.01)

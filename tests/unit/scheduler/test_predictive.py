@@ -31,6 +31,7 @@ from syshaxd.config.types import Config, SchedulerConfig, SloConfig
 from syshaxd.scheduler import Scheduler
 from syshaxd.scheduler.predictive import Memory, decide, in_a_hurry, keep_split, patience
 from syshaxd.scheduler.steptime import StepModel, StepSample
+from syshaxd.scheduler.turns import last_ask, turn_of
 
 POLICY = PredictivePolicy()
 GPU = StepModel(0.010, 0.0002, 0.00005, 0.0002, samples=1000, error=0.05)
@@ -226,10 +227,26 @@ def test_a_unit_gets_no_more_prompts_than_it_needs_to_stay_busy() -> None:
     assert isinstance(decide(info(), full, slow, Memory(), POLICY).plan, Refuse)
 
 
-@given(st.integers(0, 30), st.integers(1, 600), st.integers(1, 3000))
-def test_nobody_is_held_back_for_a_unit_with_less_than_a_step_of_prompts(gpu: int, context: int, prompt: int) -> None:
-    plan = decide(info(prompt=prompt), world(gpu=gpu, queued=1, context=context), KNOWLEDGE, Memory(), POLICY).plan
+@given(st.integers(0, 30), st.integers(2, 6), st.integers(1, 341), st.integers(1, 3000))
+def test_nobody_is_held_back_for_a_unit_with_less_than_a_step_of_prompts(
+    gpu: int, queued: int, context: int, prompt: int
+) -> None:
+    assert queued * context <= UnitTraits().prefill_chunk
+    plan = decide(info(prompt=prompt), world(gpu=gpu, queued=queued, context=context), KNOWLEDGE, Memory(), POLICY).plan
     assert plan.reason.code != "queue_backlog"
+
+
+@pytest.mark.parametrize("waits", ["queue", "others"])
+def test_the_last_ask_comes_while_the_answer_may_still_be_yes(waits: str) -> None:
+    """Who was never asked because others went first is not refused beside a unit that has room."""
+    now, roomy = 100.0, world(gpu=10)
+    turn = turn_of(info(), now + patience(info(), POLICY))
+    busy = replace(world(gpu=66, context=500, capacity=30_000, states=NO_CPU), at=now)
+    first = decide(info(), busy if waits == "queue" else roomy, KNOWLEDGE, Memory(), POLICY).plan
+    asked = last_ask(turn, first, now)
+    assert now + 1.0 < asked < turn.deadline
+    again = decide(replace(info(), waited=asked - now), replace(roomy, at=asked), KNOWLEDGE, Memory(), POLICY).plan
+    assert isinstance(again, Whole)
 
 
 def test_who_stands_behind_a_long_queue_is_told_at_once() -> None:
