@@ -77,7 +77,7 @@ test-kernels: $(TEST_STAMP) native  ## the native core (8 min)
 test-sysinfer: $(ORACLE_STAMP) native  ## the embedded engine against its oracles (5 min)
 	@$(ORACLE)/bin/python tests/tier.py sysinfer -- $(ORACLE)/bin/python -m pytest -q tests/sysinfer
 
-test:  ## check, unit, process, kernels, sysinfer; no root, under 20 minutes
+test:  ## check, unit, process, kernels, sysinfer; no root, 22 minutes at most
 	@rm -rf build/tiers
 	@for tier in check test-unit test-process test-kernels test-sysinfer; do $(MAKE) --no-print-directory $$tier || failed="$$failed $$tier"; done; \
 	    $(MAKE) --no-print-directory summary; test -z "$$failed" || { echo "failed:$$failed"; exit 1; }
