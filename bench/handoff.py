@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import datetime
 import json
 import os
 import random
@@ -24,6 +23,7 @@ import tempfile
 from pathlib import Path
 from typing import Any, Mapping, Optional, Sequence
 
+from bench.origin import origin
 from syshaxd.cli.bench.openai import Ask, Endpoint
 from tests.fakes import daemon as house
 from tests.fakes import small_gguf
@@ -111,18 +111,6 @@ def split_works(daemon: house.Daemon) -> bool:
     return daemon.ask("/v1/completions", body, {"x-syshax-route": ROUTES[1]}).status == 200
 
 
-def machine() -> Mapping[str, Any]:
-    """Kind of host, date, commit, load of the last minute."""
-    model = next((line.split(":")[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")), "?")
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    return {
-        "cpu": model, "cpus": len(os.sched_getaffinity(0)), "date": datetime.date.today().isoformat(),
-        "commit": commit.stdout.strip(), "load": os.getloadavg()[0],
-    }  # fmt: skip
-
-
 def main(argv: Optional[Sequence[str]] = None) -> int:
     """Runs the parts and saves after each."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -142,7 +130,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         else:
             continue
         command = f"python -m bench.handoff --parts {part} --processes {args.processes} --rounds {args.rounds}"
-        result[part] = {**found, "machine": machine(), "command": command + (" --vllm PYTHON" if args.vllm else "")}
+        result[part] = {**found, **origin(command + (" --vllm PYTHON" if args.vllm else ""))}
         args.out.write_text(json.dumps(result, indent=1) + "\n")
         print(part, json.dumps(result[part]), flush=True)
     return 0

@@ -134,9 +134,9 @@ def main() -> None:
     parser.add_argument("--idle", type=float, default=60.0)
     parser.add_argument("--out", type=Path, default=RESULT)
     options = parser.parse_args()
-    result: Dict[str, Any] = {
-        **origin("make bench-supervision"), "units": len(NAMES), "rounds": options.rounds, "imports_s": bare_start(),
-    }  # fmt: skip
+    command = f"python -m bench.supervision --rounds {options.rounds} --idle {options.idle:g}"
+    about = {"units": len(NAMES), "rounds": options.rounds, "imports_s": bare_start()}
+    result: Dict[str, Any] = {**origin(command), **about}
     with tempfile.TemporaryDirectory(prefix="syshax-bench-") as scratch:
         archive = unit_archive(Path(scratch))
         for name in options.engines.split(","):
