@@ -98,11 +98,10 @@ test-vllm: $(TEST_STAMP) native $(if $(CI),vllm-env)  ## the plugin in real vLLM
 	    --ignore tests/vllm/breadth -m "not breadth"
 
 test-vllm-breadth: $(TEST_STAMP) native  ## killed processes, degrees, precisions, damage: VLLM_VENV=...; not in CI
-	@VLLM_VENV=$(VLLM_VENV) VLLM_OLD_VENV=$(VLLM_OLD_VENV) $(PYTEST) -q -m breadth tests/vllm/test_moves.py
-	@VLLM_VENV=$(VLLM_VENV) $(PYTEST) -q tests/vllm/breadth
+	@VLLM_VENV=$(VLLM_VENV) VLLM_OLD_VENV=$(VLLM_OLD_VENV) $(PY) -m tests.vllm.record breadth
 
 test-vllm-version: $(TEST_STAMP) native  ## the plugin's core on another vLLM: VLLM_OLD_VENV=...; bench/results/vllm-*.json
-	@VLLM_OLD_VENV=$(VLLM_OLD_VENV) $(PY) -m tests.vllm.record
+	@VLLM_OLD_VENV=$(VLLM_OLD_VENV) $(PY) -m tests.vllm.record version
 
 PLUGIN ?= build/plugin
 plugin: native  ## the folder that a vLLM elsewhere is started with (PYTHONPATH, mounted read-only): PLUGIN=FOLDER

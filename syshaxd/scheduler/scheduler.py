@@ -56,7 +56,7 @@ class Scheduler:
 
     @property
     def asked(self) -> int:
-        """How many that wait may ask in vain: thresholds don't know who would be in time, so none goes round the head."""
+        """How many that wait may ask in vain. Thresholds don't know who would be late, so none goes round the head."""
         return ASKED if self._policy.scheduler.decider == "predictive" else 1
 
     def hurried(self, info: RequestInfo, snapshot: Snapshot) -> bool:

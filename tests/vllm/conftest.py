@@ -31,9 +31,13 @@ def daemon(running_pair: Daemon) -> Iterator[Daemon]:
     pairs.quiet(running_pair)
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: List[pytest.Item]) -> None:
     """Pair by pair: pytest orders by the place of a parameter in its list, and the lists differ."""
     order = list(pairs.KINDS)
+    for item in items:
+        if "breadth" in item.path.parts:
+            item.add_marker(pytest.mark.breadth)
 
     def place(item: pytest.Item) -> int:
         call = getattr(item, "callspec", None)

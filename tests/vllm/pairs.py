@@ -76,6 +76,8 @@ KINDS = {
     "sysinfer_to_vllm": Kind("qwen2", Sysinfer(), Vllm(32)),
     "vllm_to_sysinfer": Kind("llama", Vllm(128), Sysinfer()),
     "old_to_old": Kind("qwen2", Vllm(64, OLD), Vllm(128, OLD), layers=OLD_LAYERS),
+    "sysinfer_to_vllm_llama": Kind("llama", Sysinfer(), Vllm(64)),
+    "vllm_to_sysinfer_qwen2": Kind("qwen2", Vllm(32), Sysinfer()),
     "one_to_two_ranks": Kind("llama", Vllm(128, budget=96), Vllm(32, ranks=2)),
     "two_to_one_rank": Kind("llama", Vllm(64, ranks=2, budget=96), Vllm(128)),
     "short_of_kv": Kind("qwen2", Vllm(32, blocks=SHORT), Vllm(64), auto_offload=True, layers=DEEP),

