@@ -3,9 +3,9 @@
     VLLM_OLD_VENV=FOLDER python -m tests.vllm.record version
     VLLM_VENV=FOLDER python -m tests.vllm.record breadth
 
-`version` (`make test-vllm-version VLLM_OLD_VENV=FOLDER` after `tests/vllm/environment.sh VERSION FOLDER`): the core on
-a pair of units of another vLLM; writes bench/results/vllm-VERSION.json. `breadth` (`make test-vllm-breadth`): all that is
-too long for CI; writes bench/results/vllm-breadth.json.
+`version` (`make test-vllm-version VLLM_OLD_VENV=FOLDER` after `tests/vllm/environment.sh VERSION FOLDER`): the core
+on a pair of units of another vLLM; writes bench/results/vllm-VERSION.json. `breadth` (`make test-vllm-breadth`): what
+is too long for CI; writes bench/results/vllm-breadth.json.
 """
 
 from __future__ import annotations
