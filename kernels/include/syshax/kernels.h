@@ -23,7 +23,7 @@
 extern "C" {
 #endif
 
-#define SX_ABI_VERSION 1u
+#define SX_ABI_VERSION 2u
 
 typedef int32_t sx_status;
 enum {

@@ -13,7 +13,7 @@ from typing import Any, Mapping, Optional, Sequence
 
 from syshax_kernels.errors import KernelError, error_for
 
-ABI_VERSION = 1
+ABI_VERSION = 2
 FILE_NAME = "libsyshax_kernels.so"
 
 Prototypes = Mapping[str, Sequence[Any]]
