@@ -12,7 +12,7 @@ from typing import Any, Dict, Tuple
 
 import pytest
 
-from bench.scheduler import MAIN, one
+from bench.scheduler import MAIN, MORE, one
 from syshaxd.cli.simulate.deciders import contestants
 
 THIN = tuple(replace(pair, requests=pair.requests // 3, skips=(0,)) for pair in MAIN)
@@ -20,6 +20,8 @@ OVERLOAD, HALF = 1.3, 0.5
 FIXED = tuple(c.name for c in contestants() if c.name.startswith("threshold "))
 PLAIN = ("accelerator only", "round robin", "original threshold")
 MOST_REFUSED = 0.25  # by predictive, at 1.3 of what the accelerator can serve
+LONG = tuple(replace(p, requests=p.requests // 3) for p in MORE if p.trace in ("mooncake_conv", "azure_code"))
+MOST_REFUSED_LONG = 0.6  # of prompts of which many could not be in time on an empty unit either
 KV_BOUND = ("A100x1-32B / servegen_r1_sampled", "A10-8B / azure_conv")
 Scores = Dict[Tuple[str, float, str], Dict[str, Any]]
 
@@ -81,6 +83,18 @@ def test_the_cpu_earns_its_place_where_kv_is_short(scores: Scores, pair: str) ->
     ratio = attained(scores, pair, "predictive") / attained(scores, pair, "admission without CPU")
     print(pair, round(ratio, 2))
     assert ratio >= 1.1
+
+
+def test_long_prompts_of_mooncake_and_azure_code() -> None:
+    """Most miss their limit on any policy; predictive refuses those before their prefill and keeps the others."""
+    assert len(LONG) == 2
+    for pair in LONG:
+        rows = {name: one((pair, OVERLOAD, 0, name)) for name in (*PLAIN, *FIXED, "predictive")}
+        print(pair.name, {name: (round(row["attainment"], 3), round(row["refused"], 3)) for name, row in rows.items()})
+        ours = rows.pop("predictive")
+        assert ours["attainment"] >= max(row["attainment"] for row in rows.values()) + 0.02, pair.name
+        assert ours["attainment"] + ours["refused"] <= 1 and ours["refused"] <= MOST_REFUSED_LONG, pair.name
+        assert all(rows[name]["refused"] == 0.0 for name in PLAIN[:2]), pair.name
 
 
 @pytest.mark.timeout(120)
