@@ -14,7 +14,7 @@ from syshaxd.unitclient import Usage
 @dataclass(frozen=True)
 class ClientRequest:
     """A checked request. `arrived`: monotonic seconds; `created`: Unix seconds for the response; `digest`: of the body
-    as it came."""
+    as it came and of the key it came with."""
 
     info: RequestInfo
     body: Mapping[str, Any]

@@ -16,7 +16,7 @@ from typing import List, Optional, Sequence, Tuple
 
 from syshaxd.backends.container_spec import EngineKind
 
-from .rig import CONTAINERS_CONF, poll, run
+from .rig import CONTAINERS_CONF, end_process, poll, run
 
 IMAGE = "localhost/syshax-test:1"
 ULIMITS = ("--default-ulimit", "nofile=1024:1024", "--default-ulimit", "nproc=1024:1024")
@@ -60,15 +60,8 @@ class RealEngine:
     def stop(self, number: int = signal.SIGTERM) -> None:
         """End the service."""
         process, self.process = self.process, None
-        if process is None:
-            return
-        process.send_signal(number)
-        try:
-            process.wait(60)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-            raise
+        if process is not None:
+            end_process(process, number, 60)
 
     def import_image(self) -> None:
         """The image, made here."""

@@ -20,7 +20,7 @@ from syshaxd.cli.client import Client
 from syshaxd.cli.exits import CommandError
 
 from .engines import RealEngine
-from .rig import ROOT, poll, run
+from .rig import ROOT, end_process, poll, run
 from .unit_image import UNIT_IMAGE
 
 MODEL = ROOT / "kernels/demo/syshax-demo.gguf"
@@ -97,15 +97,8 @@ class House:
     def end(self, number: int = signal.SIGTERM) -> None:
         """End it."""
         process, self._process = self._process, None
-        if process is None:
-            return
-        process.send_signal(number)
-        try:
-            process.wait(90)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-            raise
+        if process is not None:
+            end_process(process, number, 90)
 
     def close(self) -> None:
         """End it, units included."""

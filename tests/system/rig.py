@@ -83,6 +83,17 @@ def run(*command: object, timeout: float = 300, check: bool = True, text: str = 
     return result
 
 
+def end_process(process: "subprocess.Popen[bytes]", number: int, seconds: float) -> None:
+    """Signal it and wait; one that does not end in time is killed, and that is an error."""
+    process.send_signal(number)
+    try:
+        process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+        raise
+
+
 def poll(what: str, probe: Callable[[], Optional[T]], timeout: float = 30.0, pause: float = 0.1) -> T:
     """Ask until the answer is true; an error that names the last answer after `timeout` seconds."""
     end = time.monotonic() + timeout

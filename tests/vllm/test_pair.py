@@ -25,16 +25,26 @@ LENGTHS = (1, 31, 32, 33, 63, 64, 65, 127, 128, 129, 257, 1000, 1499)
 @EVERY
 def test_tokens_are_the_same_over_every_route(daemon: Daemon) -> None:
     for salt in (0, 1):
-        before = externals(daemon)
-        # The split comes first: afterwards the decode unit has the prompt in its prefix cache and needs no handoff.
-        rows = [[complete(daemon, n, route, salt) for route in reversed(ROUTES)] for n in LENGTHS]
-        assert [len(set(row)) for row in rows] == [1] * len(LENGTHS)
-        assert len({row[0] for row in rows}) > len(LENGTHS) / 2, "the model repeats itself: this proves nothing"
-        assert externals(daemon) - before >= sum(LENGTHS) - len(LENGTHS)
+        same_over_routes(daemon, salt)
+
+
+def same_over_routes(daemon: Daemon, salt: int) -> None:
+    """Prompts of all lengths, one after the other; all but their last tokens come from the pool."""
+    before = externals(daemon)
+    # The split comes first: afterwards the decode unit has the prompt in its prefix cache and needs no handoff.
+    rows = [[complete(daemon, n, route, salt) for route in reversed(ROUTES)] for n in LENGTHS]
+    assert [len(set(row)) for row in rows] == [1] * len(LENGTHS)
+    assert len({row[0] for row in rows}) > len(LENGTHS) / 2, "the model repeats itself: this proves nothing"
+    assert externals(daemon) - before >= sum(LENGTHS) - len(LENGTHS)
 
 
 @EVERY
 def test_eight_at_once(daemon: Daemon) -> None:
+    eight_at_once(daemon)
+
+
+def eight_at_once(daemon: Daemon) -> None:
+    """Eight prompts together over each route."""
     lengths = [100 + 37 * i for i in range(8)]
     before = externals(daemon)
     with ThreadPoolExecutor(8) as threads:

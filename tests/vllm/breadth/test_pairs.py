@@ -7,14 +7,12 @@ end inside of blocks and of handoff chunks.
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
-
 import pytest
 
-from tests.fakes.daemon import ROUTES, Daemon
+from tests.fakes.daemon import Daemon
 from tests.vllm import pool
 from tests.vllm.pairs import complete, externals, failures
-from tests.vllm.test_pair import LENGTHS, loaded, saved
+from tests.vllm.test_pair import eight_at_once, loaded, same_over_routes, saved
 
 OTHER_RANKS = ["one_to_two_ranks", "two_to_one_rank"]
 OTHER_MODELS = ["sysinfer_to_vllm_llama", "vllm_to_sysinfer_qwen2"]
@@ -25,22 +23,11 @@ pytestmark = [
 
 
 def test_tokens_are_the_same_over_every_route(daemon: Daemon) -> None:
-    before = externals(daemon)
-    rows = [[complete(daemon, n, route) for route in reversed(ROUTES)] for n in LENGTHS]
-    assert [len(set(row)) for row in rows] == [1] * len(LENGTHS)
-    assert len({row[0] for row in rows}) > len(LENGTHS) / 2, "the model repeats itself: this proves nothing"
-    assert externals(daemon) - before >= sum(LENGTHS) - len(LENGTHS)
+    same_over_routes(daemon, 0)
 
 
 def test_eight_at_once(daemon: Daemon) -> None:
-    lengths = [100 + 37 * i for i in range(8)]
-    before = externals(daemon)
-    with ThreadPoolExecutor(8) as threads:
-        rows = [
-            [*threads.map(lambda n, route=route: complete(daemon, n, route, 2), lengths)] for route in reversed(ROUTES)
-        ]
-    assert rows[0] == rows[1] == rows[2]
-    assert externals(daemon) - before >= sum(lengths) - 8
+    eight_at_once(daemon)
 
 
 def test_a_damaged_handoff_is_computed(daemon: Daemon) -> None:
