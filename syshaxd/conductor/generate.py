@@ -38,8 +38,8 @@ class Generation:
         """Checks the body and the headers; raises BadRequest. `forced`: the path itself asks for a route."""
         body = parse_json(data)
         info = parse_request(body, endpoint, http.headers, request_id, self._runner.config.model_name)
-        now, who = asyncio.get_running_loop().time(), http.headers.get("Authorization", "").encode()
-        digest = hashlib.blake2b(who + b"\0" + data, digest_size=16).digest()
+        now, who = asyncio.get_running_loop().time(), http.headers.get("Authorization", "")
+        digest = hashlib.blake2b(who.encode("utf-8", "surrogateescape") + b"\0" + data, digest_size=16).digest()
         waited = self._refusals.waited(digest, http.headers, now)
         info = replace(info, route=forced or info.route, waited=waited)
         return ClientRequest(info, body, now, int(time.time()), digest)

@@ -6,6 +6,7 @@ import asyncio
 import io
 import time
 from typing import Any, AsyncIterator, Dict
+from urllib.parse import urlsplit
 
 import aiohttp
 import pytest
@@ -136,6 +137,17 @@ async def test_bad_input_gets_an_openai_error(house: House, data: bytes, status:
         assert (response.status, word in error["message"]) == (status, True), error
         assert {"message", "type", "code"} <= error.keys()
     assert (await house.post(COMPLETIONS, body_for(COMPLETIONS, "fine", 3))).status == 200
+
+
+async def test_a_key_of_other_bytes_is_a_key_like_any_other(house: House) -> None:
+    """No key is asked for here; bytes that are no text must not end the request."""
+    address, data = urlsplit(house.url), b'{"prompt": "x", "max_tokens": 3, "temperature": 0}'
+    reader, writer = await asyncio.open_connection(address.hostname, address.port)
+    head = f"POST {COMPLETIONS} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: {len(data)}\r\n"
+    writer.write(head.encode() + b"Authorization: Bearer \xff\xfe\r\n\r\n" + data)
+    answer = await asyncio.wait_for(reader.read(), 30)
+    writer.close()
+    assert answer.startswith(b"HTTP/1.1 200 "), answer[:300]
 
 
 @pytest.mark.parametrize("route", ["accelerator", "accelerator>cpu"])
