@@ -25,13 +25,13 @@ from multiprocessing import Pool
 from pathlib import Path
 from typing import Any, Callable, Mapping, Optional, Sequence
 
-from syshaxd.cli.simulate.deciders import Predictive, contestants, snapshot_of
-from syshaxd.cli.simulate.law import Host, hosts
-from syshaxd.cli.simulate.report import play
-from syshaxd.cli.simulate.workload import Demand, arrivals, read_trace
-from syshaxd.cli.simulate.world import Request, Unit, World
 from syshaxd.model.request import Endpoint, RequestInfo
 from syshaxd.scheduler.steptime import StepSample
+from syshaxd.simulation.deciders import Predictive, contestants, snapshot_of
+from syshaxd.simulation.law import Host, hosts
+from syshaxd.simulation.report import play
+from syshaxd.simulation.workload import Demand, arrivals, read_trace
+from syshaxd.simulation.world import Request, Unit, World
 
 TRACES = Path(__file__).parent / "traces"
 RESULT = Path(__file__).parent / "results" / "scheduler.json"

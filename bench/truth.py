@@ -24,14 +24,14 @@ from typing import Any, Mapping, Optional, Sequence
 
 from syshaxd.cli.bench.openai import Ask, Endpoint, Outcome
 from syshaxd.cli.bench.units import keep
-from syshaxd.cli.simulate.deciders import AcceleratorOnly, Predictive
-from syshaxd.cli.simulate.law import Host, Law, Model
-from syshaxd.cli.simulate.report import tpot, ttft
-from syshaxd.cli.simulate.workload import Arrival, Demand, arrivals, read_trace
-from syshaxd.cli.simulate.world import Decider, Request, World
 from syshaxd.engine.calibration import calibration_path
 from syshaxd.model.request import Tier
 from syshaxd.scheduler.outlook import Limits, PredictivePolicy
+from syshaxd.simulation.deciders import AcceleratorOnly, Predictive
+from syshaxd.simulation.law import Host, Law, Model
+from syshaxd.simulation.report import tpot, ttft
+from syshaxd.simulation.workload import Arrival, Demand, arrivals, read_trace
+from syshaxd.simulation.world import Decider, Request, World
 from bench.scheduler import commit
 from tests.process.engine.daemon import HUP, MODEL, TERM, Daemon, unit
 

@@ -34,7 +34,7 @@ VERBS = (
     Verb("image", "image", "list, save or load the images of units"),
     Verb("doctor", "doctor.command", "test whether this host can run the units"),
     Verb("explain", "explain", "tell what happened to one request and why"),
-    Verb("simulate", "simulate.command", "play a trace of requests against schedulers"),
+    Verb("simulate", "simulate", "play a trace of requests against schedulers"),
     Verb("estimate", "estimate", "what a host's CPUs can add, by formula"),
     Verb("bench", "bench.command", "load, data sets and calibration"),
     Verb("version", "version", "show the version"),

@@ -8,9 +8,10 @@ import sys
 from dataclasses import dataclass
 from typing import Mapping
 
-from .simulate.command import choose_host
-from .simulate.law import Host, Law, hosts
-from .simulate.workload import TraceError
+from syshaxd.simulation.law import Host, Law, hosts
+from syshaxd.simulation.workload import TraceError
+
+from .simulate import choose_host
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from typing import Any, Dict, Tuple
 import pytest
 
 from bench.scheduler import MAIN, MORE, one
-from syshaxd.cli.simulate.deciders import contestants
+from syshaxd.simulation.deciders import contestants
 
 THIN = tuple(replace(pair, requests=pair.requests // 3, skips=(0,)) for pair in MAIN)
 OVERLOAD, HALF = 1.3, 0.5

@@ -13,12 +13,12 @@ from syshaxd.cli import main
 from syshaxd.cli.bench.openai import Outcome
 from syshaxd.cli.bench.serve import Run, summary, table
 from syshaxd.cli.estimate import estimate
-from syshaxd.cli.simulate.deciders import Contestant, Predictive, contestants
-from syshaxd.cli.simulate.law import hosts
-from syshaxd.cli.simulate.report import conclusion, play, plot, table as score_table
-from syshaxd.cli.simulate.workload import Arrival, Demand, TraceError, arrivals, read_trace
-from syshaxd.cli.simulate.world import World
 from syshaxd.model.request import Tier
+from syshaxd.simulation.deciders import Contestant, Predictive, contestants
+from syshaxd.simulation.law import hosts
+from syshaxd.simulation.report import conclusion, play, plot, table as score_table
+from syshaxd.simulation.workload import Arrival, Demand, TraceError, arrivals, read_trace
+from syshaxd.simulation.world import World
 
 TRACES = Path(__file__).parents[3] / "bench/traces"
 

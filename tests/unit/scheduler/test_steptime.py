@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from syshaxd.cli.simulate.law import hosts
 from syshaxd.scheduler.steptime import StepFit, StepModel, StepSample
+from syshaxd.simulation.law import hosts
 
 LAW = StepModel(0.012, 0.0004, 0.00006, 0.0008)
 

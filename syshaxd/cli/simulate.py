@@ -8,10 +8,10 @@ import sys
 from pathlib import Path
 from typing import Sequence
 
-from .deciders import Contestant, contestants
-from .law import Host, Law, Model, hosts
-from .report import conclusion, play, plot, table
-from .workload import Demand, TraceError, arrivals, read_trace
+from syshaxd.simulation.deciders import Contestant, contestants
+from syshaxd.simulation.law import Host, Law, Model, hosts
+from syshaxd.simulation.report import conclusion, play, plot, table
+from syshaxd.simulation.workload import Demand, TraceError, arrivals, read_trace
 
 SHORT = ("accelerator only", "round robin", "original threshold", "admission without CPU", "predictive")
 
