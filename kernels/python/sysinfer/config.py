@@ -12,6 +12,7 @@ from sysinfer.errors import ModelFileError
 from sysinfer.gguf import GgufFile, Tensor, Value
 
 ARCHITECTURES = ("llama", "qwen2")
+MAX_HEAD, MAX_LAYERS = 1024, 1024  # dimensions of a head; the core takes no more
 UNUSED_TOKEN = 5  # tokenizer.ggml.token_type
 
 T = TypeVar("T", int, float, str)
@@ -104,8 +105,14 @@ def read_config(file: GgufFile) -> ModelConfig:
         raise ModelFileError(f"{file.path}: a mixture of experts ({arch}.expert_count), expected a dense model")
     d_model, n_heads = meta.positive(f"{arch}.embedding_length"), meta.positive(f"{arch}.attention.head_count")
     head_dim = meta.positive(f"{arch}.attention.key_length", max(d_model // n_heads, 1))
-    theta = meta.find(f"{arch}.rope.freq_base", float) or 10000.0
+    if head_dim > MAX_HEAD:
+        raise ModelFileError(f"{file.path}: heads of {head_dim} dimensions, expected at most {MAX_HEAD}")
+    theta = _theta(meta, f"{arch}.rope.freq_base")
     rope_dims = meta.positive(f"{arch}.rope.dimension_count", head_dim)
+    if rope_dims != head_dim or head_dim % 2:
+        raise ModelFileError(
+            f"{file.path}: rope over {rope_dims} of {head_dim} dimensions, expected all of an even number"
+        )
     freqs, scaling = _rope(meta, arch, theta, rope_dims, file.tensors.get("rope_freqs.weight"))
     config = ModelConfig(
         arch=arch, n_layers=meta.positive(f"{arch}.block_count"), d_model=d_model, n_heads=n_heads,
@@ -126,10 +133,22 @@ def _check(meta: Metadata, config: ModelConfig) -> None:
         problem = f"{config.n_heads} heads, expected a multiple of the {config.n_kv_heads} kv heads"
     elif value_length != config.head_dim:
         problem = f"value heads of {value_length}, expected {config.head_dim} as the key heads"
-    elif config.rope_dims != config.head_dim or config.head_dim % 2:
-        problem = f"rope over {config.rope_dims} of {config.head_dim} dimensions, expected all of an even number"
+    elif config.n_layers > MAX_LAYERS:
+        problem = f"{config.n_layers} layers, expected at most {MAX_LAYERS}"
+    elif config.context < 2:
+        problem = f"a context of {config.context} token, expected room for a prompt and an answer"
+    elif not 0 <= config.norm_eps < 1:
+        problem = f"a norm epsilon of {config.norm_eps}, expected a number from 0 to 1"
     if problem:
         raise ModelFileError(f"{meta.path}: {problem}")
+
+
+def _theta(meta: Metadata, key: str) -> float:
+    theta = meta.find(key, float)
+    theta = 10000.0 if theta is None else theta
+    if not 0 < theta < np.inf:
+        raise ModelFileError(f"{meta.path}: {key} is {theta}, expected a positive number")
+    return theta
 
 
 def _vocab(file: GgufFile) -> int:

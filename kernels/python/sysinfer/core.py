@@ -6,17 +6,19 @@ import logging
 import time
 from collections import deque
 from dataclasses import dataclass
+from functools import partial
 from typing import Callable, Deque, Dict, Iterable, List, Optional, Tuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sysinfer.detok import TokenBytes
+from sysinfer.errors import SequenceError
 from sysinfer.handoff import Loader, Saver
 from sysinfer.output import ABORT, ERROR, Generation, Output
 from sysinfer.pace import Pace
 from sysinfer.runner import ALL_LOGITS, LAST_LOGITS, NO_LOGITS, ModelRunner, Row
-from sysinfer.sampling import Sampled, logprob_of, sample
+from sysinfer.sampling import Sampled, check_finite, logprob_of, sample
 from sysinfer.scheduler import Scheduler, Step, Work
 from sysinfer.sequence import Sequence, Status
 from sysinfer.stats import EngineStats
@@ -122,15 +124,15 @@ class EngineCore:
         begin = time.perf_counter_ns()
         self._settle()
         step = self._scheduler.plan(self._pace.budget)
-        self._continue_loads()
+        failed = self._continue_loads()
         if not step.work:
             self._measure(step, begin, 0)
-            return []
+            return failed
         rows = [self._row(w) for w in step.work]
         before = time.perf_counter_ns()
         logits = self._runner.forward(rows)
         in_model = time.perf_counter_ns() - before
-        outputs = self._take(step, rows, logits)
+        outputs = failed + self._take(step, rows, logits)
         self._measure(step, begin, in_model)
         return outputs
 
@@ -139,19 +141,23 @@ class EngineCore:
         logits = ALL_LOGITS if seq.needs_all_logits else LAST_LOGITS if work.samples else NO_LOGITS
         return Row(seq.tokens[seq.n_computed : seq.n_computed + work.n_tokens], seq.n_computed, seq.blocks, logits)
 
-    def _continue_loads(self) -> None:
-        for seq in [s for s in self._scheduler.running if s.status is Status.LOADING]:
-            restored = seq.kept
-            loaded = self._load(seq)
-            if loaded is None:
-                continue
-            self._scheduler.advance(seq, loaded)
-            self._scheduler.loaded(seq)
-            if restored:
-                self._stats.restored_tokens += loaded
-            else:
-                seq.n_external = loaded
-                self._stats.loaded_tokens += loaded
+    def _continue_loads(self) -> List[Output]:
+        """Goes on with what sequences load; the ends of those whose load raised."""
+        loading = [s for s in self._scheduler.running if s.status is Status.LOADING]
+        return [output for seq in loading for output in self._guarded(seq, partial(self._continue_load, seq))]
+
+    def _continue_load(self, seq: Sequence) -> None:
+        restored = seq.kept
+        loaded = self._load(seq)
+        if loaded is None:
+            return
+        self._scheduler.advance(seq, loaded)
+        self._scheduler.loaded(seq)
+        if restored:
+            self._stats.restored_tokens += loaded
+        else:
+            seq.n_external = loaded
+            self._stats.loaded_tokens += loaded
 
     def _load(self, seq: Sequence) -> Optional[int]:
         """The next part of what `seq` loads; the number of tokens that came in all when that was the last."""
@@ -179,24 +185,49 @@ class EngineCore:
         """Samples where a sequence's known tokens are all computed; saves, finishes."""
         plain = all(w.seq.params.plain and row.logits != ALL_LOGITS for w, row in zip(step.work, rows))
         best = logits.argmax(axis=1).tolist() if plain and len(logits) else []
-        outputs, at, now = [], 0, self._clock()
+        outputs: List[Output] = []
+        at, now = 0, self._clock()
         for work, row in zip(step.work, rows):
             count = len(row.tokens) if row.logits == ALL_LOGITS else int(row.logits == LAST_LOGITS)
+            likeliest = best[at] if plain and count else None
             mine = logits[at : at + count]
-            if row.logits == ALL_LOGITS:
-                self._note_context(work.seq, row, mine)
-            self._scheduler.advance(work.seq, work.n_tokens)
-            if self._handoffs.saver is not None:
-                self._handoffs.saver.save(work.seq)
-            if work.samples:
-                outputs.append(
-                    self._emit(work.seq, Sampled(best[at]) if plain else self._choose(work.seq, mine[-1]), now)
-                )
+            outputs += self._guarded(work.seq, partial(self._take_one, work, row, mine, likeliest, now))
             at += count
         return outputs
 
-    def _choose(self, seq: Sequence, logits: Floats) -> Sampled:
-        return sample(logits, seq.params, seq.tokens, seq.n_context)
+    def _take_one(self, work: Work, row: Row, logits: Floats, likeliest: Optional[int], now: float) -> Optional[Output]:
+        """One sequence's part of a step; `likeliest`: its next token, where it asks for nothing else."""
+        seq = work.seq
+        if row.logits == ALL_LOGITS:
+            self._note_context(seq, row, logits)
+        self._scheduler.advance(seq, work.n_tokens)
+        if self._handoffs.saver is not None:
+            self._handoffs.saver.save(seq)
+        if not work.samples:
+            return None
+        if likeliest is None:
+            history = self._generations[seq.key].history
+            return self._emit(seq, sample(logits[-1], seq.params, seq.tokens, seq.n_context, history), now)
+        check_finite(float(logits[-1, likeliest]))
+        return self._emit(seq, Sampled(likeliest), now)
+
+    def _guarded(self, seq: Sequence, part: Callable[[], Optional[Output]]) -> List[Output]:
+        """What `part` says of `seq`; an error in it ends that sequence alone."""
+        try:
+            output = part()
+        except SequenceError as err:
+            log.warning("sequence %d of %s ends: %s", seq.index, seq.request_id, err)
+            return self._fail_one(seq, err)
+        except Exception:  # the top of what is done for one sequence: its neighbours go on
+            log.exception("sequence %d of %s has failed", seq.index, seq.request_id)
+            return self._fail_one(seq, SequenceError("this sequence has failed; see the log of the unit", 500))
+        return [] if output is None else [output]
+
+    def _fail_one(self, seq: Sequence, error: SequenceError) -> List[Output]:
+        if seq.key not in self._sequences:
+            return []
+        self._end(seq, ERROR, publish=False)
+        return [Output(seq.key, finish=ERROR, error=error)]
 
     def _note_context(self, seq: Sequence, row: Row, logits: Floats) -> None:
         found = self._generations[seq.key].prompt_logprobs

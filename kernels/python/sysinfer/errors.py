@@ -20,3 +20,11 @@ class RequestError(Exception):
         super().__init__(message)
         self.status = status
         self.param = param
+
+
+class SequenceError(Exception):
+    """One sequence can't go on; it ends with this text and HTTP `status`, and no other notices."""
+
+    def __init__(self, message: str, status: int) -> None:
+        super().__init__(message)
+        self.status = status

@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 from typing import List, Optional, Tuple, Union
 
 from sysinfer.detok import Detokenizer, StopStrings, TokenBytes
-from sysinfer.sampling import SamplingParams, TokenLogprob
+from sysinfer.errors import SequenceError
+from sysinfer.sampling import History, SamplingParams, TokenLogprob
 from sysinfer.sequence import Sequence
 
 STOP, LENGTH, ABORT, ERROR = "stop", "length", "abort", "error"  # finish reasons
@@ -26,14 +27,16 @@ class Output:
     finish: Optional[str] = None
     stop_reason: StopReason = None
     cached: int = 0
+    error: Optional[SequenceError] = None  # why it ended, with ERROR; None: the engine has failed
 
 
 @dataclass
 class Generation:
-    """Text side of a running sequence: detokeniser, stop strings, log-probabilities of its context, times."""
+    """What a running sequence has beside its KV: detokeniser, stop strings, log-probabilities of its context, times."""
 
     detokenizer: Detokenizer
     stops: StopStrings
+    history: History = field(default_factory=History)
     prompt_logprobs: List[TokenLogprob] = field(default_factory=list)
     last_time: float = 0.0  # of the newest token; 0: none yet
 
@@ -49,9 +52,11 @@ class Generation:
         finish, reason = _end_by_token(token, params)
         if finish is not None:
             return self._text_at_end(token, params, reason), finish, reason
-        text, stop = self.stops.push(self.detokenizer.push(token))
-        if stop and seq.n_output >= params.min_tokens:
-            return text, STOP, stop
+        text = self.detokenizer.push(token)
+        if seq.n_output >= params.min_tokens:
+            text, stop = self.stops.push(text)
+            if stop:
+                return text, STOP, stop
         if seq.n_output >= params.max_tokens or len(seq.tokens) >= max_model_len:
             return text + self.stops.flush(), LENGTH, None
         return text, None, None
@@ -63,6 +68,6 @@ class Generation:
 
 
 def _end_by_token(token: int, params: SamplingParams) -> Tuple[Optional[str], StopReason]:
-    if token in params.stop_ids:
+    if token in params.all_stop_ids:
         return STOP, token
     return (STOP if token in params.end_ids else None), None

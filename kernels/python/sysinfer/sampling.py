@@ -6,15 +6,20 @@ and a move to another unit leave it as it is.
 
 from __future__ import annotations
 
-from collections import Counter
+import math
 from dataclasses import dataclass, field
-from typing import List, Mapping, Optional, Sequence, Tuple
+from functools import cached_property
+from typing import Dict, FrozenSet, List, Mapping, Optional, Sequence, Tuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-Floats = NDArray[np.float32]
+from sysinfer.errors import SequenceError
 
+Floats = NDArray[np.float32]
+Ids = NDArray[np.int64]
+
+_LARGEST = float(np.finfo(np.float32).max)
 _MASK = (1 << 64) - 1
 
 
@@ -58,6 +63,22 @@ class SamplingParams:
         """Whether the token is simply the largest logit and nothing else is asked for."""
         return self.greedy and self.logprobs is None and not self.shapes_logits
 
+    @cached_property
+    def bias(self) -> Tuple[Ids, Floats]:
+        """`logit_bias` as ids and what is added to each."""
+        count = len(self.logit_bias)
+        ids = np.fromiter(self.logit_bias, np.int64, count)
+        return ids, np.fromiter(self.logit_bias.values(), np.float32, count)
+
+    @cached_property
+    def all_stop_ids(self) -> FrozenSet[int]:
+        return frozenset(self.stop_ids)
+
+    @cached_property
+    def ruled_out(self) -> Ids:
+        """The ids that may not come while fewer than `min_tokens` are made."""
+        return np.asarray(self.end_ids + self.stop_ids, np.int64)
+
 
 @dataclass(frozen=True)
 class TokenLogprob:
@@ -86,41 +107,102 @@ def uniform(seed: int, position: int) -> float:
     return (state >> 11) * 2.0**-53
 
 
-def sample(logits: Floats, params: SamplingParams, tokens: Sequence[int], n_context: int) -> Sampled:
+class History:
+    """Which tokens a sequence has and how often its output has each. It grows with the sequence: counting all of it for
+    every token would cost more than the model's own step where the sequence is long."""
+
+    def __init__(self) -> None:
+        self._place: Dict[int, int] = {}  # of a token in the arrays
+        self._ids: Ids = np.empty(64, np.int64)
+        self._counts: Floats = np.zeros(64, np.float32)
+        self._seen = 0  # tokens taken in
+
+    def follow(self, tokens: Sequence[int], n_context: int) -> None:
+        """Takes in what has come since; `tokens` only ever grows."""
+        if self._seen < n_context:
+            for token in dict.fromkeys(tokens[self._seen : n_context]):
+                self._find(token)
+            self._seen = min(n_context, len(tokens))
+        for token in tokens[self._seen :]:
+            self._counts[self._find(token)] += 1
+        self._seen = len(tokens)
+
+    def _find(self, token: int) -> int:
+        place = self._place.setdefault(token, len(self._place))
+        if place == len(self._ids):
+            self._ids = np.concatenate([self._ids, np.empty_like(self._ids)])
+            self._counts = np.concatenate([self._counts, np.zeros_like(self._counts)])
+        self._ids[place] = token
+        return place
+
+    @property
+    def counts(self) -> Tuple[Ids, Floats]:
+        """Every token once, and how often the output has it (0: in the prompt only)."""
+        count = len(self._place)
+        return self._ids[:count], self._counts[:count]
+
+
+def sample(
+    logits: Floats, params: SamplingParams, tokens: Sequence[int], n_context: int, history: Optional[History] = None
+) -> Sampled:
     """The next token of a sequence.
 
-    `logits`: one row, [vocab]; `tokens`: the sequence so far, its first `n_context` being the prompt.
+    `logits`: one row, [vocab]; `tokens`: the sequence so far, its first `n_context` being the prompt; `history`: of
+    the same sequence, kept from token to token. SequenceError when the model's logits are no numbers, or when the
+    request leaves no token to choose.
     """
-    row = shape_logits(logits, params, tokens, n_context) if params.shapes_logits else logits
+    row = shape_logits(logits, params, tokens, n_context, history or History()) if params.shapes_logits else logits
     token = int(row.argmax()) if params.greedy else draw(row, params, uniform(params.seed, len(tokens)))
+    check_finite(float(logits[token]))
     if params.logprobs is None:
         return Sampled(token)
     return Sampled(token, logprob_of(logits, token, params.logprobs))
 
 
-def shape_logits(logits: Floats, params: SamplingParams, tokens: Sequence[int], n_context: int) -> Floats:
+def check_finite(logit: float) -> None:
+    """SequenceError for the logit of a chosen token, or the largest of all, that is no number."""
+    if not math.isfinite(logit):
+        raise SequenceError(f"the model's logits are not finite ({logit}); its weights or its KV are damaged", 500)
+
+
+def shape_logits(
+    logits: Floats, params: SamplingParams, tokens: Sequence[int], n_context: int, history: History
+) -> Floats:
     """A copy of `logits` with repetition penalty (prompt and output), presence and frequency penalty (output), bias,
-    and end tokens ruled out while fewer than `min_tokens` are made."""
+    and end tokens ruled out while fewer than `min_tokens` are made. What overflows becomes the largest number."""
     row = logits.copy()
-    if params.repetition_penalty != 1.0:
-        seen = np.unique(np.asarray(tokens, np.int64))
-        values = row[seen]
-        row[seen] = np.where(values > 0, values / params.repetition_penalty, values * params.repetition_penalty)
-    if params.presence_penalty or params.frequency_penalty:
-        counts = Counter(tokens[n_context:])
-        ids = np.fromiter(counts, np.int64, len(counts))
-        times = np.fromiter(counts.values(), np.float32, len(counts))
-        row[ids] -= (params.presence_penalty + params.frequency_penalty * times).astype(np.float32)
-    for token, bias in params.logit_bias.items():
-        row[token] += bias
+    with np.errstate(over="ignore", under="ignore", divide="ignore", invalid="ignore"):
+        _penalise(row, params, tokens, n_context, history)
+        ids, values = params.bias
+        row[ids] += values
+    np.clip(row, -_LARGEST, _LARGEST, out=row)  # NaN stays
     if len(tokens) - n_context < params.min_tokens:
-        row[list(params.end_ids + params.stop_ids)] = -np.inf
+        row[params.ruled_out] = -np.inf
+        if row.max() == -np.inf:
+            raise SequenceError("stop_token_ids and min_tokens rule out every token of the vocabulary", 400)
     return row
 
 
+def _penalise(row: Floats, params: SamplingParams, tokens: Sequence[int], n_context: int, history: History) -> None:
+    presence, frequency = params.presence_penalty, params.frequency_penalty
+    if params.repetition_penalty == 1.0 and not presence and not frequency:
+        return
+    history.follow(tokens, n_context)
+    ids, counts = history.counts
+    values = row[ids]
+    if params.repetition_penalty != 1.0:
+        values = np.where(values > 0, values / params.repetition_penalty, values * params.repetition_penalty)
+    values -= (presence * (counts > 0) + frequency * counts).astype(np.float32)
+    row[ids] = values
+
+
 def draw(logits: Floats, params: SamplingParams, chance: float) -> int:
-    """A token by its probability after temperature, min-p, top-k and top-p, in that order."""
-    weights = np.exp((logits - logits.max()) / np.float32(params.temperature))
+    """A token by its probability after temperature, min-p, top-k and top-p, in that order; SequenceError where the
+    largest logit is not finite."""
+    peak = logits.max()
+    check_finite(float(peak))
+    with np.errstate(over="ignore", under="ignore"):
+        weights = np.exp((logits - peak) / np.float32(params.temperature))
     if params.min_p <= 0 and params.top_k <= 0 and params.top_p >= 1:
         return _pick(weights, chance)
     ids, total = _candidates(weights, params)
@@ -175,9 +257,12 @@ def _top_ids(logits: Floats, count: int) -> List[int]:
 
 
 def logprob_of(logits: Floats, token: int, top: int) -> TokenLogprob:
-    """Log-probability of `token` under the untouched logits, with the `top` most likely tokens."""
+    """Log-probability of `token` under the untouched logits, with the `top` most likely tokens; SequenceError where
+    they are no numbers."""
     peak = logits.max()
-    norm = float(peak) + float(np.log(np.exp(logits - peak).sum(dtype=np.float64)))
+    check_finite(float(peak))
+    with np.errstate(over="ignore", under="ignore"):
+        norm = float(peak) + float(np.log(np.exp(logits - peak).sum(dtype=np.float64)))
     chosen = logits[token]
     rank = int(np.count_nonzero(logits > chosen)) + 1
     best = tuple((i, float(logits[i]) - norm) for i in _top_ids(logits, top))

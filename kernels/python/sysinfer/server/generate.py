@@ -10,7 +10,7 @@ from typing import Optional
 from aiohttp import web
 
 from sysinfer.errors import RequestError
-from sysinfer.output import ERROR
+from sysinfer.output import ERROR, Output
 from sysinfer.server.calls import Call, ClientGone
 from sysinfer.server.fields import parse_json
 from sysinfer.server.frontend import Frontend
@@ -20,7 +20,13 @@ from sysinfer.server.requests import parse_chat, parse_completion
 log = logging.getLogger("sysinfer.server")
 
 _ID = re.compile(r"[\x21-\x7e]{1,256}")
-_ENGINE_ERROR = "the engine has failed; see its log"
+
+
+def failure(output: Output) -> RequestError:
+    """What an output that ends with ERROR tells the client."""
+    if output.error is None:
+        return RequestError("the engine has failed; see its log", 500)
+    return RequestError(str(output.error), output.error.status)
 
 
 def request_id(request: web.Request) -> str:
@@ -76,7 +82,7 @@ class Generate:
         while parts := await call.parts():
             for part in parts:
                 if part.output.finish == ERROR:
-                    raise RequestError(_ENGINE_ERROR, 500)
+                    raise failure(part.output)
                 replies.choices[part.index].add(part.output)
         return web.Response(body=dump(replies.whole()), content_type="application/json", charset="utf-8")
 
@@ -85,13 +91,16 @@ class Generate:
             headers={"Content-Type": "text/event-stream; charset=utf-8", "Cache-Control": "no-cache"}
         )
         parts = await call.parts()
+        if parts and parts[0].output.finish == ERROR:
+            raise failure(parts[0].output)  # nothing has gone out: a refusal like any other
         await response.prepare(request)
         while parts:
             failed: Optional[bytes] = None
             events = []
             for part in parts:
                 if part.output.finish == ERROR:
-                    failed = event(error_body(_ENGINE_ERROR, 500))
+                    error = failure(part.output)
+                    failed = event(error_body(str(error), error.status))
                     break
                 events.extend(replies.chunks(part.index, part.output))
             if failed is not None:
