@@ -53,12 +53,14 @@ run: $(RUN_STAMP) native  ## the daemon in the foreground with the demo model, p
 # ---- tests: each tier prints its time and fails over its budget (tests/tier.py) ------------------------------------
 # The type stubs of numpy know no Python before 3.10.
 SOURCES := syshaxd kernels/python tests packaging
+NATIVE = $(shell git ls-files 'kernels/*.cpp' 'kernels/*.h' 'kernels/*.c')
 check: $(TEST_STAMP)  ## layers, types, lint, style (3 min)
 	@$(TIER) check -- $(VENV)/bin/lint-imports --no-cache \
 	    -- $(PY) -m mypy syshaxd packaging \
 	    -- $(PY) -m mypy --python-version 3.10 kernels/python tests \
 	    -- $(PY) -m mypy --python-version 3.12 kernels/python \
 	    -- $(PY) -m flake8 $(SOURCES) \
+	    -- $(VENV)/bin/clang-format --dry-run --Werror $(NATIVE) \
 	    -- $(PYTEST) -q tests/style
 
 test-unit: $(TEST_STAMP)  ## pure logic (1 min)

@@ -89,7 +89,8 @@ constexpr int kFloats = 4;
 uint64_t multiply_floats(long rounds) {
     typedef float Vector __attribute__((vector_size(4 * kFloats)));
     Vector acc[12], a = Vector{} + 1e-9f * static_cast<float>(rounds), b = Vector{} + 0.5f, total = {};
-    for (int j = 0; j < 12; j++) acc[j] = Vector{} + static_cast<float>(j);  // all different, or one would serve for all
+    for (int j = 0; j < 12; j++)
+        acc[j] = Vector{} + static_cast<float>(j);  // all different, or one would serve for all
     for (long i = 0; i < rounds; i++) {
 #pragma GCC unroll 12
         for (int j = 0; j < 12; j++) acc[j] = acc[j] * b + a;
@@ -140,12 +141,13 @@ int main(int argc, char **argv) {
     constexpr long kInstructions = 4000000;
     Shared shared;
     shared.n = static_cast<uint32_t>(cpus.size());
-        std::vector<double> spent(cpus.size() * kSteps);
+    std::vector<double> spent(cpus.size() * kSteps);
     std::vector<std::thread> threads;
     for (size_t t = 0; t < cpus.size(); t++)
         threads.emplace_back([&, t] {
             pin(cpus[t]);
-            auto *data = static_cast<uint8_t *>(mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+            auto *data = static_cast<uint8_t *>(
+                mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
             if (data == MAP_FAILED) abort();
             madvise(data, bytes, MADV_HUGEPAGE);
             memset(data, static_cast<int>(t) + 1, bytes);
@@ -161,13 +163,17 @@ int main(int argc, char **argv) {
     double best_read = 0, best_int8 = 0, best_f32 = 0;
     const double n = static_cast<double>(cpus.size());
     for (uint32_t i = 0; i < kSteps; i++) {
-        const double slowest = *std::max_element(spent.begin() + i * cpus.size(), spent.begin() + (i + 1) * cpus.size());
+        const double slowest =
+            *std::max_element(spent.begin() + i * cpus.size(), spent.begin() + (i + 1) * cpus.size());
         const double tera = n * 12 * kInstructions / slowest * 1e-12;
-        if (i < kReads) best_read = std::max(best_read, n * static_cast<double>(bytes) / slowest * 1e-9);
-        else if (i < kReads + kRounds) best_int8 = std::max(best_int8, tera * kOps);
-        else best_f32 = std::max(best_f32, tera * 2 * kFloats);
+        if (i < kReads)
+            best_read = std::max(best_read, n * static_cast<double>(bytes) / slowest * 1e-9);
+        else if (i < kReads + kRounds)
+            best_int8 = std::max(best_int8, tera * kOps);
+        else
+            best_f32 = std::max(best_f32, tera * 2 * kFloats);
     }
-    printf("{\"threads\": %zu, \"read_gb_s\": %.2f, \"int8_tops\": %.4f, \"f32_tflops\": %.4f}\n", cpus.size(), best_read, best_int8,
-           best_f32);
+    printf("{\"threads\": %zu, \"read_gb_s\": %.2f, \"int8_tops\": %.4f, \"f32_tflops\": %.4f}\n", cpus.size(),
+           best_read, best_int8, best_f32);
     return shared.sink == 42;
 }

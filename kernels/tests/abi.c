@@ -57,7 +57,8 @@ static sx_model *make_model(sx_context *ctx) {
     expect(sx_model_finish(model) == SX_ESTATE, "an empty model is not finished");
     set(model, SX_T_TOKEN_EMBD, VOCAB, DIM), set(model, SX_T_OUT_NORM, 1, DIM);
     set(model, SX_T_ATTN_NORM, 1, DIM), set(model, SX_T_FFN_NORM, 1, DIM);
-    set(model, SX_T_WQ, DIM, DIM), set(model, SX_T_WK, 16, DIM), set(model, SX_T_WV, 16, DIM), set(model, SX_T_WO, DIM, DIM);
+    set(model, SX_T_WQ, DIM, DIM), set(model, SX_T_WK, 16, DIM), set(model, SX_T_WV, 16, DIM),
+        set(model, SX_T_WO, DIM, DIM);
     set(model, SX_T_W_GATE, DIM, DIM), set(model, SX_T_W_UP, DIM, DIM), set(model, SX_T_W_DOWN, DIM, DIM);
     expect(sx_model_finish(model) == SX_OK, "finish");
     return model;
@@ -134,7 +135,8 @@ int main(void) {
     sx_context_destroy(ctx);
     check_short_struct();
     args.isa = "vax";
-    expect(sx_context_create(&args, &ctx) == SX_EUNSUPPORTED && strstr(sx_last_error(), "vax") != NULL, "an unknown ISA is named");
+    expect(sx_context_create(&args, &ctx) == SX_EUNSUPPORTED && strstr(sx_last_error(), "vax") != NULL,
+           "an unknown ISA is named");
     args.isa = NULL, args.n_threads = 0;
     expect(sx_context_create(&args, &ctx) == SX_EINVAL, "no threads");
     expect(strcmp(sx_status_name(SX_EINVAL), "SX_EINVAL") == 0 || sx_status_name(SX_EINVAL)[0] != 0, "status name");

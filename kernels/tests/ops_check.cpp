@@ -23,8 +23,8 @@ struct Failure {
 };
 
 [[noreturn]] void stop(const Failure &f, uint64_t seed) {
-    printf("FAILED: %s on %s is %.3g away from the oracle, or wrote outside its output (seed %llu)\n", f.what, f.isa, f.distance,
-           static_cast<unsigned long long>(seed));
+    printf("FAILED: %s on %s is %.3g away from the oracle, or wrote outside its output (seed %llu)\n", f.what, f.isa,
+           f.distance, static_cast<unsigned long long>(seed));
     exit(1);
 }
 
@@ -64,7 +64,8 @@ void check_mul(Case *c) {
     const bool blocks = sx::is_quantised(type);
     const uint32_t rows = c->random.between(1, 80), m = c->random.between(1, 20);
     const uint32_t cols = blocks ? 32 * c->random.between(1, 12) : c->random.between(1, 300);
-    const uint32_t padded = blocks ? sx::round_up(cols, sx::kSuper) : cols, groups = sx::round_up(cols, sx::kSuper) / sx::kGroup;
+    const uint32_t padded = blocks ? sx::round_up(cols, sx::kSuper) : cols,
+                   groups = sx::round_up(cols, sx::kSuper) / sx::kGroup;
     const std::vector<uint8_t> packed = pack(&c->random, type, rows, cols);
     const Guarded<uint8_t> weights(packed);
     const Guarded<float> x(c->random.reals(static_cast<size_t>(m) * cols));
@@ -72,13 +73,22 @@ void check_mul(Case *c) {
     const Guarded<float> scale(static_cast<size_t>(m) * groups);
     const Guarded<int32_t> sum(static_cast<size_t>(m) * groups);
     for (uint32_t i = 0; blocks && i < m; i++) {
-        const sx::QuantiseArgs args{x.data() + i * cols, cols, padded, q.data() + i * padded, scale.data() + i * groups, sum.data() + i * groups};
+        const sx::QuantiseArgs args{
+            x.data() + i * cols,    cols, padded, q.data() + i * padded, scale.data() + i * groups,
+            sum.data() + i * groups};
         sx::scalar_ops.quantise(&args);
     }
     const size_t ld = sx::round_up(rows, 16);
     const Guarded<float> expected(m * ld), got(m * ld);
-    sx::MulArgs args{weights.data(), sx::tile_bytes(type, cols), static_cast<uint32_t>(ld / 16), padded, m,
-                     c->random.below(2) ? 32u : 16u, {x.data(), cols, q.data(), padded, scale.data(), sum.data()}, expected.data(), ld};
+    sx::MulArgs args{weights.data(),
+                     sx::tile_bytes(type, cols),
+                     static_cast<uint32_t>(ld / 16),
+                     padded,
+                     m,
+                     c->random.below(2) ? 32u : 16u,
+                     {x.data(), cols, q.data(), padded, scale.data(), sum.data()},
+                     expected.data(),
+                     ld};
     multiply(sx::scalar_ops, type, args);
     args.out = got.data();
     multiply(c->ops, type, args);
@@ -92,7 +102,8 @@ void check_quantise(Case *c) {
     const Guarded<int8_t> q1(padded), q2(padded);
     const Guarded<float> s1(all), s2(all);
     const Guarded<int32_t> t1(all), t2(all);
-    const sx::QuantiseArgs a{x.data(), n, padded, q1.data(), s1.data(), t1.data()}, b{x.data(), n, padded, q2.data(), s2.data(), t2.data()};
+    const sx::QuantiseArgs a{x.data(), n, padded, q1.data(), s1.data(), t1.data()},
+        b{x.data(), n, padded, q2.data(), s2.data(), t2.data()};
     sx::scalar_ops.quantise(&a);
     c->ops.quantise(&b);
     const bool same = memcmp(q1.data(), q2.data(), padded) == 0 && memcmp(t1.data(), t2.data(), all * 4) == 0;
@@ -134,7 +145,9 @@ void check_merge(Case *c) {
 void fill_group(Random *random, int32_t type, uint32_t dim, uint8_t *out) {
     const std::vector<float> x = random->reals(static_cast<size_t>(dim) * 16);
     if (type == SX_Q8_0) {
-        for (size_t i = 0; i < x.size(); i++) out[i] = static_cast<uint8_t>(static_cast<int8_t>(lrintf(std::min(1.0f, fabsf(x[i])) * (x[i] < 0 ? -127 : 127))));
+        for (size_t i = 0; i < x.size(); i++)
+            out[i] = static_cast<uint8_t>(
+                static_cast<int8_t>(lrintf(std::min(1.0f, fabsf(x[i])) * (x[i] < 0 ? -127 : 127))));
         for (uint32_t t = 0; t < 16; t++) {
             const float scale = (0.5f + 0.05f * static_cast<float>(t)) / 127;
             memcpy(out + x.size() + t * 4, &scale, 4);
@@ -153,7 +166,8 @@ void check_attend(Case *c) {
     const int32_t types[] = {SX_F32, SX_F16, SX_BF16, SX_Q8_0}, type = types[c->random.below(4)];
     const uint32_t dims[] = {16, 32, 64, 80, 96, 128, 256}, dim = dims[c->random.below(7)];
     const uint32_t rows = c->random.between(1, 19), tokens = c->random.between(1, 256), groups = (tokens + 15) / 16;
-    const size_t bytes = static_cast<size_t>(dim) * 16 * (type == SX_Q8_0 ? 1 : sx::float_bytes(type)) + (type == SX_Q8_0 ? 64 : 0);
+    const size_t bytes =
+        static_cast<size_t>(dim) * 16 * (type == SX_Q8_0 ? 1 : sx::float_bytes(type)) + (type == SX_Q8_0 ? 64 : 0);
     const Guarded<uint8_t> kv(2 * groups * bytes);
     const uint8_t *k[16] = {}, *v[16] = {};
     for (uint32_t g = 0; g < groups; g++) {
@@ -170,9 +184,25 @@ void check_attend(Case *c) {
     if (first[0] == last[0]) first[0] = 0;
     const Guarded<float> q(c->random.reals(rows * dim)), slope(c->random.reals(rows)), distance(c->random.reals(rows));
     const Guarded<float> scratch(rows * 256), o1(rows * dim), o2(rows * dim), p1(rows), p2(rows), t1(rows), t2(rows);
-    const uint32_t ahead = c->random.below(sx::kAttnBlock / sx::kKvGroup + 1);  // may be past the groups there are: only fetched
-    sx::AttendArgs a{q.data(), rows, dim, type, k, v, k, ahead, first.data(), last.data(), 0.3f,
-                     c->random.below(3) ? nullptr : slope.data(), distance.data(), scratch.data(), o1.data(), p1.data(), t1.data()};
+    const uint32_t ahead =
+        c->random.below(sx::kAttnBlock / sx::kKvGroup + 1);  // may be past the groups there are: only fetched
+    sx::AttendArgs a{q.data(),
+                     rows,
+                     dim,
+                     type,
+                     k,
+                     v,
+                     k,
+                     ahead,
+                     first.data(),
+                     last.data(),
+                     0.3f,
+                     c->random.below(3) ? nullptr : slope.data(),
+                     distance.data(),
+                     scratch.data(),
+                     o1.data(),
+                     p1.data(),
+                     t1.data()};
     sx::scalar_ops.attend(&a);
     a.out = o2.data(), a.peak = p2.data(), a.total = t2.data();
     c->ops.attend(&a);
@@ -180,7 +210,8 @@ void check_attend(Case *c) {
     c->expect("attend's output", o1, o2, 2e-5);
     c->expect("attend's total", t1, t2, 2e-5);
     for (uint32_t r = 0; r < rows; r++)
-        if (p1.data()[r] != p2.data()[r] && !(fabsf(p1.data()[r] - p2.data()[r]) < 1e-4f)) stop({c->ops.name, "attend's peak", p2.data()[r]}, c->seed);
+        if (p1.data()[r] != p2.data()[r] && !(fabsf(p1.data()[r] - p2.data()[r]) < 1e-4f))
+            stop({c->ops.name, "attend's peak", p2.data()[r]}, c->seed);
     if (!scratch.intact()) stop({c->ops.name, "attend's scratch", 0}, c->seed);
 }
 
@@ -192,7 +223,8 @@ void check_to_f16(Case *c) {
         const uint32_t kind = c->random.below(6);
         if (kind == 0) v *= 1e6f;
         if (kind == 1) v *= 1e-7f;
-        if (kind == 2) v = static_cast<float>(static_cast<int32_t>(c->random.below(1u << 13)) - (1 << 12)) * 0x1p-12f + 1.0f;
+        if (kind == 2)
+            v = static_cast<float>(static_cast<int32_t>(c->random.below(1u << 13)) - (1 << 12)) * 0x1p-12f + 1.0f;
     }
     const Guarded<float> from(x);
     const Guarded<uint16_t> a(n), b(n);
@@ -217,7 +249,8 @@ void run_case(const sx::Ops &ops, uint64_t seed) {
 }  // namespace
 
 int main(int argc, char **argv) {
-    const uint64_t cases = argc > 1 ? strtoull(argv[1], nullptr, 10) : 300, seed = argc > 2 ? strtoull(argv[2], nullptr, 10) : 1;
+    const uint64_t cases = argc > 1 ? strtoull(argv[1], nullptr, 10) : 300,
+                   seed = argc > 2 ? strtoull(argv[2], nullptr, 10) : 1;
     char names[128];
     if (sx_isa_list(names, sizeof names) != SX_OK) return 2;
     for (uint64_t round = 0; cases == 0 || round == 0; round++) {
@@ -227,8 +260,8 @@ int main(int argc, char **argv) {
         for (char *name = strtok(list, ","); name; name = strtok(nullptr, ",")) {
             packed_digest = check::digest(nullptr, 0);
             for (uint64_t i = 0; i < n; i++) run_case(*sx::find_ops(name), (seed + round) * 1000003 + i);
-            printf("%s: %llu cases agree with the oracle, packed weights %016llx\n", name, static_cast<unsigned long long>(n),
-                   static_cast<unsigned long long>(packed_digest));
+            printf("%s: %llu cases agree with the oracle, packed weights %016llx\n", name,
+                   static_cast<unsigned long long>(n), static_cast<unsigned long long>(packed_digest));
             fflush(stdout);
         }
     }

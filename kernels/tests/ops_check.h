@@ -43,12 +43,15 @@ class Guarded {
     explicit Guarded(size_t n) : n_(n) {
         const size_t bytes = n * sizeof(T);
         room_ = (bytes + kPage - 1) / kPage * kPage + kPage;
-        base_ = static_cast<uint8_t *>(mmap(nullptr, room_ + kPage, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+        base_ = static_cast<uint8_t *>(
+            mmap(nullptr, room_ + kPage, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
         if (base_ == MAP_FAILED || mprotect(base_ + room_, kPage, PROT_NONE) != 0) abort();
         memset(base_, kCanary, room_);
         data_ = reinterpret_cast<T *>(base_ + room_ - bytes);
     }
-    explicit Guarded(const std::vector<T> &from) : Guarded(from.size()) { memcpy(data_, from.data(), from.size() * sizeof(T)); }
+    explicit Guarded(const std::vector<T> &from) : Guarded(from.size()) {
+        memcpy(data_, from.data(), from.size() * sizeof(T));
+    }
     ~Guarded() { munmap(base_, room_ + kPage); }
     Guarded(const Guarded &) = delete;
     Guarded &operator=(const Guarded &) = delete;

@@ -198,15 +198,15 @@ static uint32_t check_file(const char *path) {
 
 /* The first 180 bytes of the header of golden_args(), as the specification lays them out. */
 static const uint8_t golden_header[180] = {
-    'S', 'X', 'P', 'O', 'O', 'L', '1', 0, 1, 0, 0, 0, 192, 0, 0, 0,            /* magic, format, 192 */
-    3, 0, 0, 0, 4, 0, 0, 0, 8, 0, 0, 0, 30, 0, 0, 0,                           /* layers, kv heads, head size, bf16 */
-    0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15,                      /* model_id */
-    16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 29, 30, 31,            /* */
-    32, 0, 0, 0, 2, 0, 0, 0, 30, 0, 0, 0, 64, 0, 0, 0,                         /* block size, tp, kv type, 64 */
-    5, 0, 0, 0, 3, 0, 0, 0, 44, 1, 0, 0, 128, 0, 0, 0,                         /* chunks, tickets, 300 tokens, stride */
-    128, 1, 0, 0, 0, 0, 0, 0, 0, 32, 0, 0, 0, 0, 0, 0,                         /* 384, 0, tickets 8192 */
-    128, 33, 0, 0, 0, 0, 0, 0, 0, 48, 0, 0, 0, 0, 0, 0,                        /* records 8576, chunks 12288 */
-    0, 96, 0, 0, 0, 0, 0, 0, 0, 16, 2, 0, 0, 0, 0, 0,                          /* stride 24576, file 135168 */
+    'S', 'X', 'P', 'O', 'O', 'L', '1', 0,  1,  0,  0,  0,  192, 0,  0,  0,  /* magic, format, 192 */
+    3,   0,   0,   0,   4,   0,   0,   0,  8,  0,  0,  0,  30,  0,  0,  0,  /* layers, kv heads, head size, bf16 */
+    0,   1,   2,   3,   4,   5,   6,   7,  8,  9,  10, 11, 12,  13, 14, 15, /* model_id */
+    16,  17,  18,  19,  20,  21,  22,  23, 24, 25, 26, 27, 28,  29, 30, 31, /* */
+    32,  0,   0,   0,   2,   0,   0,   0,  30, 0,  0,  0,  64,  0,  0,  0,  /* block size, tp, kv type, 64 */
+    5,   0,   0,   0,   3,   0,   0,   0,  44, 1,  0,  0,  128, 0,  0,  0,  /* chunks, tickets, 300 tokens, stride */
+    128, 1,   0,   0,   0,   0,   0,   0,  0,  32, 0,  0,  0,   0,  0,  0,  /* 384, 0, tickets 8192 */
+    128, 33,  0,   0,   0,   0,   0,   0,  0,  48, 0,  0,  0,   0,  0,  0,  /* records 8576, chunks 12288 */
+    0,   96,  0,   0,   0,   0,   0,   0,  0,  16, 2,  0,  0,   0,  0,  0,  /* stride 24576, file 135168 */
 };
 
 static const uint32_t golden_header_crc = 0x71e6e53du;
@@ -242,10 +242,10 @@ static void check_golden_header(const char *path) {
 
 /* Bytes 32..115 of a stats page whose fields count up from 1. */
 static const uint8_t golden_stats[84] = {
-    1, 0, 0, 0, 2, 0, 0, 0, 3, 0, 0, 0, 4, 0, 0, 0, 5, 0, 0, 0, 6, 0, 0, 0,       /* running ... step_tokens */
-    7, 0, 0, 0, 0, 0, 0, 0, 8, 0, 0, 0, 0, 0, 0, 0, 9, 0, 0, 0, 0, 0, 0, 0,       /* ... prompt_tokens */
-    10, 0, 0, 0, 0, 0, 0, 0, 11, 0, 0, 0, 0, 0, 0, 0,                             /* generation_tokens, steps */
-    12, 0, 0, 0, 13, 0, 0, 0, 5, 0, 0, 0, 5, 0, 0, 0, 14, 0, 15, 0,               /* ... max_step_tokens */
+    1,  0, 0, 0, 2,  0, 0, 0, 3,  0, 0, 0, 4, 0, 0, 0, 5,  0, 0,  0, 6, 0, 0, 0, /* running ... step_tokens */
+    7,  0, 0, 0, 0,  0, 0, 0, 8,  0, 0, 0, 0, 0, 0, 0, 9,  0, 0,  0, 0, 0, 0, 0, /* ... prompt_tokens */
+    10, 0, 0, 0, 0,  0, 0, 0, 11, 0, 0, 0, 0, 0, 0, 0,                           /* generation_tokens, steps */
+    12, 0, 0, 0, 13, 0, 0, 0, 5,  0, 0, 0, 5, 0, 0, 0, 14, 0, 15, 0,             /* ... max_step_tokens */
 };
 
 static void check_golden_stats(sx_pool *owner, const char *path) {

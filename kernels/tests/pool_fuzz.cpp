@@ -115,17 +115,10 @@ void damage_word(uint8_t *at) {
     uint32_t word;
     std::memcpy(&word, at, sizeof word);
     switch (below(4)) {
-        case 0:
-            word = favourites[below(sizeof favourites / sizeof *favourites)];
-            break;
-        case 1:
-            word ^= 1u << below(32);
-            break;
-        case 2:
-            word += below(3) - 1;
-            break;
-        default:
-            word = random_u32();
+        case 0: word = favourites[below(sizeof favourites / sizeof *favourites)]; break;
+        case 1: word ^= 1u << below(32); break;
+        case 2: word += below(3) - 1; break;
+        default: word = random_u32();
     }
     std::memcpy(at, &word, sizeof word);
 }
@@ -134,17 +127,13 @@ void damage_word(uint8_t *at) {
 uint64_t place(uint64_t tables, uint64_t size) {
     switch (below(8)) {
         case 0:
-        case 1:
-            return below(48) * 4ull;
+        case 1: return below(48) * 4ull;
         case 2:
         case 3:
-        case 4:
-            return SX_POOL_TICKETS_OFFSET + below(kTickets * 128 / 4) * 4ull;
+        case 4: return SX_POOL_TICKETS_OFFSET + below(kTickets * 128 / 4) * 4ull;
         case 5:
-        case 6:
-            return SX_POOL_STATS_OFFSET + below(static_cast<uint32_t>((tables - SX_POOL_STATS_OFFSET) / 4)) * 4ull;
-        default:
-            return tables + below(static_cast<uint32_t>((size - tables) / 4)) * 4ull;
+        case 6: return SX_POOL_STATS_OFFSET + below(static_cast<uint32_t>((tables - SX_POOL_STATS_OFFSET) / 4)) * 4ull;
+        default: return tables + below(static_cast<uint32_t>((size - tables) / 4)) * 4ull;
     }
 }
 
@@ -253,28 +242,18 @@ void owner_step(Scribbled &state) {
         case 1:
             if (sx_pool_begin(state.owner, id, kLease, &slot) == SX_OK) state.slots.push_back(slot);
             return;
-        case 2:
-            sx_pool_reap(state.owner, below(2) ? ~0ull : 0, nullptr);
-            return;
-        default:
-            break;
+        case 2: sx_pool_reap(state.owner, below(2) ? ~0ull : 0, nullptr); return;
+        default: break;
     }
     if (state.slots.empty()) return;
     slot = state.slots[below(static_cast<uint32_t>(state.slots.size()))];
     sx_pool_append(state.owner, slot, tokens, below(100));
     for (uint32_t rank = 0; rank < 2; ++rank) sx_pool_seal(state.owner, slot, 0, rank, 0);
     switch (below(4)) {
-        case 0:
-            sx_pool_publish(state.owner, slot, 1 + below(100));
-            return;
-        case 1:
-            sx_pool_free_ticket(state.owner, slot);
-            return;
-        case 2:
-            sx_pool_fail(state.owner, slot);
-            return;
-        default:
-            return;
+        case 0: sx_pool_publish(state.owner, slot, 1 + below(100)); return;
+        case 1: sx_pool_free_ticket(state.owner, slot); return;
+        case 2: sx_pool_fail(state.owner, slot); return;
+        default: return;
     }
 }
 

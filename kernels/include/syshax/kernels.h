@@ -84,8 +84,8 @@ typedef struct sx_matrix sx_matrix; /* one packed weight matrix: `rows` outputs,
 
 typedef struct sx_pack_args {
     uint32_t size;
-    int32_t src_type; /* type of the bytes at `data`: any SX_ type; GGUF block order, row-major */
-    int32_t type;     /* packed type: SX_Q4_0, SX_Q8_0, or SX_F16/SX_BF16/SX_F32 (kept as it is) */
+    int32_t src_type;    /* type of the bytes at `data`: any SX_ type; GGUF block order, row-major */
+    int32_t type;        /* packed type: SX_Q4_0, SX_Q8_0, or SX_F16/SX_BF16/SX_F32 (kept as it is) */
     uint32_t rows, cols; /* cols: a multiple of 32 for block types */
     const void *data;
 } sx_pack_args;
@@ -96,7 +96,8 @@ SX_API void sx_matrix_free(sx_matrix *matrix);
  * Block types: x is quantised to 8 bits first, in groups of 32 columns with an f32 scale (largest magnitude / 127),
  * the products are summed exactly within a group and in f32 over groups. Float types: x stays f32, and so does the sum.
  * A row of y is bitwise the same for every m and thread count. */
-SX_API sx_status sx_linear(sx_context *ctx, const sx_matrix *w, const float *x, uint32_t m, const float *bias, float *y);
+SX_API sx_status sx_linear(sx_context *ctx, const sx_matrix *w, const float *x, uint32_t m, const float *bias,
+                           float *y);
 
 /* ---- a whole decoder model ------------------------------------------------------------------------- */
 
@@ -105,51 +106,64 @@ typedef struct sx_model sx_model;
 typedef struct sx_model_args {
     uint32_t size;
     uint32_t n_layers, d_model, n_heads, n_kv_heads, head_dim, d_ff, vocab;
-    uint32_t rope_dims;       /* even, <= head_dim; rotate-half (Hugging Face) order */
-    const float *rope_freqs;  /* rope_dims/2 inverse frequencies, scaling (Llama 3) already applied; copied */
+    uint32_t rope_dims;      /* even, <= head_dim; rotate-half (Hugging Face) order */
+    const float *rope_freqs; /* rope_dims/2 inverse frequencies, scaling (Llama 3) already applied; copied */
     float norm_eps;
-    uint32_t max_context;     /* tokens of one sequence */
-    uint32_t sliding_window;  /* tokens; 0: none */
-    uint32_t kv_blocks;       /* blocks of the paged KV cache */
-    uint32_t kv_block_size;   /* tokens a block; power of two, 8 to 256 */
-    int32_t kv_type;          /* SX_F16, SX_BF16, SX_F32, or SX_Q8_0: 8 bits and an f32 scale per token and head */
+    uint32_t max_context;    /* tokens of one sequence */
+    uint32_t sliding_window; /* tokens; 0: none */
+    uint32_t kv_blocks;      /* blocks of the paged KV cache */
+    uint32_t kv_block_size;  /* tokens a block; power of two, 8 to 256 */
+    int32_t kv_type;         /* SX_F16, SX_BF16, SX_F32, or SX_Q8_0: 8 bits and an f32 scale per token and head */
     uint32_t max_batch_tokens;
-    const float *alibi_slopes;/* n_heads values instead of RoPE, or NULL; copied */
+    const float *alibi_slopes; /* n_heads values instead of RoPE, or NULL; copied */
 } sx_model_args;
 
 enum {
-    SX_T_TOKEN_EMBD = 0, SX_T_ATTN_NORM = 1, SX_T_WQ = 2, SX_T_WK = 3, SX_T_WV = 4, SX_T_BQ = 5, SX_T_BK = 6,
-    SX_T_BV = 7, SX_T_WO = 8, SX_T_FFN_NORM = 9, SX_T_W_GATE = 10, SX_T_W_UP = 11, SX_T_W_DOWN = 12,
-    SX_T_OUT_NORM = 13, SX_T_OUTPUT = 14 /* absent: tied to SX_T_TOKEN_EMBD */
+    SX_T_TOKEN_EMBD = 0,
+    SX_T_ATTN_NORM = 1,
+    SX_T_WQ = 2,
+    SX_T_WK = 3,
+    SX_T_WV = 4,
+    SX_T_BQ = 5,
+    SX_T_BK = 6,
+    SX_T_BV = 7,
+    SX_T_WO = 8,
+    SX_T_FFN_NORM = 9,
+    SX_T_W_GATE = 10,
+    SX_T_W_UP = 11,
+    SX_T_W_DOWN = 12,
+    SX_T_OUT_NORM = 13,
+    SX_T_OUTPUT = 14 /* absent: tied to SX_T_TOKEN_EMBD */
 };
 
 typedef struct sx_tensor_args {
     uint32_t size;
-    int32_t role;      /* SX_T_* */
-    uint32_t layer;    /* ignored for the model-wide roles */
-    int32_t src_type;  /* type of the bytes at `data` */
-    int32_t type;      /* type to hold it in; norms and biases are always held as f32 */
+    int32_t role;     /* SX_T_* */
+    uint32_t layer;   /* ignored for the model-wide roles */
+    int32_t src_type; /* type of the bytes at `data` */
+    int32_t type;     /* type to hold it in; norms and biases are always held as f32 */
     uint32_t rows, cols;
-    const void *data;  /* read during the call only */
-    uint32_t packed;   /* 1: data is what sx_model_get_packed wrote for a tensor of this role, type and shape; src_type is not read */
+    const void *data; /* read during the call only */
+    uint32_t packed; /* 1: data is what sx_model_get_packed wrote for this role, type and shape; src_type is not read */
 } sx_tensor_args;
 
 SX_API sx_status sx_model_create(sx_context *ctx, const sx_model_args *args, sx_model **out);
 SX_API void sx_model_free(sx_model *model);
 SX_API sx_status sx_model_set_tensor(sx_model *model, const sx_tensor_args *args);
 
-/* A tensor as the model holds it: tiles of 16 rows for matrices, f32 for norms and biases. The same bytes for every ISA,
- * thread count and NUMA layout of SX_PACK_VERSION, so that they can be kept in a file and set again without packing. */
+/* A tensor as the model holds it: tiles of 16 rows for matrices, f32 for norms and biases. The same bytes for every
+ * ISA, thread count and NUMA layout of SX_PACK_VERSION, so that they can be kept in a file and set again without
+ * packing. */
 #define SX_PACK_VERSION 1u
 typedef struct sx_packed_args {
     uint32_t size;
     int32_t role;
     uint32_t layer;
-    int32_t type;      /* out; SX_F32 for norms and biases */
+    int32_t type;        /* out; SX_F32 for norms and biases */
     uint32_t rows, cols; /* out */
-    uint64_t bytes;    /* out: how many there are */
-    void *out;         /* NULL: only the fields above are written */
-    uint64_t capacity; /* bytes at `out` */
+    uint64_t bytes;      /* out: how many there are */
+    void *out;           /* NULL: only the fields above are written */
+    uint64_t capacity;   /* bytes at `out` */
 } sx_packed_args;
 
 /* SX_ENOTFOUND: the model has no such tensor. */
@@ -192,7 +206,8 @@ typedef struct sx_region {
 } sx_region;
 
 /* Writes up to `capacity` regions of `region_size` (sizeof sx_region) bytes; `*n` is how many there are. */
-SX_API sx_status sx_model_regions(const sx_model *model, sx_region *out, uint32_t region_size, uint32_t capacity, uint32_t *n);
+SX_API sx_status sx_model_regions(const sx_model *model, sx_region *out, uint32_t region_size, uint32_t capacity,
+                                  uint32_t *n);
 
 /* Copies KV between the paged cache and one handoff chunk [layer][K,V][chunk_tokens][kv head][head_dim].
  * K is as stored: after RoPE, head dimension in rotate-half order. Both use the context's threads: not beside
@@ -201,14 +216,14 @@ typedef struct sx_kv_copy_args {
     uint32_t size;
     uint32_t n_blocks;
     const int32_t *block_table;
-    uint32_t first_token;  /* of the sequence */
+    uint32_t first_token; /* of the sequence */
     uint32_t n_tokens;
-    uint32_t chunk_tokens; /* tokens a chunk holds */
-    uint32_t chunk_first;  /* where first_token lies in the chunk */
-    int32_t wire_type;     /* SX_F32, SX_F16 or SX_BF16 */
+    uint32_t chunk_tokens;           /* tokens a chunk holds */
+    uint32_t chunk_first;            /* where first_token lies in the chunk */
+    int32_t wire_type;               /* SX_F32, SX_F16 or SX_BF16 */
     uint32_t head_first, head_count; /* kv heads to copy; head_count 0: all */
     void *chunk;
-    uint32_t *crc;         /* out, or NULL: crc32c over these tokens and heads in the chunk, in its order */
+    uint32_t *crc; /* out, or NULL: crc32c over these tokens and heads in the chunk, in its order */
 } sx_kv_copy_args;
 
 SX_API sx_status sx_kv_export(const sx_model *model, const sx_kv_copy_args *args);
@@ -218,23 +233,24 @@ SX_API sx_status sx_kv_import(sx_model *model, const sx_kv_copy_args *args);
 typedef struct sx_pages_side { /* K or V of one layer; strides in elements */
     void *data;
     int64_t block, token, head, dim;
-    const int32_t *places; /* where not NULL, in place of token and dim: [block_size][head_size], offset within a block and head */
+    /* Where not NULL, in place of token and dim: [block_size][head_size], offset within a block and head. */
+    const int32_t *places;
 } sx_pages_side;
 
 typedef struct sx_pages_args {
     uint32_t size;
-    uint32_t n_sides;            /* K and V of each layer, in the chunk's order */
+    uint32_t n_sides; /* K and V of each layer, in the chunk's order */
     const sx_pages_side *sides;
-    const int32_t *block_table;  /* of the sequence; entries below cache_blocks */
+    const int32_t *block_table; /* of the sequence; entries below cache_blocks */
     uint32_t n_blocks, cache_blocks;
-    int32_t type, wire_type;     /* of the cache and of the chunk: SX_F32, SX_F16 or SX_BF16 */
-    uint32_t block_size;         /* tokens */
-    uint32_t heads, head_size;   /* of the cache; head_size at most 1024, both together 16384 */
+    int32_t type, wire_type;   /* of the cache and of the chunk: SX_F32, SX_F16 or SX_BF16 */
+    uint32_t block_size;       /* tokens */
+    uint32_t heads, head_size; /* of the cache; head_size at most 1024, both together 16384 */
     uint32_t first_token, n_tokens;
-    uint32_t chunk_tokens, chunk_first; /* tokens a chunk holds, and where first_token lies in it */
+    uint32_t chunk_tokens, chunk_first;     /* tokens a chunk holds, and where first_token lies in it */
     uint32_t chunk_heads, chunk_head_first; /* kv heads a chunk holds, and where the cache's first one lies in it */
     void *chunk;
-    uint32_t *crc;               /* as in sx_kv_copy_args */
+    uint32_t *crc; /* as in sx_kv_copy_args */
 } sx_pages_args;
 
 SX_API sx_status sx_pages_export(const sx_pages_args *args);

@@ -11,7 +11,7 @@
 extern "C" {
 #endif
 
-#define SX_POOL_FORMAT 1u        /* written; readers accept this and the one before it */
+#define SX_POOL_FORMAT 1u /* written; readers accept this and the one before it */
 #define SX_POOL_CHUNK_TOKENS 64u
 #define SX_POOL_MAX_TP 8u
 #define SX_POOL_STATS_OFFSET 4096u /* the daemon reads the stats page here without native code */
@@ -23,8 +23,8 @@ typedef struct sx_pool sx_pool;
 typedef struct sx_pool_geometry {
     uint32_t size;
     uint32_t n_layers, n_kv_heads, head_size;
-    int32_t wire_type;     /* SX_F32, SX_F16 or SX_BF16: of the chunks in this file */
-    uint8_t model_id[32];  /* SHA-256 over architecture, rope parameters, vocabulary (docs/kv-handoff.md); must match */
+    int32_t wire_type;    /* SX_F32, SX_F16 or SX_BF16: of the chunks in this file */
+    uint8_t model_id[32]; /* SHA-256 over architecture, rope parameters, vocabulary (docs/kv-handoff.md); must match */
     uint32_t block_size, tp_size; /* beside the match: for people */
     int32_t kv_type;
 } sx_pool_geometry;
@@ -32,12 +32,18 @@ typedef struct sx_pool_geometry {
 typedef struct sx_pool_create_args {
     uint32_t size;
     uint32_t n_chunks, n_tickets, max_tokens; /* max_tokens: of one ticket */
-    const char *path;  /* made by the daemon (0660); created here where missing */
+    const char *path;                         /* made by the daemon (0660); created here where missing */
     sx_pool_geometry geometry;
 } sx_pool_create_args;
 
-enum { SX_TICKET_FREE = 0, SX_TICKET_FILLING = 1, SX_TICKET_READY = 2, SX_TICKET_LOADING = 3, SX_TICKET_CONSUMED = 4,
-       SX_TICKET_FAILED = 5 };
+enum {
+    SX_TICKET_FREE = 0,
+    SX_TICKET_FILLING = 1,
+    SX_TICKET_READY = 2,
+    SX_TICKET_LOADING = 3,
+    SX_TICKET_CONSUMED = 4,
+    SX_TICKET_FAILED = 5
+};
 
 /* ---- owner ---- */
 /* Bytes the file of sx_pool_create will have. `path` is not used. */
@@ -55,11 +61,12 @@ SX_API sx_status sx_pool_chunk(sx_pool *pool, uint32_t slot, uint32_t index, voi
 /* Computes crc32c of the slice that tensor-parallel `rank` wrote into chunk `index`, over its first `n_tokens` tokens
  * (0: all that were appended to it so far). Call it after the slice is in memory, again after it grew. */
 SX_API sx_status sx_pool_seal(sx_pool *pool, uint32_t slot, uint32_t index, uint32_t rank, uint32_t n_tokens);
-/* The same without reading the slice again: `crc` is what sx_kv_export or sx_pages_export told of exactly those tokens and
- * heads, copied by one call. n_tokens must be given. */
-SX_API sx_status sx_pool_seal_as(sx_pool *pool, uint32_t slot, uint32_t index, uint32_t rank, uint32_t n_tokens, uint32_t crc);
-/* For who reads its own chunk of a FILLING ticket again: SX_ECORRUPT unless the seal of `rank` covers `n_tokens` tokens and
- * the slice is still what was sealed. */
+/* The same without reading the slice again: `crc` is what sx_kv_export or sx_pages_export told of exactly those tokens
+ * and heads, copied by one call. n_tokens must be given. */
+SX_API sx_status sx_pool_seal_as(sx_pool *pool, uint32_t slot, uint32_t index, uint32_t rank, uint32_t n_tokens,
+                                 uint32_t crc);
+/* For who reads its own chunk of a FILLING ticket again: SX_ECORRUPT unless the seal of `rank` covers `n_tokens` tokens
+ * and the slice is still what was sealed. */
 SX_API sx_status sx_pool_verify(sx_pool *pool, uint32_t slot, uint32_t index, uint32_t rank, uint32_t n_tokens);
 /* FILLING -> READY with the first `n_tokens` valid; later appended tokens are dropped. Every rank must have sealed all
  * valid tokens (SX_ESTATE); with tp_size 1 the last chunk is sealed here where it was not. */
@@ -79,9 +86,9 @@ SX_API sx_status sx_pool_join(const char *path, sx_pool **out);
 typedef struct sx_pool_view {
     uint32_t size;
     uint32_t slot, n_tokens, n_chunks;
-    uint64_t generation, word;     /* word: the state word that was pinned */
-    uint64_t deadline_ns;          /* of the consumer's lease */
-    uint64_t ready_deadline_ns;    /* of the owner's, put back by a release that did not consume */
+    uint64_t generation, word;  /* word: the state word that was pinned */
+    uint64_t deadline_ns;       /* of the consumer's lease */
+    uint64_t ready_deadline_ns; /* of the owner's, put back by a release that did not consume */
 } sx_pool_view;
 /* SX_EBUSY: the owner has not finished making it. expected NULL: any geometry, read-only (describe, read_stats). */
 SX_API sx_status sx_pool_open(const char *path, const sx_pool_geometry *expected, sx_pool **out);
@@ -96,9 +103,9 @@ SX_API sx_status sx_pool_tokens(sx_pool *pool, const sx_pool_view *view, uint32_
  * counts only once check() or release() returned SX_OK. */
 SX_API sx_status sx_pool_read(sx_pool *pool, const sx_pool_view *view, uint32_t index, const void **data,
                               uint64_t *bytes);
-/* For who makes the checksum while copying (sx_kv_import, sx_pages_import): the pointer without comparing. `*tokens` is how
- * many tokens the one seal of the chunk covers; 0: several ranks sealed it, use sx_pool_read. Then sx_pool_match: SX_ECORRUPT
- * unless `crc` over those tokens is what was sealed; throw away what was copied. */
+/* For who makes the checksum while copying (sx_kv_import, sx_pages_import): the pointer without comparing. `*tokens` is
+ * how many tokens the one seal of the chunk covers; 0: several ranks sealed it, use sx_pool_read. Then sx_pool_match:
+ * SX_ECORRUPT unless `crc` over those tokens is what was sealed; throw away what was copied. */
 SX_API sx_status sx_pool_locate(sx_pool *pool, const sx_pool_view *view, uint32_t index, const void **data,
                                 uint64_t *bytes, uint32_t *tokens);
 SX_API sx_status sx_pool_match(sx_pool *pool, const sx_pool_view *view, uint32_t index, uint32_t tokens, uint32_t crc);
@@ -114,28 +121,28 @@ typedef struct sx_pool_info {
     void *chunks;                     /* all chunks in this mapping, to register with a device; */
     uint64_t chunks_size;             /* bytes there */
     sx_pool_geometry geometry;
-} sx_pool_info;                       /* chunks_free, tickets_free: known to the owner's handle only, else 0 */
+} sx_pool_info; /* chunks_free, tickets_free: known to the owner's handle only, else 0 */
 SX_API sx_status sx_pool_describe(sx_pool *pool, sx_pool_info *info);
 SX_API void sx_pool_close(sx_pool *pool);
 
 /* Stats page, rewritten every step. Layout little-endian, packed as declared; crc32 (zlib's) of all bytes before it.
  * In the file a second copy of `sequence` follows: a reader takes that one first and the struct's last (section 2). */
 typedef struct sx_unit_stats {
-    uint32_t size;                 /* of this struct: 120 */
-    uint32_t format;               /* 1 */
-    uint64_t sequence;             /* grows by one a write */
-    uint64_t generation;           /* of the pool */
-    uint64_t time_ns;              /* CLOCK_MONOTONIC of the write */
-    uint32_t running, waiting;     /* requests */
+    uint32_t size;             /* of this struct: 120 */
+    uint32_t format;           /* 1 */
+    uint64_t sequence;         /* grows by one a write */
+    uint64_t generation;       /* of the pool */
+    uint64_t time_ns;          /* CLOCK_MONOTONIC of the write */
+    uint32_t running, waiting; /* requests */
     uint32_t kv_blocks_used, kv_blocks_total, kv_block_size;
-    uint32_t step_tokens;          /* tokens computed in the last step */
-    uint64_t step_ns;              /* its duration */
+    uint32_t step_tokens;                                          /* tokens computed in the last step */
+    uint64_t step_ns;                                              /* its duration */
     uint64_t preemptions, prompt_tokens, generation_tokens, steps; /* totals */
-    uint32_t waiting_prompt_tokens;/* of waiting requests, not yet computed */
-    uint32_t kv_tokens;            /* tokens held by running requests */
+    uint32_t waiting_prompt_tokens;                                /* of waiting requests, not yet computed */
+    uint32_t kv_tokens;                                            /* tokens held by running requests */
     uint32_t pool_chunks_free, pool_chunks_total;
-    uint16_t max_num_seqs;         /* running requests at most; 0: not told */
-    uint16_t max_step_tokens;      /* tokens of the next step at most, 65535 for more; 0: not told */
+    uint16_t max_num_seqs;    /* running requests at most; 0: not told */
+    uint16_t max_step_tokens; /* tokens of the next step at most, 65535 for more; 0: not told */
     uint32_t crc;
 } sx_unit_stats;
 /* Fills in size, format, sequence, generation, time_ns, pool_chunks_* and crc itself. */

@@ -33,8 +33,8 @@ typedef struct sx_pool_header {
     uint64_t chunk_stride; /* bytes from one chunk to the next: its data rounded up to whole pages */
     uint64_t file_bytes;
     uint32_t reserved1[9];
-    uint32_t crc;          /* crc32 (zlib's) of the bytes before it */
-    uint64_t generation;   /* atomic; 0: the file is being made */
+    uint32_t crc;        /* crc32 (zlib's) of the bytes before it */
+    uint64_t generation; /* atomic; 0: the file is being made */
 } sx_pool_header;
 
 /* At tickets_offset + index * ticket_stride. Followed at SX_POOL_TICKET_HEAD_BYTES by uint32_t chunk numbers. */
@@ -45,16 +45,16 @@ typedef struct sx_pool_ticket {
     uint32_t era;         /* low 16 bits count the uses of this ticket; high part of its slot number */
     uint32_t n_tokens;    /* FILLING: appended so far; later: valid */
     uint32_t n_chunks;
-    uint32_t crc;         /* crc32c of id, n_tokens (u32), then per chunk its number (u32) and valid token ids */
+    uint32_t crc; /* crc32c of id, n_tokens (u32), then per chunk its number (u32) and valid token ids */
     uint8_t reserved[16];
 } sx_pool_ticket;
 
 /* At records_offset + chunk * record_stride. */
 typedef struct sx_pool_record {
-    uint32_t owner;       /* slot number of its ticket, SX_POOL_NO_OWNER while free */
+    uint32_t owner; /* slot number of its ticket, SX_POOL_NO_OWNER while free */
     uint32_t reserved0;
-    uint64_t seals[8];    /* atomic, one a rank: bits 0-31 crc32c, 32-39 tokens it covers, 48-63 era of the ticket */
-    int32_t tokens[64];   /* token ids; zero while free */
+    uint64_t seals[8];  /* atomic, one a rank: bits 0-31 crc32c, 32-39 tokens it covers, 48-63 era of the ticket */
+    int32_t tokens[64]; /* token ids; zero while free */
     uint8_t reserved[56];
 } sx_pool_record;
 

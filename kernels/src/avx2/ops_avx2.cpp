@@ -28,7 +28,8 @@ struct Q4 {
     static __m256i dot(const __m256i *w, const int8_t *q, int32_t sum) {
         __m256i pairs = _mm256_setzero_si256();
 #pragma GCC unroll 8
-        for (int v = 0; v < 8; v++) pairs = _mm256_add_epi16(pairs, _mm256_maddubs_epi16(w[v], activations4(q + 4 * v)));
+        for (int v = 0; v < 8; v++)
+            pairs = _mm256_add_epi16(pairs, _mm256_maddubs_epi16(w[v], activations4(q + 4 * v)));
         return _mm256_add_epi32(_mm256_madd_epi16(pairs, _mm256_set1_epi16(1)), _mm256_set1_epi32(sum));
     }
 };
@@ -46,7 +47,8 @@ struct Q8 {
         __m256i total = _mm256_setzero_si256();
 #pragma GCC unroll 8
         for (int v = 0; v < 8; v++) {
-            const __m256i pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(w[v]), _mm256_sign_epi8(activations4(q + 4 * v), w[v]));
+            const __m256i pairs =
+                _mm256_maddubs_epi16(_mm256_abs_epi8(w[v]), _mm256_sign_epi8(activations4(q + 4 * v), w[v]));
             total = _mm256_add_epi32(total, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
         }
         return total;
@@ -126,7 +128,7 @@ void mul(const MulArgs *args) {
 
 }  // namespace
 
-const Ops avx2_ops = {"avx2",   16,       mul<Q4>, mul<Q8>,  mul_f16, mul_bf16, mul_f32,
-                      quantise, rms_norm, add,     silu_mul, rope,    attend,   merge, to_f16};
+const Ops avx2_ops = {"avx2",   16,  mul<Q4>,  mul<Q8>, mul_f16, mul_bf16, mul_f32, quantise,
+                      rms_norm, add, silu_mul, rope,    attend,  merge,    to_f16};
 
 }  // namespace sx

@@ -15,7 +15,7 @@ inline __m512i activations4(const int8_t *q) {
 // A group of 32 columns in eight vectors of 4 columns x 16 rows, as unsigned bytes.
 struct Q4 {
     static constexpr uint32_t kSuperBytes = kQ4Bytes, kGroupBytes = 256;
-    static constexpr int kSumShift = 0;  // offset 8: `sum` is -8 times the sum of the activations
+    static constexpr int kSumShift = 0;            // offset 8: `sum` is -8 times the sum of the activations
     static constexpr uint32_t kAheadOfTwo = 6912;  // where memory is fast, two rows take as long as it does
     static void load(const uint8_t *p, __m512i *w) {
         const __m512i low = _mm512_set1_epi8(15);
@@ -125,13 +125,12 @@ void mul(const MulArgs *args) {
     const bool pairs = args->nrc >= 32 && args->n_rows > 1;  // one row alone reads one stream of memory fastest
     for (; pairs && t + 2 <= args->n_tiles; t += 2)
         mul_tiles<F, 2>(*args, args->w + t * args->tile_stride, args->out + t * kTileRows);
-    for (; t < args->n_tiles; t++)
-        mul_tiles<F, 1>(*args, args->w + t * args->tile_stride, args->out + t * kTileRows);
+    for (; t < args->n_tiles; t++) mul_tiles<F, 1>(*args, args->w + t * args->tile_stride, args->out + t * kTileRows);
 }
 
 }  // namespace
 
-const Ops avx512_ops = {"avx512vnni", 16,       mul<Q4>, mul<Q8>,  mul_f16, mul_bf16, mul_f32,
-                        quantise,     rms_norm, add,     silu_mul, rope,    attend,   merge, to_f16};
+const Ops avx512_ops = {"avx512vnni", 16,  mul<Q4>,  mul<Q8>, mul_f16, mul_bf16, mul_f32, quantise,
+                        rms_norm,     add, silu_mul, rope,    attend,  merge,    to_f16};
 
 }  // namespace sx

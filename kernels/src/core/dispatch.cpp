@@ -81,7 +81,8 @@ const Ops *find_ops(const char *name) {
 
 sx_status sx_isa_list(char *out, size_t capacity) {
     size_t used = 0;
-    if (!out || capacity == 0) return sx::fail(SX_EINVAL, "sx_isa_list: a buffer was expected, got %zu bytes", capacity);
+    if (!out || capacity == 0)
+        return sx::fail(SX_EINVAL, "sx_isa_list: a buffer was expected, got %zu bytes", capacity);
     out[0] = 0;
     for (const sx::Candidate &candidate : sx::kCandidates) {
         if (!candidate.runs()) continue;

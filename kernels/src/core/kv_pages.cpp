@@ -30,7 +30,7 @@ void encode_row(int32_t type, const float *x, uint32_t n, uint8_t *out) {
 
 namespace {
 
-constexpr uint32_t kTile = 32;  // tokens: a whole cache line of each dimension where tokens are adjacent
+constexpr uint32_t kTile = 32;                // tokens: a whole cache line of each dimension where tokens are adjacent
 constexpr size_t kStage = kMaxTokenSize * 4;  // bytes: all heads of a tile's tokens, for the second-level cache
 
 // Tokens of a tile on the way out: fewer where all their heads would not fit on the stage.
@@ -92,7 +92,8 @@ void prefetch_tile(const KvSide &side, const KvRun &run, const Tile &tile) {
     const uint8_t *first = tile.data + tile.slot * (side.places ? 0 : side.token) * size;
     for (uint32_t part = 0; part < (by_token ? run.head_size / side.run : 1); part++)
         for (uint32_t r = 0; r < rows; r++)
-            for (uint32_t at = 0; at < bytes; at += 64) __builtin_prefetch(first + part * side.outer * size + r * step + at);
+            for (uint32_t at = 0; at < bytes; at += 64)
+                __builtin_prefetch(first + part * side.outer * size + r * step + at);
 }
 
 // The tiles of a run in order of tokens, then heads.
@@ -152,7 +153,8 @@ void stream(const uint8_t *in, uint8_t *out, size_t bytes) {
 #if defined(__SSE2__)
     if (((reinterpret_cast<uintptr_t>(out) | bytes) & 63) == 0) {
         for (size_t at = 0; at < bytes; at += 16)
-            _mm_stream_si128(reinterpret_cast<__m128i *>(out + at), _mm_loadu_si128(reinterpret_cast<const __m128i *>(in + at)));
+            _mm_stream_si128(reinterpret_cast<__m128i *>(out + at),
+                             _mm_loadu_si128(reinterpret_cast<const __m128i *>(in + at)));
         return;
     }
 #endif
@@ -178,11 +180,13 @@ inline void copy_row(const uint8_t *in, uint8_t *out, size_t bytes) {
 }
 
 // One element after the other between a tile and rows [token][head size]: orders that strides don't describe well.
-void move_slowly(const KvSide &side, uint32_t size, uint32_t head_size, const Tile &tile, uint8_t *rows, size_t stride, bool out) {
+void move_slowly(const KvSide &side, uint32_t size, uint32_t head_size, const Tile &tile, uint8_t *rows, size_t stride,
+                 bool out) {
     for (uint32_t t = 0; t < tile.n; t++)
         for (uint32_t d = 0; d < head_size; d++) {
-            const int64_t at = side.places ? side.places[(tile.slot + t) * head_size + d]
-                                           : (tile.slot + t) * side.token + d / side.run * side.outer + d % side.run * side.dim;
+            const int64_t at = side.places
+                                   ? side.places[(tile.slot + t) * head_size + d]
+                                   : (tile.slot + t) * side.token + d / side.run * side.outer + d % side.run * side.dim;
             uint8_t *cell = tile.data + at * size, *row = rows + t * stride + d * size;
             memcpy(out ? row : cell, out ? cell : row, size);
         }
@@ -207,9 +211,11 @@ void gather(const KvSide &side, const KvRun &run, const Tile &tile, uint8_t *row
 }
 
 // Rows [token][head size], `stride` bytes apart, into a tile's cells. `stage`: room for a tile.
-void scatter(const KvSide &side, const KvRun &run, const Tile &tile, const uint8_t *rows, size_t stride, uint8_t *stage) {
+void scatter(const KvSide &side, const KvRun &run, const Tile &tile, const uint8_t *rows, size_t stride,
+             uint8_t *stage) {
     const uint32_t size = float_bytes(run.type);
-    if (irregular(side)) return move_slowly(side, size, run.head_size, tile, const_cast<uint8_t *>(rows), stride, false);
+    if (irregular(side))
+        return move_slowly(side, size, run.head_size, tile, const_cast<uint8_t *>(rows), stride, false);
     const size_t piece = size_t{side.run} * size, line = size_t{tile.n} * size;
     for (uint32_t d = 0; d < run.head_size; d += side.run) {
         uint8_t *cells = tile.data + (tile.slot * side.token + d / side.run * side.outer) * size;
@@ -239,7 +245,8 @@ bool as_it_is(const KvRun &run, const Tile &tile, const uint8_t *rows) {
 // From the wire's type to the cache's.
 void convert_rows(const KvRun &run, const Tile &tile, const uint8_t *wire, uint8_t *rows) {
     const size_t head = size_t{float_bytes(run.type)} * run.head_size;
-    for (uint32_t t = 0; t < tile.n; t++) convert(run.wire, wire + t * run.row, run.type, rows + t * head, run.head_size);
+    for (uint32_t t = 0; t < tile.n; t++)
+        convert(run.wire, wire + t * run.row, run.type, rows + t * head, run.head_size);
     if (run.type == SX_F16 && run.wire == SX_F16) make_finite(rows, tile.n * run.head_size);
 }
 
@@ -248,7 +255,8 @@ void gather_as_wire(const KvSide &side, const KvRun &run, const Tile &tile, uint
     if (run.type == run.wire) return gather(side, run, tile, out, run.line());
     const size_t head = size_t{float_bytes(run.type)} * run.head_size;
     gather(side, run, tile, rows, head);
-    for (uint32_t t = 0; t < tile.n; t++) convert(run.type, rows + t * head, run.wire, out + t * run.line(), run.head_size);
+    for (uint32_t t = 0; t < tile.n; t++)
+        convert(run.type, rows + t * head, run.wire, out + t * run.line(), run.head_size);
 }
 
 // All heads of a tile's tokens from the stage to the wire.
@@ -298,7 +306,8 @@ sx_status check_pages(const sx_pages_args *given, sx_pages_args *a) {
     if (a->head_size == 0 || a->head_size > kMaxHeadSize)
         return fail(SX_EINVAL, "pages: head size %u, expected 1 to %u", a->head_size, kMaxHeadSize);
     if (uint64_t{a->heads} * a->head_size > kMaxTokenSize)
-        return fail(SX_EINVAL, "pages: %u heads of %u, expected at most %u together", a->heads, a->head_size, kMaxTokenSize);
+        return fail(SX_EINVAL, "pages: %u heads of %u, expected at most %u together", a->heads, a->head_size,
+                    kMaxTokenSize);
     if (a->heads > a->chunk_heads || a->chunk_head_first > a->chunk_heads - a->heads)
         return fail(SX_EINVAL, "pages: heads %u + %u of %u", a->chunk_head_first, a->heads, a->chunk_heads);
     if (uint64_t{a->chunk_first} + a->n_tokens > a->chunk_tokens)
@@ -318,15 +327,16 @@ sx_status each_side(const sx_pages_args *given, const Copy &copy) {
     const sx_status status = check_pages(given, &a);
     if (status != SX_OK) return status;
     const size_t head = size_t{a.head_size} * float_bytes(a.wire_type), row = a.chunk_heads * head;
-    const KvRun run{a.block_table, a.block_size, a.first_token, a.n_tokens,    a.heads, a.head_size,
-                    a.type,        a.wire_type,  row,           a.crc != nullptr};
+    const KvRun run{a.block_table, a.block_size, a.first_token, a.n_tokens, a.heads,
+                    a.head_size,   a.type,       a.wire_type,   row,        a.crc != nullptr};
     const uint32_t power = crc32c_power(run.n * run.line());
     uint32_t crc = 0;
     for (uint32_t i = 0; i < a.n_sides; i++) {
         const sx_pages_side &s = a.sides[i];
         const size_t token = size_t{i} * a.chunk_tokens + a.chunk_first;
         const KvSide side{static_cast<uint8_t *>(s.data), s.block, s.token, s.head, s.dim, 0, a.head_size, s.places};
-        crc = crc32c_join(crc, copy(side, run, static_cast<uint8_t *>(a.chunk) + token * row + a.chunk_head_first * head), power);
+        crc = crc32c_join(
+            crc, copy(side, run, static_cast<uint8_t *>(a.chunk) + token * row + a.chunk_head_first * head), power);
     }
     if (a.crc) *a.crc = crc;
     return SX_OK;

@@ -6,8 +6,8 @@
 
 namespace sx {
 
-// K or V of one layer. Element d of a head lies at block, token and head strides, plus (d / run) * outer + d % run * dim,
-// all in elements; with `places` at block and head strides plus places[token in block][d].
+// K or V of one layer. Element d of a head lies at block, token and head strides, plus (d / run) * outer + d % run *
+// dim, all in elements; with `places` at block and head strides plus places[token in block][d].
 struct KvSide {
     uint8_t *data;
     int64_t block, token, head, dim, outer;

@@ -29,7 +29,7 @@ constexpr uint32_t kScaleBytes = 64;  // its scales come first
 constexpr uint32_t kAttnBlock = 256;  // tokens of context attended to in one piece, whatever the KV block size
 constexpr uint32_t kKvGroup = 16;     // tokens of a group of the KV cache
 constexpr uint32_t kMaxHeadDim = 1024;
-constexpr float kTiny = 1e-36f;       // a group of activations not above this is quantised to zeros
+constexpr float kTiny = 1e-36f;  // a group of activations not above this is quantised to zeros
 
 static inline bool is_quantised(int32_t type) { return type == SX_Q4_0 || type == SX_Q8_0; }
 static inline bool is_float(int32_t type) { return type == SX_F32 || type == SX_F16 || type == SX_BF16; }

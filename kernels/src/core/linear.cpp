@@ -20,7 +20,8 @@ bool known_type(int32_t type) { return sx::is_quantised(type) || sx::is_float(ty
 sx_status check(const sx_pack_args &args) {
     if (!args.data) return sx::fail(SX_EINVAL, "data: expected the rows, got NULL");
     if (!known_type(args.src_type) || !known_type(args.type))
-        return sx::fail(SX_EINVAL, "types: expected F32, F16, BF16, Q4_0 or Q8_0, got %d to be held as %d", args.src_type, args.type);
+        return sx::fail(SX_EINVAL, "types: expected F32, F16, BF16, Q4_0 or Q8_0, got %d to be held as %d",
+                        args.src_type, args.type);
     if (args.rows < 1 || args.cols < 1 || args.rows > kMaxDimension || args.cols > kMaxDimension)
         return sx::fail(SX_EINVAL, "shape: expected 1 to %u, got %u x %u", kMaxDimension, args.rows, args.cols);
     if (args.cols % sx::kGroup != 0 && (sx::is_quantised(args.type) || sx::is_quantised(args.src_type)))
@@ -32,7 +33,8 @@ sx_status check(const sx_pack_args &args) {
 
 sx_status sx_matrix_pack(sx_context *context, const sx_pack_args *given, sx_matrix **out) {
     sx_pack_args args;
-    if (!context || !sx::take_args(given, &args) || !out) return sx::fail(SX_EINVAL, "sx_matrix_pack: arguments are missing");
+    if (!context || !sx::take_args(given, &args) || !out)
+        return sx::fail(SX_EINVAL, "sx_matrix_pack: arguments are missing");
     const sx_status status = check(args);
     if (status != SX_OK) return status;
     std::unique_ptr<sx_matrix> matrix(new (std::nothrow) sx_matrix);
@@ -46,7 +48,8 @@ sx_status sx_matrix_pack(sx_context *context, const sx_pack_args *given, sx_matr
         return sx::fail(SX_ENOMEM, "no memory for %u tiles of %zu bytes", tiles, matrix->view.tile_stride);
     matrix->view.tiles = matrix->memory.data();
     context->unbound += sx::bind_parts(*context->team, matrix->view);
-    const sx_status packed = sx::pack_matrix(*context->team, {args.src_type, args.data, false}, {0, tiles}, &matrix->view);
+    const sx_status packed =
+        sx::pack_matrix(*context->team, {args.src_type, args.data, false}, {0, tiles}, &matrix->view);
     if (packed == SX_OK) *out = matrix.release();
     return packed;
 }
@@ -54,7 +57,8 @@ sx_status sx_matrix_pack(sx_context *context, const sx_pack_args *given, sx_matr
 void sx_matrix_free(sx_matrix *matrix) { delete matrix; }
 
 sx_status sx_linear(sx_context *context, const sx_matrix *w, const float *x, uint32_t m, const float *bias, float *y) {
-    if (!context || !w || (m != 0 && (!x || !y))) return sx::fail(SX_EINVAL, "sx_linear: a context, a matrix, x and y were expected");
+    if (!context || !w || (m != 0 && (!x || !y)))
+        return sx::fail(SX_EINVAL, "sx_linear: a context, a matrix, x and y were expected");
     if (m == 0) return SX_OK;
     const uint32_t n = context->team->size();
     const bool quantised = sx::is_quantised(w->view.type);

@@ -41,8 +41,8 @@ void mul_tiles(const Product &p, const Matrix &w, Span tiles, Span rows, float *
     args.n_rows = rows.last - rows.first;
     args.nrc = p.nrc;
     const size_t groups = p.act.ldq / kGroup;
-    args.act = {p.act.x + rows.first * p.act.ldx, p.act.ldx,
-                p.act.q + rows.first * p.act.ldq, p.act.ldq,
+    args.act = {p.act.x + rows.first * p.act.ldx,  p.act.ldx,
+                p.act.q + rows.first * p.act.ldq,  p.act.ldq,
                 p.act.scale + rows.first * groups, p.act.sum + rows.first * groups};
     args.out = out;
     args.ld_out = ld_out;
@@ -166,9 +166,9 @@ bool ActivationBuffer::allocate(uint32_t max_rows, uint32_t max_cols) {
 void ActivationBuffer::quantise(const Ops &ops, const float *x, uint32_t cols, Span rows) {
     const size_t padded = round_up(cols, kSuper), groups = padded / kGroup;
     for (uint32_t row = rows.first; row < rows.last; row++) {
-        const QuantiseArgs args{x + static_cast<size_t>(row) * cols, cols, static_cast<uint32_t>(padded),
-                                q_.as<int8_t>() + row * padded,      scale_.as<float>() + row * groups,
-                                sum_.as<int32_t>() + row * groups};
+        const QuantiseArgs args{x + static_cast<size_t>(row) * cols, cols,
+                                static_cast<uint32_t>(padded),       q_.as<int8_t>() + row * padded,
+                                scale_.as<float>() + row * groups,   sum_.as<int32_t>() + row * groups};
         ops.quantise(&args);
     }
 }

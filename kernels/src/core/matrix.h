@@ -16,7 +16,8 @@ struct Span {
     uint32_t first, last;
 };
 
-// The part of `total` tiles that `thread` of `n` packs and multiplies: always the same, so that it lies in memory near it.
+// The part of `total` tiles that `thread` of `n` packs and multiplies: always the same, so that it lies in memory near
+// it.
 inline Span share_of(uint32_t total, uint32_t thread, uint32_t n) {
     const uint64_t wide = total;
     return {static_cast<uint32_t>(wide * thread / n), static_cast<uint32_t>(wide * (thread + 1) / n)};
@@ -86,7 +87,7 @@ enum class Then { store, add, silu_mul };
 // One matrix of a product and what happens to its result.
 struct Part {
     const Matrix *weights;
-    const Matrix *up;   // with silu_mul: the second matrix, of the same shape as the first
+    const Matrix *up;  // with silu_mul: the second matrix, of the same shape as the first
     Then then;
     const float *bias;  // [rows] or nullptr
     float *out;         // [activation rows][ld_out]

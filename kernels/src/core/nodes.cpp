@@ -12,7 +12,7 @@
 namespace sx {
 namespace {
 
-constexpr int kMpolBind = 2;           // MPOL_BIND of <linux/mempolicy.h>
+constexpr int kMpolBind = 2;            // MPOL_BIND of <linux/mempolicy.h>
 constexpr unsigned kMpolMove = 1 << 1;  // MPOL_MF_MOVE
 constexpr int32_t kMaxNodeId = 1023;
 
@@ -51,9 +51,11 @@ sx_status count_nodes(const Place *places, uint32_t n, NodeSet *out) {
         const Place *run = places + out->count * each;
         const uint32_t found = run_length(run, n - out->count * each);
         if (found != each)
-            return fail(SX_EINVAL, "cpus: expected the same number on every NUMA node, got %u on node %d and %u on node %d",
-                        each, places[0].node, found, run[0].node);
-        if (out->count == kMaxNodes) return fail(SX_EUNSUPPORTED, "cpus: they lie on more than %u NUMA nodes", kMaxNodes);
+            return fail(SX_EINVAL,
+                        "cpus: expected the same number on every NUMA node, got %u on node %d and %u on node %d", each,
+                        places[0].node, found, run[0].node);
+        if (out->count == kMaxNodes)
+            return fail(SX_EUNSUPPORTED, "cpus: they lie on more than %u NUMA nodes", kMaxNodes);
         out->id[out->count] = run[0].node;
     }
     return SX_OK;
@@ -76,7 +78,8 @@ bool bind_to_node(void *address, size_t bytes, int32_t node) {
     if (bytes == 0) return true;
     unsigned long mask[(kMaxNodeId + 1) / (8 * sizeof(unsigned long))] = {};
     mask[static_cast<size_t>(node) / (8 * sizeof *mask)] = 1ul << (static_cast<size_t>(node) % (8 * sizeof *mask));
-    return syscall(SYS_mbind, address, bytes, kMpolBind, mask, static_cast<unsigned long>(kMaxNodeId) + 1, kMpolMove) == 0;
+    return syscall(SYS_mbind, address, bytes, kMpolBind, mask, static_cast<unsigned long>(kMaxNodeId) + 1, kMpolMove) ==
+           0;
 }
 
 }  // namespace sx

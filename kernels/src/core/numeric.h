@@ -43,7 +43,8 @@ static inline uint16_t f32_to_f16(float value) {
     const uint32_t rest = bits & 0x7fffffffu;
     if (rest > 0x7f800000u) return sign | 0x7e00u;
     if (rest >= 0x477ff000u) return sign | 0x7c00u;
-    if (rest < 0x38800000u) {  // subnormal in f16: adding 0.5 aligns its last bit with f32's, in hardware's own rounding
+    if (rest <
+        0x38800000u) {  // subnormal in f16: adding 0.5 aligns its last bit with f32's, in hardware's own rounding
         const float aligned = bits_float(rest) + 0.5f;
         return static_cast<uint16_t>(sign | (float_bits(aligned) - 0x3f000000u));
     }
@@ -51,6 +52,8 @@ static inline uint16_t f32_to_f16(float value) {
 }
 
 // What the KV cache stores: finite always, so that a masked key times probability 0 stays 0.
-static inline float clamp_f16(float value) { return value > 65504.0f ? 65504.0f : value < -65504.0f ? -65504.0f : value; }
+static inline float clamp_f16(float value) {
+    return value > 65504.0f ? 65504.0f : value < -65504.0f ? -65504.0f : value;
+}
 
 }  // namespace sx

@@ -11,8 +11,8 @@ namespace {
 
 // A group of 32 quants with their scale, as the file or the quantiser gives it.
 struct Group {
-    uint16_t scale;       // f16
-    int8_t q[kGroup];     // q4_0: -8..7, q8_0: -128..127
+    uint16_t scale;    // f16
+    int8_t q[kGroup];  // q4_0: -8..7, q8_0: -128..127
 };
 
 uint16_t load16(const uint8_t *p) {

@@ -15,9 +15,9 @@ struct PackJob {
     const uint8_t *data;  // row-major, source_row_bytes() a row
 };
 
-// Packs tile `tile` to `out`. Block types of the same type keep their quants and scales; anything else goes through f32 and is
-// quantised as GGUF's reference does (q4_0: scale = the value of largest magnitude / -8; q8_0: largest magnitude / 127).
-// `scratch` holds round_up(cols, 64) floats.
+// Packs tile `tile` to `out`. Block types of the same type keep their quants and scales; anything else goes through f32
+// and is quantised as GGUF's reference does (q4_0: scale = the value of largest magnitude / -8; q8_0: largest magnitude
+// / 127). `scratch` holds round_up(cols, 64) floats.
 void pack_tile(const PackJob &job, uint32_t tile, uint8_t *out, float *scratch);
 
 // Row `row` (below 16) of a packed tile as f32: the embedding lookup.

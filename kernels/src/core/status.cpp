@@ -26,31 +26,18 @@ const char *sx_last_error(void) { return sx::last_error; }
 
 const char *sx_status_name(sx_status status) {
     switch (status) {
-        case SX_OK:
-            return "SX_OK";
-        case SX_EINVAL:
-            return "SX_EINVAL";
-        case SX_ENOMEM:
-            return "SX_ENOMEM";
-        case SX_EUNSUPPORTED:
-            return "SX_EUNSUPPORTED";
-        case SX_ESTATE:
-            return "SX_ESTATE";
-        case SX_EIO:
-            return "SX_EIO";
-        case SX_EFULL:
-            return "SX_EFULL";
-        case SX_ENOTFOUND:
-            return "SX_ENOTFOUND";
-        case SX_ESTALE:
-            return "SX_ESTALE";
-        case SX_ECORRUPT:
-            return "SX_ECORRUPT";
-        case SX_EBUSY:
-            return "SX_EBUSY";
-        case SX_EMISMATCH:
-            return "SX_EMISMATCH";
-        default:
-            return "SX_unknown";
+        case SX_OK: return "SX_OK";
+        case SX_EINVAL: return "SX_EINVAL";
+        case SX_ENOMEM: return "SX_ENOMEM";
+        case SX_EUNSUPPORTED: return "SX_EUNSUPPORTED";
+        case SX_ESTATE: return "SX_ESTATE";
+        case SX_EIO: return "SX_EIO";
+        case SX_EFULL: return "SX_EFULL";
+        case SX_ENOTFOUND: return "SX_ENOTFOUND";
+        case SX_ESTALE: return "SX_ESTALE";
+        case SX_ECORRUPT: return "SX_ECORRUPT";
+        case SX_EBUSY: return "SX_EBUSY";
+        case SX_EMISMATCH: return "SX_EMISMATCH";
+        default: return "SX_unknown";
     }
 }

@@ -130,7 +130,8 @@ sx_status Team::start() {
         s.team = this;
         s.thread = started_;
         const int error = pthread_create(&s.handle, nullptr, main_of, &s);
-        if (error != 0) return fail(SX_ENOMEM, "thread %u of %u could not be started: %s", started_, n_, strerror(error));
+        if (error != 0)
+            return fail(SX_ENOMEM, "thread %u of %u could not be started: %s", started_, n_, strerror(error));
     }
     if (cpus_ && Borrowed(cpus_[0]).pinned()) pinned_++;
     run([](uint32_t) {});  // returns when every thread has tried to pin itself

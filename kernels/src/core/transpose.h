@@ -39,17 +39,18 @@ inline void transpose_any(const E *in, size_t in_stride, E *out, size_t out_stri
         for (uint32_t r = 0; r < whole_rows; r += side)
             transpose_square<V>(in + r * in_stride + c, in_stride, out + c * out_stride + r, out_stride);
     for (uint32_t r = 0; r < rows; r++)
-        for (uint32_t c = r < whole_rows ? whole_cols : 0; c < cols; c++) out[c * out_stride + r] = in[r * in_stride + c];
+        for (uint32_t c = r < whole_rows ? whole_cols : 0; c < cols; c++)
+            out[c * out_stride + r] = in[r * in_stride + c];
 }
 
 // out[c][r] = in[r][c]; strides from row to row, in elements of `size` (2 or 4) bytes.
-inline void transpose(uint32_t size, const uint8_t *in, size_t in_stride, uint8_t *out, size_t out_stride, uint32_t rows,
-                      uint32_t cols) {
+inline void transpose(uint32_t size, const uint8_t *in, size_t in_stride, uint8_t *out, size_t out_stride,
+                      uint32_t rows, uint32_t cols) {
     if (size == 2)
-        return transpose_any<Half8>(reinterpret_cast<const uint16_t *>(in), in_stride, reinterpret_cast<uint16_t *>(out),
-                                    out_stride, rows, cols);
-    transpose_any<Word4>(reinterpret_cast<const uint32_t *>(in), in_stride, reinterpret_cast<uint32_t *>(out), out_stride,
-                         rows, cols);
+        return transpose_any<Half8>(reinterpret_cast<const uint16_t *>(in), in_stride,
+                                    reinterpret_cast<uint16_t *>(out), out_stride, rows, cols);
+    transpose_any<Word4>(reinterpret_cast<const uint32_t *>(in), in_stride, reinterpret_cast<uint32_t *>(out),
+                         out_stride, rows, cols);
 }
 
 }  // namespace sx

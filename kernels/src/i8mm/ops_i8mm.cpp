@@ -33,7 +33,20 @@ struct DotPairs {
 
 }  // namespace
 
-const Ops i8mm_ops = {"i8mm",   16,       mul_q<Q4, DotPairs>, mul_q<Q8, DotPairs>, mul_f16, mul_bf16, mul_f32,
-                      quantise, rms_norm, add,                 silu_mul,            rope,    attend,   merge, to_f16};
+const Ops i8mm_ops = {"i8mm",
+                      16,
+                      mul_q<Q4, DotPairs>,
+                      mul_q<Q8, DotPairs>,
+                      mul_f16,
+                      mul_bf16,
+                      mul_f32,
+                      quantise,
+                      rms_norm,
+                      add,
+                      silu_mul,
+                      rope,
+                      attend,
+                      merge,
+                      to_f16};
 
 }  // namespace sx

@@ -39,8 +39,9 @@ uint32_t make_tiles(sx_model *m, const sx_forward_args &args) {
         const sx_seq &seq = args.seqs[s];
         for (uint32_t t = 0; t < seq.n_tokens; t += m->tile_tokens()) {
             const uint32_t count = least(m->tile_tokens(), seq.n_tokens - t), position = seq.position + t;
-            m->tiles[n++] = {s, row + t, count, horizon(m, position) / kAttnBlock,
-                             (position + count - 1) / kAttnBlock + 1, false, 0};
+            m->tiles[n++] = {
+                s,     row + t, count, horizon(m, position) / kAttnBlock, (position + count - 1) / kAttnBlock + 1,
+                false, 0};
         }
         row += seq.n_tokens;
     }
@@ -64,7 +65,8 @@ void choose_splits(sx_model *m, AttentionPlan *plan) {
 void gather_queries(const sx_model *m, const QueryTile &tile, uint32_t head, ThreadScratch *s) {
     const uint32_t dim = m->shape.head_dim, group = m->group();
     for (uint32_t i = 0; i < tile.n_tokens; i++) {
-        const float *q = m->qkv.as<float>() + static_cast<size_t>(tile.first_row + i) * m->qkv_cols() + head * group * dim;
+        const float *q =
+            m->qkv.as<float>() + static_cast<size_t>(tile.first_row + i) * m->qkv_cols() + head * group * dim;
         memcpy(s->q + static_cast<size_t>(i) * group * dim, q, static_cast<size_t>(group) * dim * sizeof *q);
         for (uint32_t g = 0; m->slopes && g < group; g++) s->slope[i * group + g] = m->slopes[head * group + g];
     }
@@ -97,9 +99,11 @@ struct Groups {
 };
 
 // Where the keys lie that will be read next, to be fetched early; returns how many groups. Gathered groups are skipped.
-uint32_t next_groups(const sx_model *m, const sx_forward_args &args, const Where &next, uint32_t layer, Groups *groups) {
+uint32_t next_groups(const sx_model *m, const sx_forward_args &args, const Where &next, uint32_t layer,
+                     Groups *groups) {
     if (!next.tile || m->shape.kv_block_size < kKvGroup) return 0;
-    const uint32_t end = m->row_position[next.tile->first_row + next.tile->n_tokens - 1] + 1, base = next.piece * kAttnBlock;
+    const uint32_t end = m->row_position[next.tile->first_row + next.tile->n_tokens - 1] + 1,
+                   base = next.piece * kAttnBlock;
     const uint32_t n = least(kAttnBlock, end - base);
     const int32_t *table = args.block_table + args.seqs[next.tile->seq].first_block;
     m->kv.groups(layer, next.head, table, base, n, nullptr, groups->k, groups->v);
@@ -200,7 +204,8 @@ void attend_items(sx_model *m, const sx_forward_args &args, const AttentionPlan 
         const Span heads = share_of(m->shape.n_kv_heads, node, nodes);
         const uint32_t n = heads.last - heads.first, all = plan.n_items * n;
         const auto where = [&](uint32_t i) {
-            return i < all ? Where{&m->tiles[items[i / n].tile], items[i / n].piece, heads.first + i % n} : Where{nullptr, 0, 0};
+            return i < all ? Where{&m->tiles[items[i / n].tile], items[i / n].piece, heads.first + i % n}
+                           : Where{nullptr, 0, 0};
         };
         for (uint32_t i; (i = next[node].fetch_add(1, std::memory_order_relaxed)) < all;)
             run_item(m, args, where(i), where(i + threads), layer, &m->scratch[thread]);

@@ -15,18 +15,22 @@ sx_status check_seq(const sx_model *m, const sx_forward_args &a, uint32_t i) {
     const sx_seq &s = a.seqs[i];
     const uint64_t end = static_cast<uint64_t>(s.position) + s.n_tokens;
     if (s.n_tokens == 0 || static_cast<uint64_t>(s.first_token) + s.n_tokens > a.n_tokens)
-        return fail(SX_EINVAL, "seq %u: tokens %u + %u are not a slice of the %u given", i, s.first_token, s.n_tokens, a.n_tokens);
+        return fail(SX_EINVAL, "seq %u: tokens %u + %u are not a slice of the %u given", i, s.first_token, s.n_tokens,
+                    a.n_tokens);
     if (end > m->shape.max_context)
-        return fail(SX_EINVAL, "seq %u: position %u + %u tokens go beyond max_context %u", i, s.position, s.n_tokens, m->shape.max_context);
+        return fail(SX_EINVAL, "seq %u: position %u + %u tokens go beyond max_context %u", i, s.position, s.n_tokens,
+                    m->shape.max_context);
     if (static_cast<uint64_t>(s.first_block) + s.n_blocks > a.n_block_entries)
-        return fail(SX_EINVAL, "seq %u: blocks %u + %u are not a slice of the %u entries", i, s.first_block, s.n_blocks, a.n_block_entries);
+        return fail(SX_EINVAL, "seq %u: blocks %u + %u are not a slice of the %u entries", i, s.first_block, s.n_blocks,
+                    a.n_block_entries);
     if (static_cast<uint64_t>(s.n_blocks) * m->shape.kv_block_size < end)
-        return fail(SX_EINVAL, "seq %u: %u blocks of %u tokens don't cover %llu tokens", i, s.n_blocks, m->shape.kv_block_size,
-                    static_cast<unsigned long long>(end));
+        return fail(SX_EINVAL, "seq %u: %u blocks of %u tokens don't cover %llu tokens", i, s.n_blocks,
+                    m->shape.kv_block_size, static_cast<unsigned long long>(end));
     if (s.logits > 2) return fail(SX_EINVAL, "seq %u: logits is 0, 1 or 2, got %u", i, s.logits);
     for (uint32_t b = s.first_block; b < s.first_block + s.n_blocks; b++)
         if (a.block_table[b] < 0 || static_cast<uint32_t>(a.block_table[b]) >= m->shape.kv_blocks)
-            return fail(SX_EINVAL, "seq %u: expected blocks 0 to %u, got %d", i, m->shape.kv_blocks - 1, a.block_table[b]);
+            return fail(SX_EINVAL, "seq %u: expected blocks 0 to %u, got %d", i, m->shape.kv_blocks - 1,
+                        a.block_table[b]);
     for (uint32_t t = s.first_token; t < s.first_token + s.n_tokens; t++)
         if (a.tokens[t] < 0 || static_cast<uint32_t>(a.tokens[t]) >= m->shape.vocab)
             return fail(SX_EINVAL, "seq %u: expected tokens 0 to %u, got %d", i, m->shape.vocab - 1, a.tokens[t]);
@@ -44,7 +48,8 @@ sx_status take_rows(sx_model *m, const sx_forward_args &a, Counts *n) {
         if (status != SX_OK) return status;
         const sx_seq &s = a.seqs[i];
         if (s.n_tokens > m->shape.max_batch_tokens - n->rows)
-            return fail(SX_EINVAL, "expected at most max_batch_tokens (%u) tokens, seq %u goes beyond", m->shape.max_batch_tokens, i);
+            return fail(SX_EINVAL, "expected at most max_batch_tokens (%u) tokens, seq %u goes beyond",
+                        m->shape.max_batch_tokens, i);
         for (uint32_t t = 0; t < s.n_tokens; t++, n->rows++) {
             m->row_seq[n->rows] = i;
             m->row_position[n->rows] = s.position + t;
@@ -61,7 +66,12 @@ sx_status take_rows(sx_model *m, const sx_forward_args &a, Counts *n) {
 class Pass {
   public:
     Pass(sx_model *m, const sx_forward_args &args, Counts counts)
-        : m_(m), args_(args), counts_(counts), ops_(*m->context->ops), team_(*m->context->team), plan_(plan_attention(m, args)) {}
+        : m_(m),
+          args_(args),
+          counts_(counts),
+          ops_(*m->context->ops),
+          team_(*m->context->team),
+          plan_(plan_attention(m, args)) {}
 
     bool allocate() {
         const uint32_t n = m_->shape.n_layers * team_.nodes().count;
@@ -81,7 +91,9 @@ class Pass {
 
   private:
     Span rows(uint32_t thread, uint32_t n) const { return share_of(n, thread, team_.size()); }
-    float *row(const Memory &memory, uint32_t i, uint32_t cols) const { return memory.as<float>() + static_cast<size_t>(i) * cols; }
+    float *row(const Memory &memory, uint32_t i, uint32_t cols) const {
+        return memory.as<float>() + static_cast<size_t>(i) * cols;
+    }
 
     // Embeddings, and the angles of the rotary embedding as Hugging Face computes them: in f32.
     void begin(uint32_t thread) {
@@ -89,7 +101,8 @@ class Pass {
         const Span mine = rows(thread, counts_.rows);
         for (uint32_t r = mine.first; r < mine.last; r++) {
             const uint32_t token = static_cast<uint32_t>(m_->row_token[r]);
-            unpack_row(m_->embedding.type, m_->embedding.tile_at(token / kTileRows), token % kTileRows, d, row(m_->x, r, d));
+            unpack_row(m_->embedding.type, m_->embedding.tile_at(token / kTileRows), token % kTileRows, d,
+                       row(m_->x, r, d));
             for (uint32_t i = 0; i < half; i++) {
                 const float angle = static_cast<float>(m_->row_position[r]) * m_->freqs[i];
                 row(m_->cosine, r, half)[i] = cosf(angle);
@@ -130,7 +143,8 @@ class Pass {
         const uint32_t heads = m_->shape.n_heads, kv = m_->shape.n_kv_heads;
         const Span mine = rows(thread, counts_.rows * (heads + kv));
         for (uint32_t i = mine.first; i < mine.last; i++) {
-            const uint32_t r = i / (heads + kv), h = i % (heads + kv), dim = m_->shape.head_dim, half = m_->shape.rope_dims / 2;
+            const uint32_t r = i / (heads + kv), h = i % (heads + kv), dim = m_->shape.head_dim,
+                           half = m_->shape.rope_dims / 2;
             float *x = row(m_->qkv, r, m_->qkv_cols()) + h * dim;
             if (half != 0 && !m_->slopes) ops_.rope(x, row(m_->cosine, r, half), row(m_->sine, r, half), half);
             if (h < heads) continue;
@@ -168,7 +182,8 @@ class Pass {
 
     void feed_forward(const Layer &l, uint32_t thread) {
         const uint32_t ff = m_->shape.d_ff;
-        const Activations act = norm(l.ffn_norm, nullptr, counts_.rows, is_quantised(l.gate.type) || is_quantised(l.up.type), thread);
+        const Activations act =
+            norm(l.ffn_norm, nullptr, counts_.rows, is_quantised(l.gate.type) || is_quantised(l.up.type), thread);
         const Part gate_up{&l.gate, &l.up, Then::silu_mul, nullptr, m_->ff.as<float>(), ff};
         multiply_parts(&gate_up, 1, act, counts_.rows, thread);
         team_.barrier();
@@ -180,7 +195,8 @@ class Pass {
 
     void logits(uint32_t thread) {
         const Matrix &w = m_->output_matrix();
-        const Activations act = norm(m_->output_norm, m_->row_logits.get(), counts_.logits, is_quantised(w.type), thread);
+        const Activations act =
+            norm(m_->output_norm, m_->row_logits.get(), counts_.logits, is_quantised(w.type), thread);
         const Part head{&w, nullptr, Then::store, nullptr, args_.logits, m_->shape.vocab};
         multiply_parts(&head, 1, act, counts_.logits, thread);
     }

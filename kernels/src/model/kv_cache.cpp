@@ -74,7 +74,8 @@ void KvCache::write_halves(uint8_t *group, uint32_t slot, uint32_t side, const u
     if (side == 0)
         for (uint32_t d = 0; d < shape_.head_dim; d++) to[static_cast<size_t>(d) * n + slot] = x[d];
     else
-        for (uint32_t d = 0; d < shape_.head_dim; d += 16) memcpy(to + static_cast<size_t>(d) * n + slot * 16, x + d, 32);
+        for (uint32_t d = 0; d < shape_.head_dim; d += 16)
+            memcpy(to + static_cast<size_t>(d) * n + slot * 16, x + d, 32);
 }
 
 void KvCache::write(const Ops &ops, uint8_t *group, uint32_t slot, uint32_t side, const float *x) {
@@ -103,7 +104,8 @@ void KvCache::read(const uint8_t *group, uint32_t slot, uint32_t side, float *x)
         memcpy(&scale, group + static_cast<size_t>(shape_.head_dim) * tokens() + slot * sizeof scale, sizeof scale);
     for (uint32_t d = 0; d < shape_.head_dim; d++) {
         const size_t at = index_of(side, d, slot, tokens());
-        x[d] = shape_.type == SX_Q8_0 ? static_cast<float>(static_cast<int8_t>(group[at])) * scale : get(shape_.type, group, at);
+        x[d] = shape_.type == SX_Q8_0 ? static_cast<float>(static_cast<int8_t>(group[at])) * scale
+                                      : get(shape_.type, group, at);
     }
 }
 

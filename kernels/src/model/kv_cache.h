@@ -61,7 +61,7 @@ class KvCache {
     void read(const uint8_t *group, uint32_t slot, uint32_t side, float *x) const;
 
     KvShape shape_{};
-    uint32_t element_ = 0;   // bytes
+    uint32_t element_ = 0;    // bytes
     size_t plane_bytes_ = 0;  // of one layer and head; whole pages, so that heads can lie on different nodes
     Memory memory_;
 };

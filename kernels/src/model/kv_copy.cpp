@@ -29,14 +29,16 @@ sx_status take_copy(const sx_model *m, const sx_kv_copy_args *given, Copy *copy)
     if (!a.chunk || !a.block_table) return fail(SX_EINVAL, "KV copy: expected a chunk and a block table, got NULL");
     if (!is_float(a.wire_type)) return fail(SX_EINVAL, "wire_type: expected F32, F16 or BF16, got %d", a.wire_type);
     if (a.head_first >= heads || a.head_count > heads - a.head_first)
-        return fail(SX_EINVAL, "heads: expected a slice of %u kv heads, got %u + %u", heads, a.head_first, a.head_count);
+        return fail(SX_EINVAL, "heads: expected a slice of %u kv heads, got %u + %u", heads, a.head_first,
+                    a.head_count);
     if (uint64_t{a.head_count} * m->shape.head_dim > kMaxTokenSize)
-        return fail(SX_EINVAL, "heads: expected at most %u values a token, got %u heads of %u", kMaxTokenSize, a.head_count,
-                    m->shape.head_dim);
+        return fail(SX_EINVAL, "heads: expected at most %u values a token, got %u heads of %u", kMaxTokenSize,
+                    a.head_count, m->shape.head_dim);
     if (static_cast<uint64_t>(a.chunk_first) + a.n_tokens > a.chunk_tokens)
         return fail(SX_EINVAL, "chunk: %u + %u tokens don't fit in %u", a.chunk_first, a.n_tokens, a.chunk_tokens);
     if (static_cast<uint64_t>(a.first_token) + a.n_tokens > static_cast<uint64_t>(a.n_blocks) * size)
-        return fail(SX_EINVAL, "blocks: %u of %u tokens don't cover tokens %u + %u", a.n_blocks, size, a.first_token, a.n_tokens);
+        return fail(SX_EINVAL, "blocks: %u of %u tokens don't cover tokens %u + %u", a.n_blocks, size, a.first_token,
+                    a.n_tokens);
     for (uint32_t b = 0; b < a.n_blocks; b++)
         if (a.block_table[b] < 0 || static_cast<uint32_t>(a.block_table[b]) >= m->shape.kv_blocks)
             return fail(SX_EINVAL, "blocks: expected 0 to %u, got %d", m->shape.kv_blocks - 1, a.block_table[b]);
@@ -55,8 +57,10 @@ void each(const sx_model *m, const Copy &copy, const Visit &visit) {
         for (uint32_t t = 0; t < a.n_tokens; t++)
             for (uint32_t h = a.head_first; h < copy.head_last; h++) {
                 const uint32_t token = a.first_token + t, size = m->shape.kv_block_size;
-                uint8_t *k = static_cast<uint8_t *>(a.chunk) + 2 * layer * side + ((a.chunk_first + t) * heads + h) * head;
-                visit(KvCache::At{layer, h, static_cast<uint32_t>(a.block_table[token / size]), token % size}, k, k + side);
+                uint8_t *k =
+                    static_cast<uint8_t *>(a.chunk) + 2 * layer * side + ((a.chunk_first + t) * heads + h) * head;
+                visit(KvCache::At{layer, h, static_cast<uint32_t>(a.block_table[token / size]), token % size}, k,
+                      k + side);
             }
 }
 
@@ -77,7 +81,8 @@ std::unique_ptr<int32_t[]> group_table(const KvCache &kv, const sx_kv_copy_args 
 uint8_t *plane(const sx_model *m, const Copy &copy, uint32_t index) {
     const sx_kv_copy_args &a = copy.args;
     const size_t token = size_t{index} * a.chunk_tokens + a.chunk_first;
-    return static_cast<uint8_t *>(a.chunk) + (token * m->shape.n_kv_heads + a.head_first) * m->shape.head_dim * copy.element;
+    return static_cast<uint8_t *>(a.chunk) +
+           (token * m->shape.n_kv_heads + a.head_first) * m->shape.head_dim * copy.element;
 }
 
 // Copies every layer's K and V by `move` (kv_out or kv_in).
@@ -88,8 +93,10 @@ sx_status each_side(const sx_model *m, const Copy &copy, const Move &move) {
     const std::unique_ptr<int32_t[]> table = group_table(m->kv, a);
     const std::unique_ptr<uint32_t[]> sums(new (std::nothrow) uint32_t[sides]);
     if (!table || !sums) return fail(SX_ENOMEM, "no memory for a block table");
-    const KvRun run{table.get(), m->kv.group_tokens(), a.first_token, a.n_tokens, a.head_count, m->shape.head_dim,
-                    m->kv.shape().type, a.wire_type, m->shape.n_kv_heads * m->shape.head_dim * copy.element, a.crc != nullptr};
+    const KvRun run{table.get(),        m->kv.group_tokens(), a.first_token,
+                    a.n_tokens,         a.head_count,         m->shape.head_dim,
+                    m->kv.shape().type, a.wire_type,          m->shape.n_kv_heads * m->shape.head_dim * copy.element,
+                    a.crc != nullptr};
     std::atomic<uint32_t> next{0};  // who comes first takes the next one: on a busy host threads are not equally fast
     m->context->team->run([&](uint32_t) {
         for (uint32_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < sides;)

@@ -1,7 +1,7 @@
 #include "model/model.h"
 
-#include <new>
 #include <string.h>
+#include <new>
 
 #include "core/args.h"
 #include "core/pack.h"
@@ -113,7 +113,8 @@ bool known(int32_t type) { return is_float(type) || is_quantised(type); }
 sx_status check_tensor(const sx_model *m, const sx_tensor_args &t) {
     if (m->finished) return fail(SX_ESTATE, "set_tensor: the model is finished");
     if (!t.data) return fail(SX_EINVAL, "role %d: expected data, got NULL", t.role);
-    if (!known(t.src_type) && !t.packed) return fail(SX_EINVAL, "role %d: expected a known src_type, got %d", t.role, t.src_type);
+    if (!known(t.src_type) && !t.packed)
+        return fail(SX_EINVAL, "role %d: expected a known src_type, got %d", t.role, t.src_type);
     if (t.layer >= m->shape.n_layers)
         return fail(SX_EINVAL, "role %d: expected a layer below %u, got %u", t.role, m->shape.n_layers, t.layer);
     if (is_quantised(t.src_type) && !t.packed && t.cols % kGroup != 0)
@@ -125,7 +126,8 @@ sx_status set_vector(const sx_tensor_args &t, uint32_t n, Memory *memory) {
     if (static_cast<uint64_t>(t.rows) * t.cols != n)
         return fail(SX_EINVAL, "role %d layer %u: expected %u values, got %u x %u", t.role, t.layer, n, t.rows, t.cols);
     if (t.packed && (t.type != SX_F32 || t.rows != 1))
-        return fail(SX_EINVAL, "role %d: expected packed values as one row of F32, got type %d, %u rows", t.role, t.type, t.rows);
+        return fail(SX_EINVAL, "role %d: expected packed values as one row of F32, got type %d, %u rows", t.role,
+                    t.type, t.rows);
     if (!memory->allocate(n * sizeof(float))) return fail(SX_ENOMEM, "no memory for %u floats", n);
     decode_row(t.packed ? SX_F32 : t.src_type, t.data, n, memory->as<float>());
     return SX_OK;
@@ -159,10 +161,12 @@ bool give_memory(sx_model *m, const sx_tensor_args &t, Slot *slot) {
 
 sx_status set_matrix(sx_model *m, const sx_tensor_args &t, Slot slot) {
     if (t.rows != slot.rows || t.cols != slot.cols)
-        return fail(SX_EINVAL, "role %d layer %u: expected %u x %u, got %u x %u", t.role, t.layer, slot.rows, slot.cols, t.rows, t.cols);
+        return fail(SX_EINVAL, "role %d layer %u: expected %u x %u, got %u x %u", t.role, t.layer, slot.rows, slot.cols,
+                    t.rows, t.cols);
     if (!known(t.type)) return fail(SX_EINVAL, "role %d: expected a known type, got %d", t.role, t.type);
     if (is_quantised(t.type) && t.cols % kGroup != 0)
-        return fail(SX_EINVAL, "role %d: expected columns in multiples of %u for block types, got %u", t.role, kGroup, t.cols);
+        return fail(SX_EINVAL, "role %d: expected columns in multiples of %u for block types, got %u", t.role, kGroup,
+                    t.cols);
     slot.matrix->type = t.type;
     slot.matrix->rows = t.rows;
     slot.matrix->cols = t.cols;
@@ -186,7 +190,8 @@ sx_status check_layer(const sx_model *m, uint32_t i) {
 
 sx_status sx_model_create(sx_context *context, const sx_model_args *given, sx_model **out) {
     sx_model_args args;
-    if (!context || !sx::take_args(given, &args) || !out) return sx::fail(SX_EINVAL, "sx_model_create: arguments are missing");
+    if (!context || !sx::take_args(given, &args) || !out)
+        return sx::fail(SX_EINVAL, "sx_model_create: arguments are missing");
     const sx_status status = sx::check_args(args);
     if (status != SX_OK) return status;
     std::unique_ptr<sx_model> model(new (std::nothrow) sx_model);
@@ -194,7 +199,8 @@ sx_status sx_model_create(sx_context *context, const sx_model_args *given, sx_mo
     model->context = context;
     model->shape = args;
     if (!sx::allocate_all(model.get()))
-        return sx::fail(SX_ENOMEM, "no memory for %u KV blocks or for batches of %u tokens", args.kv_blocks, args.max_batch_tokens);
+        return sx::fail(SX_ENOMEM, "no memory for %u KV blocks or for batches of %u tokens", args.kv_blocks,
+                        args.max_batch_tokens);
     model->shape.rope_freqs = model->freqs.get();
     model->shape.alibi_slopes = model->slopes.get();
     *out = model.release();
@@ -233,7 +239,8 @@ sx_status sx_model_get_packed(const sx_model *model, sx_packed_args *given) {
     sx_packed_args args;
     if (!model || !sx::take_args(given, &args) || given->size < sizeof args)
         return sx::fail(SX_EINVAL, "sx_model_get_packed: a model and a whole sx_packed_args were expected");
-    if (args.layer >= model->shape.n_layers) return sx::fail(SX_EINVAL, "expected a layer below %u, got %u", model->shape.n_layers, args.layer);
+    if (args.layer >= model->shape.n_layers)
+        return sx::fail(SX_EINVAL, "expected a layer below %u, got %u", model->shape.n_layers, args.layer);
     sx::Slot slot;
     sx::Memory *memory = nullptr;
     uint32_t n = 0;

@@ -32,10 +32,10 @@ struct AttentionItem {
 
 // What each thread works in.
 struct ThreadScratch {
-    float *product;                       // kProductScratch
-    float *normed;                        // [d_model]
-    float *q, *scores, *out;              // [kTileQueries max][head_dim], [..][256], [..][head_dim]
-    float *merged;                        // [..][head_dim]
+    float *product;           // kProductScratch
+    float *normed;            // [d_model]
+    float *q, *scores, *out;  // [kTileQueries max][head_dim], [..][256], [..][head_dim]
+    float *merged;            // [..][head_dim]
     float *peak, *total, *merged_peak, *merged_total, *slope, *distance;
     uint16_t *first, *last;
     uint8_t *gather;

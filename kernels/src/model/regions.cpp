@@ -42,9 +42,11 @@ class Writer {
 }  // namespace
 }  // namespace sx
 
-sx_status sx_model_regions(const sx_model *model, sx_region *out, uint32_t region_size, uint32_t capacity, uint32_t *n) {
+sx_status sx_model_regions(const sx_model *model, sx_region *out, uint32_t region_size, uint32_t capacity,
+                           uint32_t *n) {
     if (!model || !n || (capacity != 0 && !out)) return sx::fail(SX_EINVAL, "sx_model_regions: arguments are missing");
-    if (region_size < sizeof(sx_region)) return sx::fail(SX_EINVAL, "region_size: expected at least %zu, got %u", sizeof(sx_region), region_size);
+    if (region_size < sizeof(sx_region))
+        return sx::fail(SX_EINVAL, "region_size: expected at least %zu, got %u", sizeof(sx_region), region_size);
     sx::Writer writer(model, out, region_size, capacity);
     for (uint32_t i = 0; i < model->shape.n_layers; i++) {
         const sx::Layer &l = model->layers[i];

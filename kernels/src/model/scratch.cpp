@@ -34,7 +34,8 @@ ThreadScratch carve(const sx_model *m, Carver *c) {
     s.scores = c->take<float>(rows * kAttnBlock);
     s.out = c->take<float>(values);
     s.merged = c->take<float>(values);
-    for (float **p : {&s.peak, &s.total, &s.merged_peak, &s.merged_total, &s.slope, &s.distance}) *p = c->take<float>(rows);
+    for (float **p : {&s.peak, &s.total, &s.merged_peak, &s.merged_total, &s.slope, &s.distance})
+        *p = c->take<float>(rows);
     s.first = c->take<uint16_t>(rows);
     s.last = c->take<uint16_t>(rows);
     s.gather = c->take<uint8_t>(m->kv.gather_bytes());
@@ -69,9 +70,9 @@ bool allocate_scratch(sx_model *m) {
     const auto floats = [&](Memory *memory, size_t cols) { return memory->allocate(rows * cols * sizeof(float)); };
     return floats(&m->x, a.d_model) && floats(&m->normed, a.d_model) && floats(&m->qkv, m->qkv_cols()) &&
            floats(&m->attended, m->q_cols()) && floats(&m->ff, a.d_ff) && floats(&m->cosine, a.rope_dims / 2) &&
-           floats(&m->sine, a.rope_dims / 2) && allocate_activations(m) &&
-           make(&m->row_seq, rows) && make(&m->row_position, rows) && make(&m->row_logits, rows) &&
-           make(&m->row_token, rows) && make(&m->tiles, rows) &&
+           floats(&m->sine, a.rope_dims / 2) && allocate_activations(m) && make(&m->row_seq, rows) &&
+           make(&m->row_position, rows) && make(&m->row_logits, rows) && make(&m->row_token, rows) &&
+           make(&m->tiles, rows) &&
            m->items.allocate(rows * (a.max_context / kAttnBlock + 1) * sizeof(AttentionItem)) &&
            m->partials.allocate(kPartialFloats * sizeof(float)) && allocate_thread_scratch(m);
 }

@@ -5,7 +5,20 @@
 
 namespace sx {
 
-const Ops neon_ops = {"neon",   16,       mul_q<Q4, DotEach>, mul_q<Q8, DotEach>, mul_f16, mul_bf16, mul_f32,
-                      quantise, rms_norm, add,                silu_mul,           rope,    attend,   merge, to_f16};
+const Ops neon_ops = {"neon",
+                      16,
+                      mul_q<Q4, DotEach>,
+                      mul_q<Q8, DotEach>,
+                      mul_f16,
+                      mul_bf16,
+                      mul_f32,
+                      quantise,
+                      rms_norm,
+                      add,
+                      silu_mul,
+                      rope,
+                      attend,
+                      merge,
+                      to_f16};
 
 }  // namespace sx

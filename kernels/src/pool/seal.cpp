@@ -80,7 +80,8 @@ sx_status sx_pool_seal(sx_pool *pool, uint32_t slot, uint32_t index, uint32_t ra
     return sx::seal(pool, slot, index, rank, n_tokens, nullptr);
 }
 
-sx_status sx_pool_seal_as(sx_pool *pool, uint32_t slot, uint32_t index, uint32_t rank, uint32_t n_tokens, uint32_t crc) {
+sx_status sx_pool_seal_as(sx_pool *pool, uint32_t slot, uint32_t index, uint32_t rank, uint32_t n_tokens,
+                          uint32_t crc) {
     return sx::seal(pool, slot, index, rank, n_tokens, &crc);
 }
 

@@ -78,14 +78,10 @@ void finish_free(sx_pool &pool, uint32_t index) {
 // May a used ticket be freed now? `wanted`: its owner has no more use for it.
 bool reclaimable(uint32_t state, bool wanted, bool expired) {
     switch (state) {
-        case SX_TICKET_FILLING:
-            return wanted;
-        case SX_TICKET_READY:
-            return wanted || expired;
-        case SX_TICKET_LOADING:
-            return expired;
-        default:
-            return true;  // CONSUMED, FAILED, or a word that somebody damaged
+        case SX_TICKET_FILLING: return wanted;
+        case SX_TICKET_READY: return wanted || expired;
+        case SX_TICKET_LOADING: return expired;
+        default: return true;  // CONSUMED, FAILED, or a word that somebody damaged
     }
 }
 

@@ -135,7 +135,8 @@ float score(const AttendArgs &args, uint32_t row, uint32_t token) {
     const uint8_t *group = args.k[token / kKvGroup];
     float dot = 0;
     for (uint32_t d = 0; d < args.head_dim; d++)
-        dot += args.q[row * args.head_dim + d] * kv_value(args, group, d * kKvGroup + token % kKvGroup, token % kKvGroup);
+        dot +=
+            args.q[row * args.head_dim + d] * kv_value(args, group, d * kKvGroup + token % kKvGroup, token % kKvGroup);
     dot *= args.scale;
     if (args.slope) dot += args.slope[row] * (args.distance[row] + static_cast<float>(token));
     return dot;
@@ -177,7 +178,7 @@ void to_f16(const float *x, uint32_t n, uint16_t *out) {
 
 }  // namespace
 
-const Ops scalar_ops = {"scalar", 16,       mul_q4, mul_q8,   mul_f16, mul_bf16, mul_f32,
-                        quantise, rms_norm, add,    silu_mul, rope,    attend,   merge, to_f16};
+const Ops scalar_ops = {"scalar", 16,  mul_q4,   mul_q8, mul_f16, mul_bf16, mul_f32, quantise,
+                        rms_norm, add, silu_mul, rope,   attend,  merge,    to_f16};
 
 }  // namespace sx

@@ -88,7 +88,8 @@ void mul_rows_q(const uint8_t *w, uint32_t cols, const Rows &rows, float *out, s
             const float32x4_t scale = scales_at(super, g % 2, part);
 #pragma GCC unroll 4
             for (int i = 0; i < N; i++)
-                acc[i][part] = vfmaq_f32(acc[i][part], vcvtq_f32_s32(dot[i]), vmulq_n_f32(scale, rows.scale[i * rows.ldg + g]));
+                acc[i][part] =
+                    vfmaq_f32(acc[i][part], vcvtq_f32_s32(dot[i]), vmulq_n_f32(scale, rows.scale[i * rows.ldg + g]));
         }
     }
     for (int i = 0; i < N; i++)

@@ -17,13 +17,9 @@ inline VF vset(float x) { return (VF)vdupq_n_f32(x); }
 inline VF vload(const float *p) { return (VF)vld1q_f32(p); }
 inline void vstore(float *p, VF v) { vst1q_f32(p, (float32x4_t)v); }
 inline VF vfma(VF a, VF b, VF c) { return (VF)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b); }
-inline VF vload_f16(const uint8_t *p) {
-    return (VF)vcvt_f32_f16(vld1_f16(reinterpret_cast<const float16_t *>(p)));
-}
+inline VF vload_f16(const uint8_t *p) { return (VF)vcvt_f32_f16(vld1_f16(reinterpret_cast<const float16_t *>(p))); }
 inline void vstore_f16(uint16_t *p, VF v) { vst1_u16(p, vreinterpret_u16_f16(vcvt_f16_f32((float32x4_t)v))); }
-inline VF vload_bf16(const uint8_t *p) {
-    return (VF)vshll_n_u16(vld1_u16(reinterpret_cast<const uint16_t *>(p)), 16);
-}
+inline VF vload_bf16(const uint8_t *p) { return (VF)vshll_n_u16(vld1_u16(reinterpret_cast<const uint16_t *>(p)), 16); }
 inline VF vload_i8(const uint8_t *p) {
     int32_t four;
     __builtin_memcpy(&four, p, 4);

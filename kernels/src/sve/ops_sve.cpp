@@ -60,7 +60,8 @@ inline svfloat32_t add_group(svfloat32_t acc, const Slice &s, const uint8_t *gro
     svint32_t dot = svdup_n_s32(F::kNibbles ? rows.sum[at] : 0);
     dot = dot_half<F>(dot, group, s.bytes(), q, 0);
     dot = dot_half<F>(dot, group, s.bytes(), q, 1);
-    return svmla_f32_x(s.words(), acc, svcvt_f32_s32_x(s.words(), dot), svmul_n_f32_x(s.words(), scale, rows.scale[at]));
+    return svmla_f32_x(s.words(), acc, svcvt_f32_s32_x(s.words(), dot),
+                       svmul_n_f32_x(s.words(), scale, rows.scale[at]));
 }
 
 // Vectors of unknown length can't be array elements, so the rows of activations are spelled out: N is 1, 2 or 4.
@@ -87,7 +88,8 @@ void mul_slice(const Slice &s, uint32_t cols, const Rows &rows, float *out, size
 template <class F, int N>
 void mul_rows_q(const MulArgs &args, const uint8_t *w, uint32_t row, float *out) {
     const size_t ldg = args.act.ldq / kGroup;
-    const Rows rows{args.act.q + row * args.act.ldq, args.act.scale + row * ldg, args.act.sum + row * ldg, args.act.ldq, ldg};
+    const Rows rows{args.act.q + row * args.act.ldq, args.act.scale + row * ldg, args.act.sum + row * ldg, args.act.ldq,
+                    ldg};
     for (uint32_t offset = 0; offset < 64; offset += static_cast<uint32_t>(svcntb())) {
         const Slice s{w, offset};
         mul_slice<F, N>(s, args.cols, rows, out + row * args.ld_out + offset / 4, args.ld_out);
@@ -108,7 +110,7 @@ void mul_q(const MulArgs *args) {
 
 }  // namespace
 
-const Ops sve_ops = {"sve",    16,       mul_q<Q4>, mul_q<Q8>, mul_f16, mul_bf16, mul_f32,
-                     quantise, rms_norm, add,       silu_mul,  rope,    attend,   merge, to_f16};
+const Ops sve_ops = {"sve",    16,  mul_q<Q4>, mul_q<Q8>, mul_f16, mul_bf16, mul_f32, quantise,
+                     rms_norm, add, silu_mul,  rope,      attend,  merge,    to_f16};
 
 }  // namespace sx
