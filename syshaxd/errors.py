@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass
-from typing import Sequence
+from typing import Optional, Sequence
 
 
 class SysHaxError(Exception):
@@ -41,6 +41,27 @@ class DeadlineError(SysHaxError):
         super().__init__(f"{what} did not finish within {seconds:g} s")
         self.what = what
         self.seconds = seconds
+
+
+class RequestError(SysHaxError):
+    """A client's request ends with this HTTP status. `retry_after`: seconds; `body`: a unit's own error object to pass
+    on, if any; `param`: the field at fault."""
+
+    def __init__(
+        self,
+        status: int,
+        code: str,
+        message: str,
+        retry_after: Optional[float] = None,
+        body: bytes = b"",
+        param: Optional[str] = None,
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.code = code
+        self.retry_after = retry_after
+        self.body = body
+        self.param = param
 
 
 class UnitErrorKind(enum.Enum):

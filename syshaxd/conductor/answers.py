@@ -17,8 +17,7 @@ class BadRequest(RequestError):
     """The client's request is wrong; `param` names the field."""
 
     def __init__(self, message: str, param: Optional[str] = None, status: int = 400, code: str = "") -> None:
-        super().__init__(status, code or "invalid_value", message)
-        self.param = param
+        super().__init__(status, code or "invalid_value", message, param=param)
 
 
 def error_object(err: RequestError) -> Dict[str, Any]:
@@ -28,8 +27,7 @@ def error_object(err: RequestError) -> Dict[str, Any]:
         if own is not None:
             return own
     kind = _TYPES.get(err.status, "invalid_request_error" if err.status < 500 else "server_error")
-    param = err.param if isinstance(err, BadRequest) else None
-    return {"error": {"message": str(err), "type": kind, "param": param, "code": err.code}}
+    return {"error": {"message": str(err), "type": kind, "param": err.param, "code": err.code}}
 
 
 def _parsed(body: bytes) -> Optional[Dict[str, Any]]:

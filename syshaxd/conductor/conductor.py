@@ -8,6 +8,8 @@ from typing import Any, Awaitable, Callable, Dict, List, Optional, Sequence, Tup
 
 from aiohttp import web
 
+from syshaxd.admission import admit
+from syshaxd.admission.refusals import error_of
 from syshaxd.config.types import Config
 from syshaxd.errors import SysHaxError
 from syshaxd.log import Log
@@ -24,7 +26,7 @@ from .keys import check_key, read_keys
 from .listeners import Listeners
 from .parsing import request_id_of
 from .passthrough import FORWARDED, Passthrough
-from .watch import DisconnectWatch
+from .disconnects import DisconnectWatch
 
 Handler = Callable[[web.Request, str], Awaitable[web.StreamResponse]]
 BODY_TIMEOUT = 60.0  # seconds for a client to send its body
@@ -171,18 +173,11 @@ class Conductor:
         self, http: web.Request, request_id: str, endpoint: Endpoint, forced: Optional[Route]
     ) -> web.StreamResponse:
         request = self._generation.parse(await self._body(http), endpoint, http, request_id, forced)
-        self._admit(request.info.model)
+        model, limit = request.info.model, self._config.limits.max_in_flight
+        refusal = admit.at_the_door(model, self._model_names(), self._admitting, len(self._runner), limit)
+        if refusal is not None:
+            raise error_of(refusal)
         return await self._generation.serve(http, request)
-
-    def _admit(self, model: str) -> None:
-        if not self._admitting:
-            raise RequestError(503, "draining", "the daemon is draining and takes no new requests", 5.0)
-        if model not in self._model_names():
-            known = ", ".join(self._model_names())
-            raise BadRequest(f"the model {model!r} does not exist; served: {known}", "model", 404, "model_not_found")
-        limit = self._config.limits.max_in_flight
-        if len(self._runner) >= limit:
-            raise RequestError(429, "too_many_requests", f"{limit} requests are in flight already", 1.0)
 
     def _model_names(self) -> List[str]:
         names = [self._config.model_name, *(view.model for view in self._units.views())]
@@ -219,8 +214,7 @@ class Conductor:
 
     async def _body(self, http: web.Request) -> bytes:
         limit = self._config.conductor.max_body
-        if (http.content_length or 0) > limit:
-            raise _too_large(limit)
+        _check_size(http.content_length or 0, limit)
         try:
             return await within(BODY_TIMEOUT, "reading the body", _read(http, limit))
         except ConnectionError as err:  # nobody is there to read the answer; aiohttp would log a stack trace
@@ -239,12 +233,12 @@ async def _read(http: web.Request, limit: int) -> bytes:
     size = 0
     async for part in http.content.iter_any():
         size += len(part)
-        if size > limit:
-            raise _too_large(limit)
+        _check_size(size, limit)
         parts.append(part)
     return b"".join(parts)
 
 
-def _too_large(limit: int) -> BadRequest:
-    text = f"the body is larger than {limit} bytes (services.conductor.max_body)"
-    return BadRequest(text, status=413, code="request_too_large")
+def _check_size(size: int, limit: int) -> None:
+    refusal = admit.of_size(size, limit)
+    if refusal is not None:
+        raise error_of(refusal)

@@ -15,10 +15,10 @@ from syshaxd.log import Log
 from syshaxd.model.request import Endpoint, Route
 from syshaxd.runner import ClientRequest, Head, RequestError, Runner, Stream
 
-from .again import Refusals
+from .retries import Refusals
 from .answers import error_events, reason_of
 from .parsing import parse_json, parse_request
-from .watch import DisconnectWatch
+from .disconnects import DisconnectWatch
 
 CLIENT_GONE = 499  # nginx's status for a client that left before its answer
 

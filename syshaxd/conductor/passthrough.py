@@ -7,6 +7,7 @@ from typing import Optional, Tuple
 
 from aiohttp import web
 
+from syshaxd.admission.refusals import Refusal, error_of
 from syshaxd.errors import UnitError
 from syshaxd.model.ports import Units
 from syshaxd.model.unit import Role, UnitView
@@ -67,4 +68,4 @@ def _nobody(path: str, absent: Optional[Answer], failure: Optional[UnitError]) -
         return RequestError(502, "unit_failed", str(failure), 1.0)
     if absent is not None:
         return RequestError(501, "not_supported", f"no unit of this host serves {path}")
-    return RequestError(503, "no_unit_ready", "no unit is ready", 5.0)
+    return error_of(Refusal.NO_UNIT_READY.told(what="endpoint"))

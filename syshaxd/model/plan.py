@@ -60,11 +60,12 @@ class Queue:
 
 @dataclass(frozen=True)
 class Refuse:
-    """Tell the client to come again: HTTP `status` (429 or 503) and `Retry-After` seconds."""
+    """Not served: HTTP `status`, `Retry-After` in seconds (None: it would be refused again), the field at fault."""
 
     reason: Reason
     status: int = 429
-    retry_after: float = 1.0
+    retry_after: Optional[float] = 1.0
+    param: Optional[str] = None
 
 
 Plan = Union[Whole, Split, Queue, Refuse]

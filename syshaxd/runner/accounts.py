@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any, Dict, List, Optional, Tuple
 
+from syshaxd.admission.queue import RequestQueue
 from syshaxd.errors import UnitError
 from syshaxd.metrics import MetricsService
 from syshaxd.model.plan import Prediction, Reason
@@ -12,7 +13,6 @@ from syshaxd.unitclient import Usage
 
 from .ledger import Entry
 from .request import milliseconds
-from .room import WaitingRoom
 from .steps import Step
 from .timeline import Timeline
 
@@ -21,10 +21,10 @@ class Accounts:
     """Of one request. All times are monotonic seconds."""
 
     def __init__(
-        self, metrics: MetricsService, entry: Entry, timeline: Timeline, arrived: float, room: WaitingRoom
+        self, metrics: MetricsService, entry: Entry, timeline: Timeline, arrived: float, queue: RequestQueue
     ) -> None:
         self._metrics = metrics
-        self._room = room
+        self._queue = queue
         self._entry = entry
         self._timeline = timeline
         self._arrived = arrived
@@ -75,7 +75,7 @@ class Accounts:
         entry = self._entry
         if entry.first_token is None:
             entry.first_token = now
-            self._room.changed()  # its prefill is done: there is room for another one
+            self._queue.changed()  # its prefill is done: there is room for another one
             self._metrics.first_token(now - self._arrived)
             self._timeline.add(now, "first_token")
         else:

@@ -6,11 +6,13 @@ import asyncio
 from dataclasses import replace
 from typing import Dict, FrozenSet, Optional
 
+from syshaxd.admission import admit
+from syshaxd.admission.queue import FIRST, Turn, last_ask, turn_of
+from syshaxd.admission.refusals import Refusal, error_of
 from syshaxd.model.plan import Plan, Queue, Refuse, Split, Whole
 from syshaxd.model.request import RequestInfo, left_of
 from syshaxd.model.snapshot import Snapshot
 from syshaxd.scheduler import Failed
-from syshaxd.scheduler.turns import FIRST, Turn, last_ask, turn_of
 
 from .request import RequestError, milliseconds
 from .services import Services
@@ -18,6 +20,27 @@ from .timeline import Timeline
 
 PROBATION = 1.0  # seconds; a unit that is READY still has passed its supervisor's probe by then
 RESCUE_POLL = 0.05  # seconds between two looks for a unit that a stream could go on with
+
+
+class Bell:
+    """Rung by the queue when its request may ask."""
+
+    def __init__(self) -> None:
+        self._rung: "asyncio.Future[None]" = asyncio.get_running_loop().create_future()
+
+    def ring(self) -> None:
+        """It may ask."""
+        if not self._rung.done():
+            self._rung.set_result(None)
+
+    async def rung(self, until: float) -> bool:
+        """Waits for the next ring; False once the loop's time is past `until`."""
+        loop = asyncio.get_running_loop()
+        await asyncio.wait({self._rung}, timeout=max(0.0, until - loop.time()))
+        if not self._rung.done():
+            return False
+        self._rung = loop.create_future()
+        return True
 
 
 class Planner:
@@ -46,48 +69,48 @@ class Planner:
     async def first(self) -> Plan:
         """Whole or Split; raises RequestError for Refuse, and when the queue is full or the wait too long."""
         self.check_open()
-        services, room = self._services, self._services.room
+        services, queue = self._services, self._services.queue
         snapshot = services.snapshots.snapshot()
         if not services.scheduler.hurried(self._info, snapshot):
             self._info = replace(self._info, waited=0.0)  # it may wait again at each attempt
         patience = services.scheduler.patience(self._info, snapshot) - self._info.waited
         turn = turn_of(self._info, self._loop.time() + patience)
         plan = self._ask(snapshot, self._info, turn)
-        if isinstance(plan, Refuse) or room.leads(turn, self._info.model) and not isinstance(plan, Queue):
+        if isinstance(plan, Refuse):
             return self._settled(plan)
+        if not isinstance(plan, Queue) and queue.leads(turn, self._info.model):
+            return self._settled(plan)
+        wait = plan if isinstance(plan, Queue) else admit.behind_others(patience)
+        held = admit.place(wait, len(queue), services.config.limits.max_queue)
+        if isinstance(held, Refuse):
+            return self._settled(held)
         if isinstance(plan, Queue):
             services.metrics.decided("queue", plan.reason.code)
-        limit = services.config.limits.max_queue
-        if len(room) >= limit:
-            raise RequestError(429, "queue_full", f"{len(room)} requests queue already; try again later", 1.0)
-        return await self._queued(turn, plan)
+        return await self._queued(turn, plan, held)
 
-    async def _queued(self, turn: Turn, plan: Plan) -> Plan:
-        """`plan`: what was decided at first; it would go at once if nobody else waited, or waits itself."""
-        began, services = self._loop.time(), self._services
-        why = plan.reason.text if isinstance(plan, Queue) else "others wait already"
-        self._timeline.add(began, "queued", why=why)
-        with services.room.enter(turn, self._info.prompt_tokens, self._info.model) as place:
-            services.ledger.queued = len(services.room)
+    async def _queued(self, turn: Turn, plan: Plan, held: Queue) -> Plan:
+        """`plan`: what was decided at first: it would go at once if nobody else waited, or waits itself."""
+        began, services, bell = self._loop.time(), self._services, Bell()
+        self._timeline.add(began, "queued", why=held.reason.text)
+        with services.queue.enter(turn, self._info.prompt_tokens, self._info.model, bell.ring) as place:
+            services.ledger.queued = len(services.queue)
             try:
-                while await services.room.wait(place, last_ask(turn, plan, self._loop.time())):
+                while await bell.rung(last_ask(turn, plan, self._loop.time())):
                     self.check_open()
                     plan = self._ask_again(turn)
                     if not isinstance(plan, Queue):
                         return self._settled(plan)
-                    services.room.declined(place, services.scheduler.asked)
+                    services.queue.asked_in_vain(place, services.scheduler.asked)
                 plan = self._ask_again(FIRST)
-                if not isinstance(plan, Queue):
-                    return self._settled(plan)
-                raise RequestError(429, "queue_timeout", f"no room in time: {plan.reason.text}", 2.0)
+                return self._settled(admit.after_the_last_ask(plan) if isinstance(plan, Queue) else plan)
             finally:
-                services.ledger.queued = len(services.room) - 1
+                services.ledger.queued = len(services.queue) - 1
                 services.metrics.queued_for(self._loop.time() - began)
 
     def check_open(self) -> None:
         """Raises RequestError once the daemon ends its streams."""
         if self._services.settings.ending:
-            raise RequestError(503, "shutting_down", "the daemon is stopping", 1.0)
+            raise error_of(Refusal.SHUTTING_DOWN.told())
 
     def _ask_again(self, turn: Turn) -> Plan:
         """It holds a place already: that is no reason to refuse it."""
@@ -97,8 +120,9 @@ class Planner:
 
     def _ask(self, snapshot: Snapshot, info: RequestInfo, turn: Turn, own: int = 0) -> Plan:
         """`own`: its prompt tokens, where it is in the queue itself."""
-        room, model = self._services.room, self._info.model
-        snapshot = replace(snapshot, queued_tokens=room.tokens(model) - own, queued_ahead=room.ahead(turn, model))
+        queue, model = self._services.queue, self._info.model
+        ahead = queue.tokens_ahead(turn, model)
+        snapshot = replace(snapshot, queued_tokens=queue.tokens(model) - own, queued_ahead=ahead)
         return self._services.scheduler.decide(info, snapshot, self._excluded())
 
     def _settled(self, plan: Plan) -> Plan:
@@ -106,7 +130,7 @@ class Planner:
         self._services.metrics.decided(type(plan).__name__.lower(), plan.reason.code)
         if isinstance(plan, Refuse):
             self._timeline.add(self._loop.time(), "refused", reason=plan.reason.code, why=plan.reason.text)
-            raise RequestError(plan.status, plan.reason.code, plan.reason.text, plan.retry_after)
+            raise error_of(plan)
         if isinstance(plan, (Whole, Split)):
             place = plan.unit if isinstance(plan, Whole) else f"{plan.prefill}>{plan.decode}"
             expected = {f"{name}_ms": value for name, value in milliseconds(plan.prediction).items()}

@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Dict, Mapping, NamedTuple, Optional, Union
 
-from syshaxd.errors import SysHaxError
+from syshaxd.errors import RequestError
 from syshaxd.model.plan import Prediction, Reason
 from syshaxd.model.request import RequestInfo, Route
 from syshaxd.unitclient import Usage
+
+__all__ = ["ClientRequest", "Delta", "Event", "Finish", "Head", "Raw", "RequestError", "milliseconds"]
 
 
 @dataclass(frozen=True)
@@ -21,19 +23,6 @@ class ClientRequest:
     arrived: float
     created: int
     digest: bytes = b""
-
-
-class RequestError(SysHaxError):
-    """The request ends with this HTTP status; `body` is a unit's own error object to pass on, if any."""
-
-    def __init__(
-        self, status: int, code: str, message: str, retry_after: Optional[float] = None, body: bytes = b""
-    ) -> None:
-        super().__init__(message)
-        self.status = status
-        self.code = code
-        self.retry_after = retry_after
-        self.body = body
 
 
 class Head(NamedTuple):

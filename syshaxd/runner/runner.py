@@ -7,6 +7,7 @@ import secrets
 from dataclasses import replace
 from typing import Any, Dict, Mapping
 
+from syshaxd.admission.queue import RequestQueue
 from syshaxd.config.types import Config
 from syshaxd.errors import ControlError
 from syshaxd.log import Log
@@ -19,7 +20,6 @@ from syshaxd.unitclient import UnitClient
 
 from .ledger import Entry, InFlightLedger
 from .request import ClientRequest
-from .room import WaitingRoom
 from .services import Services
 from .stream import Stream
 from .timeline import Timelines
@@ -44,12 +44,12 @@ class Runner:
         self.ending = False
         self._log = Log("runner")
         self._tasks = TaskSet("runner", self._task_failed)
-        self._room = WaitingRoom()
+        self._queue = RequestQueue()
         self._timelines = Timelines()
         self._streams: Dict[str, Stream] = {}
         self._busy = asyncio.Event()  # while there are streams
         self._services = Services(
-            client, units, snapshots, scheduler, metrics, ledger, self, self._tasks, self._room, self._log
+            client, units, snapshots, scheduler, metrics, ledger, self, self._tasks, self._queue, self._log
         )
 
     def reconfigure(self, config: Config) -> None:
@@ -98,7 +98,7 @@ class Runner:
         if self._streams:
             for move in self._services.scheduler.moves(self._services.snapshots.snapshot()):
                 self._begin(move)
-        self._room.changed()
+        self._queue.changed()
 
     def _begin(self, move: Move) -> None:
         stream = self._streams.get(move.request_id)
@@ -131,7 +131,7 @@ class Runner:
         self.ending = True
         for stream in tuple(self._streams.values()):
             stream.go_down()
-        self._room.changed()
+        self._queue.changed()
 
     async def close(self) -> None:
         """Waits for aborts under way, then ends them."""

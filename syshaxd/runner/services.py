@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Mapping, Optional, Protocol, Union
 
+from syshaxd.admission.queue import RequestQueue
 from syshaxd.config.types import Config
 from syshaxd.log import Log
 from syshaxd.metrics import MetricsService
@@ -16,7 +17,6 @@ from syshaxd.tasks import TaskSet
 from syshaxd.unitclient import AnswerStream, Deadlines, Target, UnitClient, UnitStream
 
 from .ledger import InFlightLedger
-from .room import WaitingRoom
 
 Generation = Union[UnitStream, AnswerStream]
 
@@ -40,7 +40,7 @@ class Services:
     ledger: InFlightLedger
     settings: Settings
     tasks: TaskSet
-    room: WaitingRoom
+    queue: RequestQueue
     log: Log
 
     @property

@@ -10,6 +10,7 @@ import asyncio
 from dataclasses import replace
 from typing import Any, AsyncGenerator, Iterator, Mapping, Optional
 
+from syshaxd.admission.refusals import Refusal, error_of
 from syshaxd.errors import UnitError, UnitErrorKind
 from syshaxd.model.plan import Move, Reason, Split, Whole
 from syshaxd.model.request import Endpoint
@@ -45,7 +46,7 @@ class Stream:
         self._timeline = timeline
         self._loop = asyncio.get_running_loop()
         self._planner = Planner(services, request.info, timeline)
-        self.accounts = Accounts(services.metrics, entry, timeline, request.arrived, services.room)
+        self.accounts = Accounts(services.metrics, entry, timeline, request.arrived, services.queue)
         self._mover = Mover(services, entry, self.accounts, request.info.endpoint)
         self._left = LeftTicket(services, entry)
         self._record = Record()
@@ -109,7 +110,7 @@ class Stream:
         self._left.discard()
         self._services.ledger.remove(self._entry)
         self.accounts.end(status, self._loop.time(), self._record.output_tokens)
-        self._services.room.changed()
+        self._services.queue.changed()
 
     # ---- for the Runner's cycle ----
 
@@ -203,7 +204,7 @@ class Stream:
 
     def _enter(self, step: Step) -> None:
         if self._going_down:
-            raise RequestError(503, "shutting_down", "the daemon is stopping")
+            raise error_of(Refusal.SHUTTING_DOWN.told())
         self._step = step
         self._outcome, self._entry.silent = None, False
         self._legs += 1
@@ -401,7 +402,7 @@ class Stream:
             return None  # it broke after its finish
         self._note_failure(step, err)
         if self._going_down:
-            raise RequestError(503, "shutting_down", "the daemon stopped before the answer was complete") from err
+            raise error_of(Refusal.SHUTTING_DOWN.told()) from err
         if self._expired:
             raise RequestError(504, "request_timeout", "the request took longer than limits.request_timeout") from err
         if err.client_fault and not self._delivered:
@@ -478,8 +479,6 @@ class Stream:
             return False
         return any(view.can_hand_over and view.name != unit.name for view in self._services.units.views())
 
-    # ---- helpers ----
-
     def _expire(self) -> None:
         self._expired = True
         if self._leg is not None:
@@ -488,7 +487,7 @@ class Stream:
     def _known(self, name: str) -> UnitView:
         view = self._services.view(name)
         if view is None:
-            raise RequestError(503, "no_unit_ready", f"unit {name} was removed", 1.0)
+            raise error_of(Refusal.UNIT_REMOVED.told(unit=name))
         return view
 
     def _new_pipeline(self, unit: str) -> TextPipeline:

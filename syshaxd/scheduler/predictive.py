@@ -8,7 +8,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Mapping, NamedTuple, Optional
 
-from syshaxd.model.plan import Plan, Prediction, Queue, Reason, Refuse, Split, Whole
+from syshaxd.admission import admit
+from syshaxd.admission.refusals import Refusal
+from syshaxd.model.plan import Plan, Prediction, Reason, Split, Whole
 from syshaxd.model.request import RequestInfo, Route, Tier
 from syshaxd.model.snapshot import Snapshot
 from syshaxd.model.unit import Role
@@ -183,9 +185,9 @@ def _place(
 ) -> Plan:
     allowed = _ttft_allowed(info, seen, policy)
     if seen.ttft > allowed and not _serve_late(seen, policy):
-        return _turn_away(info, snapshot, seen, policy, "ttft", seen.ttft - allowed)
+        return _not_now(info, snapshot, seen, policy, Refusal.TTFT, seen.ttft - allowed)
     if has_enough(seen.side, info.prompt_tokens, policy):
-        return _turn_away(info, snapshot, seen, policy, "backlog", seen.ttft - seen.own)
+        return _not_now(info, snapshot, seen, policy, Refusal.BACKLOG, seen.ttft - seen.own)
     fits = seen.tpot <= policy.tpot_safety * seen.tpot_limit and seen.reserved <= 1.0
     if memory.offloading or not fits:
         split = _split(info, seen, snapshot, knowledge, policy)
@@ -193,7 +195,8 @@ def _place(
             return split
     if fits or (seen.tpot <= policy.tpot_safety * seen.tpot_limit and seen.reserved <= 1.15):
         return Whole(seen.side.name, Route.ACCELERATOR, _fits_reason(seen), seen.prediction)
-    return _turn_away(info, snapshot, seen, policy, "tpot" if seen.reserved <= 1.15 else "kv", _drain_seconds(seen))
+    lacks = Refusal.TPOT if seen.reserved <= 1.15 else Refusal.KV
+    return _not_now(info, snapshot, seen, policy, lacks, _drain_seconds(seen))
 
 
 def _fits_reason(seen: Outlook) -> Reason:
@@ -258,18 +261,36 @@ def _drain_seconds(seen: Outlook) -> float:
     return max(0.5, seen.side.step() * 50)
 
 
-def _turn_away(
-    info: RequestInfo, snapshot: Snapshot, seen: Outlook, policy: PredictivePolicy, what: str, wait: float
+_QUEUED_FOR = {
+    Refusal.TTFT: "queue_ttft",
+    Refusal.BACKLOG: "queue_backlog",
+    Refusal.TPOT: "queue_tpot",
+    Refusal.KV: "queue_kv",
+}
+
+
+def _not_now(
+    info: RequestInfo, snapshot: Snapshot, seen: Outlook, policy: PredictivePolicy, lacks: Refusal, excess: float
 ) -> Plan:
+    """`excess`: seconds after which the accelerator is expected to have room."""
     text = (
         f"predicted on {seen.side.name}: TTFT {seen.ttft:.2f} s of {seen.ttft_limit:g} s, "
         f"TPOT {seen.tpot * 1e3:.0f} ms of {seen.tpot_limit * 1e3:.0f} ms, KV {seen.reserved:.0%}"
     )
     late = in_a_hurry(info) and (seen.late or seen.time <= 0)
-    if not late and not _never_fits(info, seen, policy) and snapshot.queued < policy.max_queue:
-        return Queue(Reason(f"queue_{what}", text), max(0.0, seen.time - seen.side.step() - ASK_EARLIER))
-    code = "refuse_late" if late and seen.waited else f"refuse_{what}"
-    return Refuse(Reason(code, text), 429, min(max(RETRY_LEAST, wait), RETRY_MOST))
+    hopeless = None
+    if late:
+        hopeless = Refusal.LATE if seen.waited else lacks
+    elif _never_fits(info, seen, policy):
+        hopeless = lacks
+    busy = admit.Busy(
+        _QUEUED_FOR[lacks],
+        text,
+        max(0.0, seen.time - seen.side.step() - ASK_EARLIER),
+        hopeless,
+        min(max(RETRY_LEAST, excess), RETRY_MOST),
+    )
+    return admit.wait_or_refuse(busy, snapshot.queued, policy.max_queue)
 
 
 def _never_fits(info: RequestInfo, seen: Outlook, policy: PredictivePolicy) -> bool:

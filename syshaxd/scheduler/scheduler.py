@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import FrozenSet, Iterable, Optional, Tuple
 
+from syshaxd.admission.queue import ASKED
 from syshaxd.config.types import Config
 from syshaxd.model.plan import Move, Plan, Whole
 from syshaxd.model.request import RequestInfo, Tier
@@ -19,7 +20,6 @@ from .outlook import Limits, PredictivePolicy
 from .policy import Policy, policy_of
 from .predictive import Memory, in_a_hurry, patience
 from .steptime import StepSample
-from .turns import ASKED
 
 __all__ = ["Failed", "Scheduler"]
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from typing import FrozenSet, Optional, Tuple
 
-from syshaxd.model.plan import Plan, Queue, Reason, Refuse, Split, Whole
+from syshaxd.admission import admit
+from syshaxd.model.plan import Plan, Reason, Split, Whole
 from syshaxd.model.request import RequestInfo, Route
 from syshaxd.model.snapshot import Snapshot, UnitSnapshot
 from syshaxd.model.unit import Role
@@ -24,18 +25,12 @@ def decide(info: RequestInfo, snapshot: Snapshot, policy: Policy, failed: Frozen
     accelerators = candidates(info, snapshot, policy, failed, Role.ACCELERATOR)
     cpus = candidates(info, snapshot, policy, failed, Role.CPU)
     if not accelerators and not cpus:
-        return _nobody(policy, failed)
+        return admit.nobody(bool(failed), policy.limits.queue_timeout)
     if info.route is not None and not failed:  # better another route than no answer
         return _forced(info, info.route, snapshot, policy, accelerators, cpus)
     if not accelerators:
         return _cpu_only(info, snapshot, policy, cpus[0])
     return _accelerator_first(info, snapshot, policy, accelerators[0], cpus[0] if cpus else None)
-
-
-def _nobody(policy: Policy, failed: FrozenSet[Failed]) -> Plan:
-    if failed:  # it ran into a dying unit: a restart may save it
-        return Queue(Reason("unit_restarting", "no other unit is ready"), policy.limits.queue_timeout)
-    return Refuse(Reason("no_unit_ready", "no unit that serves this model is ready"), 503, 5.0)
 
 
 def _forced(
@@ -45,12 +40,11 @@ def _forced(
     if route is Route.SPLIT:
         obstacle = split_obstacle(info, snapshot, policy, accelerators, cpus)
         if obstacle is not None:
-            status = 400 if info.stays is not None else 503
-            return Refuse(Reason("split_impossible", f"a split is not possible: {obstacle}"), status)
+            return admit.no_split(obstacle, info.stays is not None)
         return _split(info, accelerators[0], cpus[0], asked)
     side = accelerators if route is Route.ACCELERATOR else cpus
     if not side:
-        return Refuse(Reason("route_not_ready", f"no unit of route {route.value} is ready"), 503, 5.0)
+        return admit.route_not_ready(route)
     return Whole(side[0].view.name, route, asked)
 
 
@@ -86,9 +80,8 @@ def _prefill_fits(info: RequestInfo, accelerator: UnitSnapshot) -> bool:
 
 
 def _wait(snapshot: Snapshot, policy: Policy, text: str) -> Plan:
-    if snapshot.queued >= policy.limits.max_queue:
-        return Refuse(Reason("queue_full", f"{text}; {snapshot.queued} requests queue already"), 429)
-    return Queue(Reason("busy", text), policy.limits.queue_timeout)
+    busy = admit.Busy("busy", text, policy.limits.queue_timeout)
+    return admit.wait_or_refuse(busy, snapshot.queued, policy.limits.max_queue)
 
 
 def _split(info: RequestInfo, accelerator: UnitSnapshot, cpu: UnitSnapshot, reason: Reason) -> Split:

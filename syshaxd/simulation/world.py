@@ -17,11 +17,11 @@ from collections import Counter, deque
 from dataclasses import dataclass, field, replace
 from typing import Callable, Optional, Protocol, Sequence
 
+from syshaxd.admission.queue import ASKED, FIRST, Turn, last_ask, turn_of
 from syshaxd.model.plan import Move, Plan, Queue, Refuse, Split
 from syshaxd.model.request import Endpoint, RequestInfo, Tier
 from syshaxd.scheduler.outlook import Limits
 from syshaxd.scheduler.steptime import StepSample
-from syshaxd.scheduler.turns import ASKED, FIRST, Turn, last_ask, turn_of
 
 from .law import Host, Law
 from .workload import Arrival
@@ -199,7 +199,7 @@ class World:
     def _settle(self, request: Request, plan: Plan) -> None:
         request.turn = None
         if isinstance(plan, Refuse):
-            self._refuse(request, plan.retry_after)
+            self._refuse(request, plan.retry_after or 0.0)
         elif isinstance(plan, Queue):
             self._refuse(request, QUEUE_TIMEOUT_RETRY)
         else:

@@ -1,20 +1,17 @@
-"""One answer out of deltas, streamed and whole; timelines; the waiting room."""
+"""One answer out of deltas, streamed and whole; timelines."""
 
 from __future__ import annotations
 
-import asyncio
 import json
-from typing import Any, Dict, List, Optional
+from typing import Any, Dict, List
 
 import pytest
 
-from syshaxd.model.request import Endpoint, RequestInfo, Tier
+from syshaxd.model.request import Endpoint, RequestInfo
 from syshaxd.runner import ClientRequest
 from syshaxd.runner.render import Collector, StreamRenderer
 from syshaxd.runner.request import Delta, Event, Finish, Raw
-from syshaxd.runner.room import WaitingRoom
 from syshaxd.runner.timeline import MAX_EVENTS, Timeline, Timelines
-from syshaxd.scheduler.turns import ASKED, turn_of
 from syshaxd.unitclient import Usage
 
 EVENTS: List[Event] = [
@@ -23,8 +20,6 @@ EVENTS: List[Event] = [
     Delta("b", "", (3, 4), {"content": [2, 3]}),
     Finish("stop", "END", Usage(5, 4)),
 ]
-
-TURN = turn_of(RequestInfo("r", Endpoint.CHAT, "m", True, 1, None), 5.0)
 
 
 def client_request(endpoint: Endpoint, **body: Any) -> ClientRequest:
@@ -97,53 +92,6 @@ def test_timelines_are_bounded() -> None:
     assert len(timeline.events) == MAX_EVENTS and timeline.events[-1].what == "end"
 
 
-async def test_the_waiting_room_wakes_in_order() -> None:
-    room, order = WaitingRoom(), []
-
-    async def guest(name: int, asks: int) -> None:
-        with room.enter(TURN, 1, "m") as place:
-            for _ in range(asks):
-                assert await room.wait(place, asyncio.get_running_loop().time() + 5)
-            order.append(name)
-
-    tasks = [asyncio.ensure_future(guest(name, 1 + name % 2)) for name in range(6)]
-    while len(room) < 6:
-        await asyncio.sleep(0)
-    while tasks:
-        room.changed()
-        await asyncio.sleep(0)
-        tasks = [task for task in tasks if not task.done()]
-    assert order == sorted(order) and len(room) == 0
-
-
-def test_turns_by_tier_then_deadline() -> None:
-    def turn(tier: Tier, now: float, ttft: Optional[float] = None, priority: int = 0) -> Any:
-        info = RequestInfo("r", Endpoint.CHAT, "m", True, 1, None, tier=tier, slo_ttft=ttft, priority=priority)
-        return turn_of(info, now + (30.0 if ttft is None else min(30.0, ttft)))
-
-    in_order = [
-        turn(Tier.PRIORITY, 9.0), turn(Tier.DEFAULT, 9.0), turn(Tier.FLEX, 99.0, priority=-1),
-        turn(Tier.FLEX, 5.0, ttft=4.0), turn(Tier.FLEX, 1.0), turn(Tier.FLEX, 2.0, ttft=400.0),
-    ]  # fmt: skip
-    assert in_order == sorted(in_order)
-
-
-async def test_a_newcomer_with_an_earlier_deadline_asks_first() -> None:
-    room = WaitingRoom()
-    late, early = TURN._replace(deadline=9.0), TURN._replace(deadline=1.0)
-    with room.enter(late, 300, "m") as first:
-        assert room.leads(early, "m") and not room.leads(late, "m") and room.leads(late, "other")
-        assert [room.ahead(early, "m"), room.ahead(late._replace(deadline=9.5), "m"), room.tokens("m")] == [0, 300, 300]
-        assert room.tokens("other") == room.ahead(late._replace(deadline=9.5), "other") == 0
-        with room.enter(early, 20, "m") as second:
-            assert (room.ahead(late, "m"), room.tokens("m")) == (20, 320)
-            now = asyncio.get_running_loop().time()
-            room.changed()
-            assert not await room.wait(first, now)
-            asyncio.get_running_loop().call_soon(room.changed)
-            assert await room.wait(second, now + 5)
-
-
 @pytest.mark.parametrize("endpoint", list(Endpoint))
 def test_the_tier_is_echoed_where_one_was_named(endpoint: Endpoint) -> None:
     request = client_request(endpoint, service_tier="auto")
@@ -152,53 +100,3 @@ def test_the_tier_is_echoed_where_one_was_named(endpoint: Endpoint) -> None:
     collector.add(Raw(b'{"id": 1, "service_tier": null}'))
     assert json.loads(collector.body()) == {"id": 1, "service_tier": "default"}
     assert "service_tier" not in streamed(client_request(endpoint), EVENTS)[0]
-
-
-async def test_who_asks_in_vain_lets_the_next_ones_ask_but_only_a_few() -> None:
-    room, asked = WaitingRoom(), list[int]()
-
-    async def guest(name: int) -> None:
-        with room.enter(TURN, 1, "m") as place:
-            while await room.wait(place, asyncio.get_running_loop().time() + 5):
-                asked.append(name)
-                room.declined(place)
-
-    tasks = [asyncio.ensure_future(guest(name)) for name in range(ASKED + 3)]
-    while len(room) < len(tasks):
-        await asyncio.sleep(0)
-    for _ in range(2):
-        room.changed()
-        for _ in range(50):
-            await asyncio.sleep(0)
-    assert asked == 2 * list(range(ASKED))
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
-    assert len(room) == 0
-
-
-async def test_who_waits_for_one_model_holds_up_nobody_who_waits_for_another() -> None:
-    room, asked = WaitingRoom(), list[str]()
-
-    async def guest(model: str) -> None:
-        with room.enter(TURN, 1, model) as place:
-            while await room.wait(place, asyncio.get_running_loop().time() + 5):
-                asked.append(model)
-                room.declined(place, 1)
-
-    tasks = [asyncio.ensure_future(guest(model)) for model in ("a", "a", "a", "b")]
-    while len(room) < len(tasks):
-        await asyncio.sleep(0)
-    room.changed()
-    for _ in range(50):
-        await asyncio.sleep(0)
-    assert sorted(asked) == ["a", "b"], "the first of each model, and nobody behind one who may not be gone round"
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
-
-
-async def test_a_wait_in_the_room_ends_at_its_time() -> None:
-    room = WaitingRoom()
-    with room.enter(TURN, 1, "m") as place:
-        assert not await room.wait(place, asyncio.get_running_loop().time() + 0.01)

@@ -27,11 +27,11 @@ from syshaxd.scheduler.outlook import (
     predicted_ttft,
     side_of,
 )
+from syshaxd.admission.queue import last_ask, turn_of
 from syshaxd.config.types import Config, SchedulerConfig, SloConfig
 from syshaxd.scheduler import Scheduler
 from syshaxd.scheduler.predictive import Memory, decide, in_a_hurry, keep_split, patience
 from syshaxd.scheduler.steptime import StepModel, StepSample
-from syshaxd.scheduler.turns import last_ask, turn_of
 
 POLICY = PredictivePolicy()
 GPU = StepModel(0.010, 0.0002, 0.00005, 0.0002, samples=1000, error=0.05)
@@ -208,7 +208,7 @@ def test_who_may_still_be_in_time_waits_in_the_daemon() -> None:
 def test_who_is_late_is_refused_before_his_prefill() -> None:
     full = world(gpu=66, context=500, capacity=30_000, states=NO_CPU)
     late = decide(replace(info(), waited=1.9), full, KNOWLEDGE, Memory(), POLICY).plan
-    assert isinstance(late, Refuse) and late.reason.code == "refuse_late" and late.retry_after >= 0.1
+    assert isinstance(late, Refuse) and late.reason.code == "refuse_late" and (late.retry_after or 0) >= 0.1
     flex = decide(replace(info(tier=Tier.FLEX), waited=1.9), full, KNOWLEDGE, Memory(), POLICY).plan
     assert isinstance(flex, Queue)
 
@@ -252,7 +252,7 @@ def test_the_last_ask_comes_while_the_answer_may_still_be_yes(waits: str) -> Non
 def test_who_stands_behind_a_long_queue_is_told_at_once() -> None:
     behind = replace(world(), queued=100, queued_tokens=90_000, queued_ahead=90_000)
     plan = decide(info(), behind, KNOWLEDGE, Memory(), POLICY).plan
-    assert isinstance(plan, Refuse) and plan.reason.code == "refuse_ttft" and plan.retry_after > 1.0
+    assert isinstance(plan, Refuse) and plan.reason.code == "refuse_ttft" and (plan.retry_after or 0) > 1.0
 
 
 def test_what_no_empty_unit_could_keep_is_refused_at_once() -> None:
@@ -398,7 +398,7 @@ def test_who_has_more_time_than_its_tier_waits_in_the_daemon_not_before_others()
 def test_the_time_to_come_back_after_is_bounded() -> None:
     crawling = Knowledge(models={"gpu": replace(GPU, base=50.0, per_prefill=10.0), "cpu": CPU})
     plan = decide(info(), world(gpu=200, queued=50), crawling, Memory(), POLICY).plan
-    assert isinstance(plan, Refuse) and 0.1 <= plan.retry_after <= 60.0
+    assert isinstance(plan, Refuse) and plan.retry_after is not None and 0.1 <= plan.retry_after <= 60.0
 
 
 def test_what_the_unit_tells_of_itself_bounds_the_predictions() -> None:

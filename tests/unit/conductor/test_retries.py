@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from syshaxd.conductor.again import FOR, KEPT, Refusals, is_retry
+from syshaxd.conductor.retries import FOR, KEPT, Refusals, is_retry
 
 RETRY = {"x-stainless-retry-count": "1"}
 

@@ -1,0 +1,84 @@
+"""Who is let in, who waits, who is refused: the daemon's only answers of 404, 413, 429 and 503.
+
+The conductor asks at the door, the Scheduler's deciders where no unit can take a request now, the Runner when a wait is
+over. Each question is a function of what the asker sees; None: nothing stands against the request.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Optional, Sequence, Union
+
+from syshaxd.model.plan import Queue, Reason, Refuse
+from syshaxd.model.request import Route
+
+from .refusals import Refusal
+
+Held = Union[Queue, Refuse]
+
+
+def of_size(size: int, limit: int) -> Optional[Refuse]:
+    """A body of `size` bytes, read so far or announced."""
+    return Refusal.BODY_TOO_LARGE.told(limit=limit) if size > limit else None
+
+
+def at_the_door(model: str, served: Sequence[str], open_: bool, in_flight: int, limit: int) -> Optional[Refuse]:
+    """A checked request, before anything is kept of it. `open_`: whether the daemon takes requests at all."""
+    if not open_:
+        return Refusal.DRAINING.told()
+    if model not in served:
+        return Refusal.UNKNOWN_MODEL.told(model=model, served=", ".join(served))
+    return Refusal.TOO_MANY.told(limit=limit) if in_flight >= limit else None
+
+
+def nobody(failed: bool, queue_timeout: float) -> Held:
+    """No READY unit serves it. `failed`: it ran into a dying unit, which a restart may bring back."""
+    if failed:
+        return Queue(Reason("unit_restarting", "no other unit is ready"), queue_timeout)
+    return Refusal.NO_UNIT_READY.told(what="model")
+
+
+def no_split(why: str, requests_own: bool) -> Refuse:
+    """The client asked for a split. `requests_own`: its own parameters forbid it, and always will."""
+    return (Refusal.SPLIT_NEVER if requests_own else Refusal.SPLIT_NOT_NOW).told(why=why)
+
+
+def route_not_ready(route: Route) -> Refuse:
+    """The client asked for a side on which no unit is READY."""
+    return Refusal.ROUTE_NOT_READY.told(route=route.value)
+
+
+@dataclass(frozen=True)
+class Busy:
+    """Why no unit takes a request now. `may_wait`: seconds until it should ask for the last time; `hopeless`: why
+    waiting would not help; `retry_after`: seconds after which a client may find room."""
+
+    code: str
+    text: str
+    may_wait: float
+    hopeless: Optional[Refusal] = None
+    retry_after: Optional[float] = None
+
+
+def wait_or_refuse(busy: Busy, queued: int, max_queue: int) -> Held:
+    """A place in the daemon's queue, where one is free and waiting can help; `queued`: who waits there already."""
+    if busy.hopeless is not None:
+        return busy.hopeless.told(busy.retry_after, why=busy.text)
+    return place(Queue(Reason(busy.code, busy.text), busy.may_wait), queued, max_queue, busy.retry_after)
+
+
+def place(wait: Queue, queued: int, max_queue: int, retry_after: Optional[float] = None) -> Held:
+    """The bound of the queue."""
+    if queued >= max_queue:
+        return Refusal.QUEUE_FULL.told(retry_after, why=wait.reason.text, queued=queued)
+    return wait
+
+
+def behind_others(patience: float) -> Queue:
+    """A unit would take it, but others wait for that already."""
+    return Queue(Reason("behind_others", "others wait already"), patience)
+
+
+def after_the_last_ask(plan: Queue) -> Refuse:
+    """It asked for the last time, and would have to wait on."""
+    return Refusal.QUEUE_TIMEOUT.told(why=plan.reason.text)

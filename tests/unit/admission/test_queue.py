@@ -1,0 +1,113 @@
+"""The daemon's queue: whose turn it is, who may ask, when a wait ends."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any, Optional
+
+from syshaxd.admission.queue import ASKED, RequestQueue, turn_of
+from syshaxd.model.request import Endpoint, RequestInfo, Tier
+from syshaxd.runner.planning import Bell
+
+TURN = turn_of(RequestInfo("r", Endpoint.CHAT, "m", True, 1, None), 5.0)
+
+
+async def test_the_queue_wakes_in_order() -> None:
+    queue, order = RequestQueue(), []
+
+    async def guest(name: int, asks: int) -> None:
+        bell = Bell()
+        with queue.enter(TURN, 1, "m", bell.ring):
+            for _ in range(asks):
+                assert await bell.rung(asyncio.get_running_loop().time() + 5)
+            order.append(name)
+
+    tasks = [asyncio.ensure_future(guest(name, 1 + name % 2)) for name in range(6)]
+    while len(queue) < 6:
+        await asyncio.sleep(0)
+    while tasks:
+        queue.changed()
+        await asyncio.sleep(0)
+        tasks = [task for task in tasks if not task.done()]
+    assert order == sorted(order) and len(queue) == 0
+
+
+def test_turns_by_tier_then_deadline() -> None:
+    def turn(tier: Tier, now: float, ttft: Optional[float] = None, priority: int = 0) -> Any:
+        info = RequestInfo("r", Endpoint.CHAT, "m", True, 1, None, tier=tier, slo_ttft=ttft, priority=priority)
+        return turn_of(info, now + (30.0 if ttft is None else min(30.0, ttft)))
+
+    in_order = [
+        turn(Tier.PRIORITY, 9.0), turn(Tier.DEFAULT, 9.0), turn(Tier.FLEX, 99.0, priority=-1),
+        turn(Tier.FLEX, 5.0, ttft=4.0), turn(Tier.FLEX, 1.0), turn(Tier.FLEX, 2.0, ttft=400.0),
+    ]  # fmt: skip
+    assert in_order == sorted(in_order)
+
+
+async def test_a_newcomer_with_an_earlier_deadline_asks_first() -> None:
+    queue, bells = RequestQueue(), (Bell(), Bell())
+    late, early = TURN._replace(deadline=9.0), TURN._replace(deadline=1.0)
+    with queue.enter(late, 300, "m", bells[0].ring):
+        assert queue.leads(early, "m") and not queue.leads(late, "m") and queue.leads(late, "other")
+        later = late._replace(deadline=9.5)
+        assert [queue.tokens_ahead(early, "m"), queue.tokens_ahead(later, "m"), queue.tokens("m")] == [0, 300, 300]
+        assert queue.tokens("other") == queue.tokens_ahead(later, "other") == 0
+        with queue.enter(early, 20, "m", bells[1].ring):
+            assert (queue.tokens_ahead(late, "m"), queue.tokens("m")) == (20, 320)
+            now = asyncio.get_running_loop().time()
+            queue.changed()
+            assert not await bells[0].rung(now)
+            asyncio.get_running_loop().call_soon(queue.changed)
+            assert await bells[1].rung(now + 5)
+
+
+async def test_who_asks_in_vain_lets_the_next_ones_ask_but_only_a_few() -> None:
+    queue, asked = RequestQueue(), list[int]()
+
+    async def guest(name: int) -> None:
+        bell = Bell()
+        with queue.enter(TURN, 1, "m", bell.ring) as place:
+            while await bell.rung(asyncio.get_running_loop().time() + 5):
+                asked.append(name)
+                queue.asked_in_vain(place)
+
+    tasks = [asyncio.ensure_future(guest(name)) for name in range(ASKED + 3)]
+    while len(queue) < len(tasks):
+        await asyncio.sleep(0)
+    for _ in range(2):
+        queue.changed()
+        for _ in range(50):
+            await asyncio.sleep(0)
+    assert asked == 2 * list(range(ASKED))
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    assert len(queue) == 0
+
+
+async def test_who_waits_for_one_model_holds_up_nobody_who_waits_for_another() -> None:
+    queue, asked = RequestQueue(), list[str]()
+
+    async def guest(model: str) -> None:
+        bell = Bell()
+        with queue.enter(TURN, 1, model, bell.ring) as place:
+            while await bell.rung(asyncio.get_running_loop().time() + 5):
+                asked.append(model)
+                queue.asked_in_vain(place, 1)
+
+    tasks = [asyncio.ensure_future(guest(model)) for model in ("a", "a", "a", "b")]
+    while len(queue) < len(tasks):
+        await asyncio.sleep(0)
+    queue.changed()
+    for _ in range(50):
+        await asyncio.sleep(0)
+    assert sorted(asked) == ["a", "b"], "the first of each model, and nobody behind one who may not be gone round"
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def test_a_wait_in_the_queue_ends_at_its_time() -> None:
+    queue, bell = RequestQueue(), Bell()
+    with queue.enter(TURN, 1, "m", bell.ring):
+        assert not await bell.rung(asyncio.get_running_loop().time() + 0.01)
