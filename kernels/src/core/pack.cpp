@@ -4,7 +4,7 @@
 #include <string.h>
 
 #include "core/layout.h"
-#include "core/numeric.h"
+#include "formats/numeric.h"
 
 namespace sx {
 namespace {

@@ -4,10 +4,10 @@
 #include <stdint.h>
 
 #include "core/context.h"
-#include "core/kv_pages.h"
 #include "core/layout.h"
 #include "core/memory.h"
 #include "core/ops.h"
+#include "kv_pages/copy.h"
 
 namespace sx {
 

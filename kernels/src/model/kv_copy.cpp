@@ -7,10 +7,10 @@
 #include <new>
 
 #include "core/args.h"
-#include "core/kv_pages.h"
+#include "core/crc.h"
 #include "core/pack.h"
+#include "kv_pages/copy.h"
 #include "model/model.h"
-#include "pool/crc.h"
 
 namespace sx {
 namespace {

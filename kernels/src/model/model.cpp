@@ -4,9 +4,9 @@
 #include <new>
 
 #include "core/args.h"
+#include "core/crc.h"
 #include "core/pack.h"
 #include "model/scratch.h"
-#include "pool/crc.h"
 
 namespace sx {
 namespace {

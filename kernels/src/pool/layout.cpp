@@ -2,8 +2,8 @@
 
 #include <cstring>
 
+#include "core/crc.h"
 #include "core/status.h"
-#include "pool/crc.h"
 
 namespace sx {
 namespace {

@@ -9,9 +9,9 @@
 #include <ctime>
 #include <new>
 
+#include "core/crc.h"
 #include "core/status.h"
 #include "pool/atomic.h"
-#include "pool/crc.h"
 #include "pool/owner.h"
 
 sx_pool::~sx_pool() {

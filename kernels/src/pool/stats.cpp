@@ -2,9 +2,9 @@
 #include <cstddef>
 #include <cstring>
 
+#include "core/crc.h"
 #include "core/status.h"
 #include "pool/atomic.h"
-#include "pool/crc.h"
 #include "pool/owner.h"
 #include "pool/pool.h"
 #include "pool/step.h"

@@ -2,8 +2,8 @@
 #include <math.h>
 
 #include "core/layout.h"
-#include "core/numeric.h"
 #include "core/ops.h"
+#include "formats/numeric.h"
 
 namespace sx {
 namespace {

@@ -1,4 +1,4 @@
-#include "pool/crc.h"
+#include "core/crc.h"
 
 #include <cstring>
 

@@ -1,4 +1,4 @@
-// The two checksums of the pool.
+// The two checksums: of handoff chunks (CRC-32C) and of pages that Python reads too (zlib's CRC-32).
 #pragma once
 
 #include <cstddef>
