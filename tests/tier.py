@@ -38,11 +38,11 @@ class Tier:
 ENVIRONMENTS = ("VLLM_VENV", "VLLM_OLD_VENV")
 TIERS = {
     "check": Tier(3),
-    "unit": Tier(1),
-    "process": Tier(5),
+    "unit": Tier(2),
+    "process": Tier(8),
     "kernels": Tier(8),
-    "sysinfer": Tier(5),
-    "vllm": Tier(15, tuple(f"{os.environ.get(name, '-')}/bin/python" for name in ENVIRONMENTS), "make vllm-env"),
+    "sysinfer": Tier(10),
+    "vllm": Tier(18, tuple(f"{os.environ.get(name, '-')}/bin/python" for name in ENVIRONMENTS), "make vllm-env"),
     "deployed": Tier(
         20,
         ("ip", "podman", "dockerd", "runc", "mmdebstrap", f"{os.environ.get('VLLM_VENV', '-')}/bin/python"),
@@ -50,7 +50,7 @@ TIERS = {
         root=True,
     ),
     "system": Tier(
-        12,
+        16,
         ("ip", "podman", "dockerd", "runc", "rpmbuild", "rpmlint", "createrepo_c", "mmdebstrap"),
         "apt-get install -y iproute2 podman docker.io runc rpm rpmlint createrepo-c mmdebstrap",
         root=True,

@@ -10,7 +10,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.system.rig import BUILD, DEBIAN, run
+from testbed.machine import BUILD, DEBIAN
+from testbed.processes import run
 
 IMAGE = "localhost/syshax-vllm-test:1"
 PYTHON = "/opt/vllm/bin/python"  # inside

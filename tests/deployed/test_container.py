@@ -19,11 +19,12 @@ import pytest
 
 from syshaxd.backends.container_spec import EngineKind
 from tests.deployed import image
-from tests.fakes import daemon as house
-from tests.fakes.daemon import ROUTES, Daemon, wait_for
-from tests.system.engines import RealEngine
-from tests.system.rig import run
-from tests.vllm import twins
+from testbed import daemon_real_units as house
+from testbed.daemon_real_units import ROUTES, Daemon
+from testbed.processes import wait_for
+from testbed.container_engines import RealEngine
+from testbed.processes import run
+from testbed import twin_models as twins
 from tests.vllm.pairs import NEW as VLLM_PYTHON
 from tests.vllm.pairs import complete, externals, splits
 

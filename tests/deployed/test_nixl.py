@@ -9,10 +9,11 @@ from typing import Dict, Iterator, Tuple
 
 import pytest
 
-from tests.fakes import daemon as house
-from tests.fakes.daemon import ROOT, ROUTES, Daemon, wait_for
-from tests.system.far import FarHost
-from tests.vllm import twins
+from testbed import daemon_real_units as house
+from testbed.daemon_real_units import ROOT, ROUTES, Daemon
+from testbed.processes import wait_for
+from testbed.far_host import FarHost
+from testbed import twin_models as twins
 from tests.vllm.pairs import NEW as PYTHON
 from tests.vllm.pairs import complete, splits
 

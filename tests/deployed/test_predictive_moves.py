@@ -11,7 +11,7 @@ from typing import Any, Callable, Dict, List
 
 import pytest
 
-from tests.fakes.demo_daemon import LIBRARY, Daemon, demo_config
+from testbed.daemon_demo_model import LIBRARY, Daemon, demo_config
 from tests.process.test_auto_offload import BLOCK, BLOCKS, pool_is_empty
 
 pytestmark = [

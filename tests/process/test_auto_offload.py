@@ -16,7 +16,7 @@ from typing import Any, Dict, List, Optional
 
 import pytest
 
-from tests.fakes.demo_daemon import LIBRARY, Daemon, demo_config
+from testbed.daemon_demo_model import LIBRARY, Daemon, demo_config
 
 BLOCKS, BLOCK = 200, 16  # 3,200 tokens; the eight long requests alone would end with 12,000
 LENGTHS = [1500 if index % 2 else 250 for index in range(16)]

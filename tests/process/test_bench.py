@@ -10,9 +10,9 @@ from typing import Any, AsyncIterator, Tuple
 
 import pytest
 
-from tests.fakes.fake_unit.language import encode
+from testbed.fake_unit.language import encode
 
-from .engine.daemon import HUP, ROOT, Daemon, unit
+from testbed.daemon_fake_units import HUP, ROOT, Daemon, unit
 
 FIELDS = (
     "Successful requests:", "Benchmark duration (s):", "Total input tokens:", "Total generated tokens:",

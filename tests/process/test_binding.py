@@ -12,9 +12,9 @@ import pytest
 
 from syshaxd.supervisor.binding.granted import allowed
 from syshaxd.topology import format_cpu_list
-from tests.fakes import daemon as house
-from tests.fakes.daemon import ROOT, Daemon
-from tests.fakes.small_gguf import write_model
+from testbed import daemon_real_units as house
+from testbed.daemon_real_units import ROOT, Daemon
+from testbed.small_gguf import write_model
 
 CPUS = sorted(os.sched_getaffinity(0))[:2]
 UNITS = (

@@ -14,8 +14,8 @@ import pytest_asyncio
 
 from syshaxd.model.plan import Move, Reason
 from syshaxd.model.unit import UnitKind, UnitState
-from tests.fakes.fake_unit.language import render, text_after
-from tests.fakes.house import House, Reply
+from testbed.fake_unit.language import render, text_after
+from testbed.daemon_in_process import House, Reply
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 TOKENS = 60

@@ -33,7 +33,7 @@ def syshax(*words: str, path: Path, code: int = 0) -> str:
 @contextlib.contextmanager
 def running(path: Path, *flags: str) -> Iterator[Path]:
     """A scripted daemon."""
-    command = [sys.executable, "-m", "tests.fakes.control_daemon", str(path), *flags]
+    command = [sys.executable, "-m", "testbed.fake_control_socket", str(path), *flags]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
         assert process.stdout is not None
         try:

@@ -17,9 +17,10 @@ from urllib.parse import urlsplit
 import openai
 import pytest
 
-from tests.fakes import daemon as house
-from tests.fakes.daemon import MODEL, ROUTES, Daemon, wait_for
-from tests.fakes.small_gguf import CONTEXT, write_model
+from testbed import daemon_real_units as house
+from testbed.daemon_real_units import MODEL, ROUTES, Daemon
+from testbed.processes import wait_for
+from testbed.small_gguf import CONTEXT, write_model
 
 # Around the sizes of KV blocks (16) and handoff chunks (64), and longer than one step's share of prefill.
 LENGTHS = (1, 2, 3, 15, 16, 17, 31, 33, 48, 63, 64, 65, 100, 127, 128, 129, 257, 600, 1000, 1500)

@@ -12,8 +12,8 @@ import pytest_asyncio
 
 from syshaxd.model.plan import Move, Reason
 from syshaxd.model.unit import UnitKind, UnitState
-from tests.fakes.fake_unit.language import encode, render, text_after
-from tests.fakes.house import CONFIG, House, Reply
+from testbed.fake_unit.language import encode, render, text_after
+from testbed.daemon_in_process import CONFIG, House, Reply
 
 CHAT = "/v1/chat/completions"
 COMPLETIONS = "/v1/completions"

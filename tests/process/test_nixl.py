@@ -7,8 +7,8 @@ from typing import Any, AsyncIterator, Dict
 import pytest
 import pytest_asyncio
 
-from tests.fakes.fake_unit.language import render, text_after
-from tests.fakes.house import House
+from testbed.fake_unit.language import render, text_after
+from testbed.daemon_in_process import House
 
 from .test_moves import CHAT, COMPLETIONS, body_for
 

@@ -13,9 +13,9 @@ import pytest
 
 from syshaxd.cli.bench.units import keep
 from syshaxd.engine.calibration import calibration_path
-from tests.fakes.fake_unit.language import encode, text_after
+from testbed.fake_unit.language import encode, text_after
 
-from .engine.daemon import HUP, MODEL, ROOT, Daemon, clients, unit
+from testbed.daemon_fake_units import HUP, MODEL, ROOT, Daemon, clients, unit
 
 PROMPT, OUTPUT = 300, 40
 SPLIT, STAY, HELD = ("split", "offload"), ("stay", "split_late"), ("queue", "queue_backlog")

@@ -13,7 +13,7 @@ from typing import Any, AsyncIterator, Dict, List, Tuple
 import pytest
 import pytest_asyncio
 
-from tests.fakes.demo_daemon import LIBRARY, Daemon, demo_config
+from testbed.daemon_demo_model import LIBRARY, Daemon, demo_config
 
 TOKENS = 600
 pytestmark = [

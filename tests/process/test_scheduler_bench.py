@@ -1,4 +1,4 @@
-"""Floors under the scheduler's goals (docs/scheduling.md) on a thinned bench/scheduler.py: seeded, so always the same.
+"""Floors under the scheduler's goals (docs/scheduling.md) on a thinned bench/scheduler: seeded, so always the same.
 
 The goals themselves are measured by the whole benchmark; here stand what 375 to 500 requests a pair must show: for all
 five contenders both the share within their limits and the share refused."""
@@ -12,7 +12,7 @@ from typing import Any, Dict, Tuple
 
 import pytest
 
-from bench.scheduler import MAIN, MORE, one
+from bench.scheduler.goals import MAIN, MORE, one
 from syshaxd.simulation.deciders import contestants
 
 THIN = tuple(replace(pair, requests=pair.requests // 3, skips=(0,)) for pair in MAIN)

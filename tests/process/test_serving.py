@@ -12,8 +12,8 @@ import aiohttp
 import pytest
 import pytest_asyncio
 
-from tests.fakes.fake_unit.language import encode, render, text_after
-from tests.fakes.house import House
+from testbed.fake_unit.language import encode, render, text_after
+from testbed.daemon_in_process import House
 
 CHAT = "/v1/chat/completions"
 COMPLETIONS = "/v1/completions"

@@ -15,8 +15,8 @@ import pytest
 
 from syshaxd.model.plan import Move, Reason
 from syshaxd.model.unit import UnitState
-from tests.fakes.fake_unit.language import render, text_after
-from tests.fakes.house import CONFIG, House, Reply
+from testbed.fake_unit.language import render, text_after
+from testbed.daemon_in_process import CONFIG, House, Reply
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 FORMS: List[Dict[str, Any]] = [

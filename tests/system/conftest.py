@@ -8,14 +8,15 @@ from typing import Iterator
 
 import pytest
 
-from tests.system import rig
-from tests.system.unit_image import unit_archive
+from testbed.machine import STUB, Machine, at_work, base_root, make_repository
+from testbed.processes import wait_for
+from testbed.unit_image import unit_archive
 
 
 @pytest.fixture(scope="session")
 def repository() -> Path:
     """Two releases of the package, built from this tree, in a dnf repository."""
-    return rig.make_repository(rig.base_root())
+    return make_repository(base_root())
 
 
 @pytest.fixture(scope="session")
@@ -25,22 +26,22 @@ def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def fresh(repository: Path, archive: Path) -> Iterator[rig.Machine]:
+def fresh(repository: Path, archive: Path) -> Iterator[Machine]:
     """A booted machine that has never heard of sysHAX."""
-    machine = rig.Machine(f"syshax-test-{os.getpid()}", rig.base_root(), repository, archive.parent)
+    machine = Machine(f"syshax-test-{os.getpid()}", base_root(), repository, archive.parent)
     try:
-        machine.run(f"dnf -q -y install {rig.STUB}")
+        machine.run(f"dnf -q -y install {STUB}")
         yield machine
     finally:
         machine.close()
 
 
 @pytest.fixture
-def machine(fresh: rig.Machine) -> rig.Machine:
+def machine(fresh: Machine) -> Machine:
     """The same with the package's first release installed and the service at work."""
     if fresh.run("rpm -q sysHAX", check=False).returncode != 0:
         fresh.run("dnf -q -y install sysHAX-0.3.0-1.ci")
     if fresh.show("syshaxd", "ActiveState") != "active":
         fresh.run("systemctl reset-failed; systemctl start syshaxd")
-    rig.poll("both units and the split", lambda: rig.at_work(fresh), 60)
+    wait_for("both units and the split", lambda: at_work(fresh), 60)
     return fresh

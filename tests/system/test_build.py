@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.system.rig import run
+from testbed.processes import run
 
 pytestmark = pytest.mark.timeout(60, func_only=True)  # building the packages is not counted
 

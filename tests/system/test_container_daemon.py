@@ -15,8 +15,8 @@ import pytest
 
 from syshaxd.backends.container_spec import EngineKind
 
-from .engines import IMAGE, RealEngine
-from .rig import ROOT, poll, run
+from testbed.container_engines import IMAGE, RealEngine
+from testbed.processes import ROOT, run, wait_for
 
 PACKAGES = Path(json.__file__).resolve().parents[1]
 
@@ -65,7 +65,7 @@ class Daemon:
             good = len(units) == 2 and all(unit["state"] == "ready" for unit in units)
             return {unit["name"]: unit["container"] for unit in units} if good else {}
 
-        return poll("both units are ready", probe, timeout=60, pause=0.3)
+        return wait_for("both units are ready", probe, timeout=60, pause=0.3)
 
     def end(self, number: int) -> None:
         self.process.send_signal(number)
@@ -79,7 +79,7 @@ def _unit(name: str, engine: RealEngine, tag: str, ipc: str) -> Dict[str, Any]:
     return {
         "kind": "vllm",
         "backend": "podman",
-        "command": [str(python), "-m", "tests.fakes.fake_unit", "--host", "{host}", "--port", "{port}", "--name", name],
+        "command": [str(python), "-m", "testbed.fake_unit", "--host", "{host}", "--port", "{port}", "--name", name],
         "env": {"PYTHONPATH": f"{ROOT}:{site}", "PYTHONDONTWRITEBYTECODE": "1"},
         "cpu": {"affinity": "none"},
         "container": {
@@ -117,7 +117,7 @@ def test_adopted_after_kill_9_and_joined_again_after_the_donors_death(daemon: Da
         now = {unit["name"]: unit["container"] for unit in daemon.units() if unit["state"] == "ready"}
         return len(now) == 2 and not set(now.values()) & set(first.values())
 
-    poll("the donor and then the joined unit are new", both_new, timeout=60, pause=0.3)
+    wait_for("the donor and then the joined unit are new", both_new, timeout=60, pause=0.3)
     daemon.end(signal.SIGTERM)
     names = run("podman", "ps", "--all", "--format", "{{.Names}}").stdout.split()
     assert not [name for name in names if name.startswith(daemon.folder.name)], "stopped and cleared away"

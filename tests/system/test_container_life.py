@@ -16,10 +16,10 @@ import pytest
 
 from syshaxd.backends.container_spec import EngineKind
 
-from .engines import IMAGE, RealEngine
-from .house import LONG, ROUTES, House, alive, resident
-from .rig import poll, run
-from .unit_image import UNIT_IMAGE
+from testbed.container_engines import IMAGE, RealEngine
+from testbed.daemon_containers import LONG, ROUTES, House, alive, resident
+from testbed.processes import run, wait_for
+from testbed.unit_image import UNIT_IMAGE
 
 pytestmark = pytest.mark.timeout(150, func_only=True)
 SERVE = (
@@ -60,7 +60,7 @@ def replace(house: House, **more: Any) -> Dict[str, str]:
     """The same, until the unit serves again in another container."""
     before = house.ready()["cpu"]
     change(house, **more)
-    poll("another cpu unit", lambda: house.unit_status("cpu").get("container") not in ("", before), 60)
+    wait_for("another cpu unit", lambda: house.unit_status("cpu").get("container") not in ("", before), 60)
     return house.ready()
 
 
@@ -125,7 +125,8 @@ def test_a_reload_with_one_changed_unit_under_a_stream(house: House) -> None:
     before, whole, failovers = house.ready(), house.tokens("accelerator", LONG), house.failovers()
     stream = house.stream("accelerator", again=True).at(40)
     change(house, env={"CHANGED": "1"})
-    poll("the cpu unit is gone", lambda: house.unit_status("cpu").get("container", before["cpu"]) != before["cpu"], 60)
+    cpu = before["cpu"]
+    wait_for("the cpu unit is gone", lambda: house.unit_status("cpu").get("container", cpu) != cpu, 60)
     gone = stream.count
     after = house.ready()
     assert stream.count > gone, "the other one went on meanwhile"
@@ -166,7 +167,7 @@ def test_a_flood_of_lines_and_a_line_without_end(house: House) -> None:
     before = resident(house.pid)
     replace(house, **shell(f"{flood} exec {SERVE}"))
     assert len(house.tokens("accelerator>cpu")) == 40
-    poll("the flood is over", lambda: "x" * 100 in "".join(house.ask_control("units", "cpu", "logs")["lines"]), 90)
+    wait_for("the flood is over", lambda: "x" * 100 in "".join(house.ask_control("units", "cpu", "logs")["lines"]), 90)
     assert resident(house.pid) - before < 64 << 20
     assert len(house.log) < 16 << 20 and "lines left out" in house.log
 
@@ -199,7 +200,7 @@ def test_what_a_person_got_wrong_is_said(house: House) -> None:
         taken.listen()
         for reason, changes in wrong(house, taken.getsockname()[1]).items():
             change(house, **changes, restart={"limit": 1})
-            poll(reason, lambda: re.search(reason, str(house.unit_status("cpu").get("reason"))), 30)
+            wait_for(reason, lambda: re.search(reason, str(house.unit_status("cpu").get("reason"))), 30)
             assert house.failed("cpu")["container"] == ""
             if "status 7" in reason:
                 assert house.unit_status("cpu")["last_log"][-2:] == ["first", "last words"]
@@ -232,7 +233,7 @@ def test_two_daemons_with_the_same_unit_names(house: House, tmp_path: Path) -> N
     other.start()
     try:
         assert "is there already and is not ours" in other.failed("gpu")["reason"]
-        poll("its other unit serves", lambda: other.unit_status("cpu").get("state") == "ready")
+        wait_for("its other unit serves", lambda: other.unit_status("cpu").get("state") == "ready")
     finally:
         other.close()
     assert house.ready() == before
@@ -245,7 +246,7 @@ def test_shared_memory_is_full(engine: RealEngine, tmp_path: Path) -> None:
     run("mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", small)
     try:
         one.start().ready(pd=False)
-        poll("the split was tried", lambda: "under way" not in one.ask_control("status")["pd"]["reason"])
+        wait_for("the split was tried", lambda: "under way" not in one.ask_control("status")["pd"]["reason"])
         reason = one.ask_control("status")["pd"]["reason"]
         assert re.search(r"no room for .*gpu\.pool: 8 MiB left there \(pd\.pool_size\)", reason), reason
         assert len(one.tokens("")) == 40

@@ -27,7 +27,7 @@ from syshaxd.supervisor.binding.host import read_host
 from syshaxd.supervisor.recipes import Surroundings, launch_spec
 from syshaxd.topology import format_cpu_list
 
-from .engines import IMAGE, RealEngine
+from testbed.container_engines import IMAGE, RealEngine
 
 SLEEPER = "echo up; exec sleep 600"
 

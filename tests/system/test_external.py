@@ -10,12 +10,13 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from tests.fakes import daemon as house
-from tests.fakes import small_gguf
-from tests.fakes.daemon import Daemon, wait_for
+from testbed import daemon_real_units as house
+from testbed import small_gguf
+from testbed.daemon_real_units import Daemon
+from testbed.processes import wait_for
 
-from .far import FarHost
-from .rig import ROOT, run
+from testbed.far_host import FarHost
+from testbed.processes import ROOT, run
 
 FAILOVERS = 'syshax_handoffs_total{kind="failover",result="ok"}'
 KEY, PORT, TOKENS = "a-key-of-the-other-host", 8002, 1500

@@ -20,8 +20,8 @@ from syshaxd.backends.container_spec import EngineKind
 from syshaxd.backends.engineapi import EngineApi
 from syshaxd.errors import BackendError
 
-from .engines import IMAGE, RealEngine
-from .rig import ROOT, run
+from testbed.container_engines import IMAGE, RealEngine
+from testbed.processes import ROOT, run
 
 pytestmark = pytest.mark.timeout(120, func_only=True)
 NAME = "syshax/unit"
@@ -36,7 +36,7 @@ def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tuple[str, st
         file = tarfile.TarInfo("weights")
         file.size = SIZE
         out.addfile(file, io.BytesIO(os.urandom(SIZE)))
-    words = (sys.executable, "-m", "tests.fakes.fake_registry", str(archive), "--rate", str(RATE))
+    words = (sys.executable, "-m", "testbed.fake_registry", str(archive), "--rate", str(RATE))
     with subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         _, port, digest = process.stdout.readline().split()

@@ -8,7 +8,8 @@ from typing import Any, Dict, List
 
 import pytest
 
-from tests.system.rig import Machine, at_work, poll
+from testbed.machine import Machine, at_work
+from testbed.processes import wait_for
 
 pytestmark = pytest.mark.timeout(240, func_only=True)  # making root, packages and machine is not counted
 UNITS = ("gpu", "cpu")
@@ -95,7 +96,7 @@ def test_pins_are_in_force_under_the_shipped_sandbox(machine: Machine) -> None:
 
 def test_the_journal_has_fields_and_no_prompts(machine: Machine) -> None:
     ask(machine, "cpu")
-    entries = poll("access line", lambda: [e for e in journal(machine) if "SYSHAX_REQUEST_ID" in e])
+    entries = wait_for("access line", lambda: [e for e in journal(machine) if "SYSHAX_REQUEST_ID" in e])
     assert entries[-1]["PRIORITY"] == "6"
     ready = [entry for entry in journal(machine) if entry.get("SYSHAX_UNIT") == "gpu" and "MESSAGE_ID" in entry]
     assert ready, "no unit event with a MESSAGE_ID"
@@ -122,7 +123,7 @@ def test_a_restart_keeps_the_units_and_refuses_nobody(machine: Machine) -> None:
     assert seen.pop("200") > 20
     # A connection that was open at the moment of the stop may end; none may be refused.
     assert set(seen) <= {"RemoteDisconnected", "ConnectionResetError", "503"}, seen
-    poll("the daemon is back", lambda: at_work(machine), 60)
+    wait_for("the daemon is back", lambda: at_work(machine), 60)
     assert unit_pids(machine) == before
     ask(machine, "accelerator>cpu")
 
@@ -130,7 +131,7 @@ def test_a_restart_keeps_the_units_and_refuses_nobody(machine: Machine) -> None:
 def test_a_killed_unit_comes_back(machine: Machine) -> None:
     before = unit_pids(machine)
     machine.run(f"kill -9 {before[1]}")
-    poll("a new cpu unit", lambda: unit_pids(machine)[1] not in ("0", before[1]) and at_work(machine), 60)
+    wait_for("a new cpu unit", lambda: unit_pids(machine)[1] not in ("0", before[1]) and at_work(machine), 60)
     assert unit_pids(machine)[0] == before[0]
 
 
@@ -140,7 +141,7 @@ def test_the_watchdog_ends_a_daemon_that_hangs(machine: Machine) -> None:
     machine.run("systemctl daemon-reload && systemctl restart syshaxd")
     units, daemon = unit_pids(machine), machine.show("syshaxd", "MainPID")
     machine.run(f"kill -STOP {daemon}")
-    poll("a new daemon", lambda: machine.show("syshaxd", "MainPID") not in ("0", daemon) and at_work(machine), 60)
+    wait_for("a new daemon", lambda: machine.show("syshaxd", "MainPID") not in ("0", daemon) and at_work(machine), 60)
     assert any("Watchdog timeout" in entry["MESSAGE"] for entry in journal(machine))
     assert unit_pids(machine) == units
     machine.run(f"rm -r {drop_in} && systemctl daemon-reload && systemctl restart syshaxd")
@@ -165,7 +166,7 @@ def test_upgrade_keeps_the_configuration_and_the_units(machine: Machine) -> None
     units, daemon = unit_pids(machine), machine.show("syshaxd", "MainPID")
     machine.run("dnf -q -y upgrade sysHAX")
     assert machine.output("rpm -q sysHAX").startswith("sysHAX-0.3.0-2.ci")
-    poll("the new daemon", lambda: machine.show("syshaxd", "MainPID") not in ("0", daemon) and at_work(machine), 60)
+    wait_for("the new daemon", lambda: machine.show("syshaxd", "MainPID") not in ("0", daemon) and at_work(machine), 60)
     assert unit_pids(machine) == units
     machine.run("grep -q 'edited by hand' /etc/syshax/syshax.yaml")
     ask(machine, "accelerator>cpu")

@@ -7,9 +7,10 @@ from typing import Any, Dict, Iterator, List
 
 import pytest
 
-from tests.system.rig import Machine, at_work, poll
+from testbed.machine import Machine, at_work
+from testbed.processes import wait_for
 from tests.system.test_package import ROUTES, ask, journal
-from tests.system.unit_image import UNIT_IMAGE
+from testbed.unit_image import UNIT_IMAGE
 
 pytestmark = pytest.mark.timeout(240, func_only=True)
 CONFIG = "/etc/syshax/containers.yaml"
@@ -42,7 +43,7 @@ def test_units_in_containers_from_inside_the_sandbox(machine: Machine, engine: s
     unit = {"backend": engine, "container": {"image": UNIT_IMAGE, "pull": "never"}}
     config = json.dumps({"units": {"gpu": unit, "cpu": unit}})
     machine.run(f"cat > {CONFIG} <<'END'\n{config}\nEND\nsystemctl reload syshaxd")
-    poll("both units in containers", lambda: all(containers(machine).values()) and at_work(machine), 90)
+    wait_for("both units in containers", lambda: all(containers(machine).values()) and at_work(machine), 90)
     answers = texts(machine)
     assert answers[0] and answers == [answers[0]] * 3, "over the pool in /dev/shm"
     assert len(machine.output(f"{engine} ps --quiet").split()) == 2
@@ -51,10 +52,10 @@ def test_units_in_containers_from_inside_the_sandbox(machine: Machine, engine: s
 def test_adopted_after_a_restart_and_a_kill(machine: Machine, engine: str) -> None:
     before = containers(machine)
     machine.run("systemctl restart syshaxd")
-    poll("the daemon is back", lambda: at_work(machine), 60)
+    wait_for("the daemon is back", lambda: at_work(machine), 60)
     assert containers(machine) == before
     machine.run("systemctl kill --signal=KILL --kill-who=main syshaxd")
-    poll("a new daemon", lambda: at_work(machine), 60)
+    wait_for("a new daemon", lambda: at_work(machine), 60)
     assert containers(machine) == before
 
 

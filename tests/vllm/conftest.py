@@ -6,7 +6,7 @@ from typing import Iterator, List
 
 import pytest
 
-from tests.fakes.daemon import Daemon
+from testbed.daemon_real_units import Daemon
 from tests.vllm import pairs
 
 

@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any, Dict, Iterator, List, Mapping, Optional, Tuple
 from urllib.parse import urlsplit
 
-from tests.fakes import daemon as house
-from tests.fakes.daemon import MODEL, ROUTES, Daemon, wait_for
-from tests.vllm import twins
+from testbed import daemon_real_units as house
+from testbed.daemon_real_units import MODEL, ROUTES, Daemon
+from testbed.processes import wait_for
+from testbed import twin_models as twins
 
 PATIENCE = 300.0  # seconds; a small host that does something else as well may be slow
 START = 600.0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 from pathlib import Path
 
-from tests.fakes.daemon import wait_for
+from testbed.processes import wait_for
 
 READY = 2
 COUNTS = struct.Struct("<4I")  # at 80: chunks, tickets, longest ticket, bytes of a ticket

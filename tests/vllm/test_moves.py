@@ -18,7 +18,8 @@ import psutil
 import pytest
 
 from syshaxd.cli.client import Client
-from tests.fakes.daemon import Daemon, wait_for
+from testbed.daemon_real_units import Daemon
+from testbed.processes import wait_for
 from tests.vllm.pairs import PATIENCE, START, Stream, externals, greedy, quiet
 
 pytestmark = pytest.mark.timeout(1800)

@@ -8,7 +8,8 @@ from typing import Any, Dict, List, Tuple
 
 import pytest
 
-from tests.fakes.daemon import ROUTES, Daemon, wait_for
+from testbed.daemon_real_units import ROUTES, Daemon
+from testbed.processes import wait_for
 from tests.vllm import pool
 from tests.vllm.pairs import Stream, complete, externals, failures, greedy, ids
 

@@ -12,7 +12,7 @@ from typing import Dict, List, NamedTuple, Tuple
 
 import pytest
 
-from tests.fakes.daemon import Daemon
+from testbed.daemon_real_units import Daemon
 from tests.vllm.pairs import externals, greedy, ids
 
 pytestmark = [

@@ -35,7 +35,7 @@ class Rig:
     async def up(self, *faults: str) -> "Rig":
         words = [word for fault in faults for word in ("--fault", fault)]
         self.process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "tests.fakes.fake_engine", self.socket, *words,
+            sys.executable, "-m", "testbed.fake_container_engine", self.socket, *words,
             cwd=ROOT, stdout=asyncio.subprocess.PIPE,
         )  # fmt: skip
         assert await self.said() == "READY"

@@ -21,9 +21,8 @@ ROOT = Path(__file__).resolve().parents[3]
 async def findings(socket: Path, unit: UnitConfig, *faults: str) -> List[Finding]:
     """With a fake engine of these faults behind the socket."""
     words = [word for fault in faults for word in ("--fault", fault)]
-    engine = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "tests.fakes.fake_engine", str(socket), *words, cwd=ROOT, stdout=asyncio.subprocess.PIPE
-    )
+    command = (sys.executable, "-m", "testbed.fake_container_engine", str(socket), *words)
+    engine = await asyncio.create_subprocess_exec(*command, cwd=ROOT, stdout=asyncio.subprocess.PIPE)
     try:
         assert engine.stdout is not None
         assert await asyncio.wait_for(engine.stdout.readline(), 20) == b"READY\n"

@@ -13,7 +13,7 @@ import aiohttp
 import psutil
 import pytest
 
-from .daemon import HUP, KILL, TERM, Daemon, ask, clients, free_port, unit
+from testbed.daemon_fake_units import HUP, KILL, TERM, Daemon, ask, clients, free_port, unit
 
 
 pytestmark = pytest.mark.timeout(240)  # starts several daemons; a busy machine takes seconds for each interpreter
@@ -289,7 +289,7 @@ async def test_control_of_units(daemon: Daemon) -> None:
     code, logs = await daemon.control("GET", "units/cpu/logs")
     assert code == 200 and any(line.startswith("READY") for line in logs["lines"])
     code, answer = await daemon.control("GET", "units/cpu/command")
-    assert "tests.fakes.fake_unit" in answer["command"]
+    assert "testbed.fake_unit" in answer["command"]
     code, answer = await daemon.control("POST", "drain", {"timeout": 1})
     assert (code, answer) == (200, {"in_flight": 0})
 

@@ -14,7 +14,7 @@ from syshaxd.engine import Engine, Surroundings
 from syshaxd.sdnotify import Notifier
 from syshaxd.supervisor.binding.host import read_host
 
-from .daemon import free_port
+from testbed.daemon_fake_units import free_port
 
 TEXT = """
 services: {{conductor: {{host: 127.0.0.1, port: {port}}}}}

@@ -10,7 +10,7 @@ from typing import Any, AsyncIterator, Dict
 
 import pytest
 
-from .daemon import KILL, ROOT, TERM, Daemon, clients
+from testbed.daemon_fake_units import KILL, ROOT, TERM, Daemon, clients
 
 MODEL_FILE = ROOT / "kernels/demo/syshax-demo.gguf"
 CORE = ROOT / "kernels/python/syshax_kernels/libsyshax_kernels.so"

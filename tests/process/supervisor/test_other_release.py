@@ -23,7 +23,7 @@ from syshaxd.supervisor.recipes import CONTRACT
 from syshaxd.unitclient import UnitClient
 
 ROOT = Path(__file__).resolve().parents[3]
-FAKE = str(ROOT / "tests/fakes/small_unit.py")
+FAKE = str(ROOT / "testbed/small_unit.py")
 pytestmark = pytest.mark.timeout(240)
 
 
@@ -98,7 +98,7 @@ def _config(folder: Path) -> Config:
 async def folder(tmp_path: Path) -> AsyncIterator[Path]:
     """Where a container engine listens."""
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "tests.fakes.fake_engine", str(tmp_path / "engine.sock"),
+        sys.executable, "-m", "testbed.fake_container_engine", str(tmp_path / "engine.sock"),
         cwd=ROOT, stdout=asyncio.subprocess.PIPE,
     )  # fmt: skip
     assert process.stdout is not None

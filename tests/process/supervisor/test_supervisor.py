@@ -32,7 +32,7 @@ from syshaxd.supervisor.binding.host import read_host
 from syshaxd.unitclient import UnitClient
 
 ROOT = Path(__file__).resolve().parents[3]
-FAKE = str(ROOT / "tests/fakes/small_unit.py")
+FAKE = str(ROOT / "testbed/small_unit.py")
 
 
 class World:

@@ -13,7 +13,7 @@ from syshaxd.model.snapshot import PdStatus, Snapshot, UnitSnapshot
 from syshaxd.model.unit import BackendKind, Role, UnitKind, UnitState, UnitView
 from syshaxd.runner import InFlightLedger
 from syshaxd.unitclient import Chunk, Deadlines, Target
-from tests.fakes.fake_unit.language import EOS, Detokenizer, Speaker, decode, render
+from testbed.fake_unit.language import EOS, Detokenizer, Speaker, decode, render
 
 
 class SimulatedUnit:

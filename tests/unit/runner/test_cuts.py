@@ -17,7 +17,7 @@ from syshaxd.model.unit import Role
 from syshaxd.runner import ClientRequest, InFlightLedger, Runner
 from syshaxd.scheduler import Scheduler
 from syshaxd.unitclient import UnitClient
-from tests.fakes.fake_unit.language import encode
+from testbed.fake_unit.language import encode
 from tests.unit.runner.simulated import SimulatedClient, SimulatedWorld
 
 UNITS = (UnitConfig("gpu", Role.ACCELERATOR), UnitConfig("cpu", Role.CPU))

@@ -19,7 +19,7 @@ from syshaxd.runner import ClientRequest, InFlightLedger, RequestError, Runner, 
 from syshaxd.scheduler import Scheduler
 from syshaxd.tasks import cancelled
 from syshaxd.unitclient import UnitClient
-from tests.fakes.fake_unit.language import render, text_after
+from testbed.fake_unit.language import render, text_after
 from tests.unit.runner.simulated import SimulatedClient, SimulatedWorld
 
 CONFIG = Config(model_name="m", limits=LimitsConfig(queue_timeout=4.0, request_timeout=10.0))

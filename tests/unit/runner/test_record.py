@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from syshaxd.runner.record import Record, join_logprobs
 from syshaxd.unitclient import Chunk
-from tests.fakes.fake_unit.language import Detokenizer, decode, encode
+from testbed.fake_unit.language import Detokenizer, decode, encode
 
 
 def chunks(text: str) -> List[Chunk]:

@@ -12,8 +12,9 @@ import pytest
 
 from syshaxd.supervisor.binding.granted import allowed
 from syshaxd.topology import format_cpu_list, parse_cpu_list
-from tests.fakes import daemon as house
-from tests.vllm import pairs, twins
+from testbed import daemon_real_units as house
+from testbed import twin_models as twins
+from tests.vllm import pairs
 
 pytestmark = [
     pytest.mark.skipif(not pairs.NEW.exists(), reason="no environment with vLLM: run `make vllm-env`"),

@@ -15,7 +15,7 @@ from typing import Callable, Dict, Iterator, List, Tuple
 import numpy as np
 import pytest
 
-from tests.vllm import twins
+from testbed import twin_models as twins
 from tests.vllm.breadth.engine import PYTHON, Engine, Floats, rounded_to_bf16
 
 pytestmark = [

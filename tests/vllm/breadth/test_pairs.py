@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.fakes.daemon import Daemon
+from testbed.daemon_real_units import Daemon
 from tests.vllm import pool
 from tests.vllm.pairs import complete, externals, failures
 from tests.vllm.test_pair import eight_at_once, loaded, same_over_routes, saved

@@ -12,7 +12,7 @@ from typing import Any, Dict, Iterator
 import pytest
 from syshax_kernels.pool_types import model_id
 
-from tests.vllm import twins
+from testbed import twin_models as twins
 from tests.vllm.breadth.engine import PYTHON, ROOT
 
 pytestmark = [

@@ -1,0 +1,5 @@
+import sys
+
+from .cost import main
+
+sys.exit(main())
