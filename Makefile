@@ -53,7 +53,7 @@ run: $(RUN_STAMP) native  ## the daemon in the foreground with the demo model, p
 # ---- tests: each tier prints its time and fails over its budget (tests/tier.py) ------------------------------------
 # The type stubs of numpy know no Python before 3.10.
 SOURCES := syshaxd kernels/python testbed tests bench packaging
-NATIVE = $(shell git ls-files 'kernels/*.cpp' 'kernels/*.h' 'kernels/*.c')
+NATIVE = $(shell git ls-files '*.cpp' '*.h' '*.c')
 check: $(TEST_STAMP)  ## layers, types, lint, style (3 min)
 	@$(TIER) check -- $(VENV)/bin/lint-imports --no-cache \
 	    -- $(PY) -m mypy syshaxd packaging \

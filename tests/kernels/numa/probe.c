@@ -18,7 +18,18 @@
 #include "syshax/kernels.h"
 
 /* Small: software emulation computes a few million products a second. */
-enum { LAYERS = 2, D = 128, HEADS = 8, KV_HEADS = 8, DIM = 16, FF = 512, VOCAB = 1024, BLOCKS = 8, BLOCK = 16, TOKENS = 128 };
+enum {
+    LAYERS = 2,
+    D = 128,
+    HEADS = 8,
+    KV_HEADS = 8,
+    DIM = 16,
+    FF = 512,
+    VOCAB = 1024,
+    BLOCKS = 8,
+    BLOCK = 16,
+    TOKENS = 128
+};
 
 static int bad = 0;
 
@@ -91,7 +102,8 @@ static void check_regions(const sx_model *model) {
     must(sx_model_regions(model, regions, sizeof *regions, 512, &n), "regions");
     long right[2] = {0, 0}, wrong = 0, absent = 0;
     for (uint32_t i = 0; i < n; i++)
-        for (uintptr_t at = (uintptr_t)regions[i].address & ~4095ul; at < (uintptr_t)regions[i].address + regions[i].bytes; at += 4096) {
+        for (uintptr_t at = (uintptr_t)regions[i].address & ~4095ul;
+             at < (uintptr_t)regions[i].address + regions[i].bytes; at += 4096) {
             void *page = (void *)at;
             int node = -1;
             syscall(SYS_move_pages, 0, 1ul, &page, NULL, &node, 0);
@@ -172,7 +184,8 @@ int main(void) {
     must(sx_context_create(&args, &context), "context of one thread");
     model = build(context);
     forward(model, alone);
-    report(memcmp(once, twice, sizeof once) == 0 && memcmp(once, alone, sizeof once) == 0, "logits equal bit for bit", VOCAB);
+    report(memcmp(once, twice, sizeof once) == 0 && memcmp(once, alone, sizeof once) == 0, "logits equal bit for bit",
+           VOCAB);
     sx_model_free(model);
     sx_context_destroy(context);
 
