@@ -16,7 +16,7 @@ from syshax_kernels.pool import F16, Geometry, Outbox
 
 from sysinfer.blocks import BlockPool
 from sysinfer.core import EngineCore, Handoffs
-from sysinfer.handoff import Saver
+from sysinfer.handoff import SequenceSaver
 from sysinfer.output import Output
 from sysinfer.runner import ALL_LOGITS, NO_LOGITS, Chunk, Row
 from sysinfer.sampling import SamplingParams
@@ -107,7 +107,7 @@ class Bench:
         self.scheduler = Scheduler(SchedulerConfig(seqs, budget, min(longest, blocks * size)), self.pool)
         self.runner = ToyRunner(blocks, size)
         self.stats = EngineStats()
-        self.saver = Saver(outbox, self.runner, self.stats) if outbox is not None else None
+        self.saver = SequenceSaver(outbox, self.runner, self.stats) if outbox is not None else None
         handoffs = Handoffs(self.saver, None, load_budget=48)
         self.core = EngineCore(self.scheduler, self.runner, Letters(), self.stats, handoffs)
         self.made: dict[int, list[int]] = {}

@@ -48,6 +48,7 @@ __all__ = [
     "View",
     "Worker",
     "chunks_that_fit",
+    "memory",
     "model_id",
     "pool_library",
     "read_stats",
@@ -196,7 +197,8 @@ def _seal(handle: _Handle, slot: int, index: int, rank: int, n_tokens: int, crc:
         handle.call("sx_pool_seal_as", slot, index, rank, n_tokens, crc)
 
 
-def _memory(address: int, size: int) -> memoryview:
+def memory(address: int, size: int) -> memoryview:
+    """The bytes at an address inside the mapping, writable."""
     return memoryview((ctypes.c_uint8 * size).from_address(address)).cast("B")
 
 
@@ -228,7 +230,7 @@ class Ticket:
 
     def chunk(self, index: int) -> memoryview:
         """The bytes of chunk `index`, writable."""
-        return _memory(*_chunk_at(self._outbox, "sx_pool_chunk", self.slot, index))
+        return memory(*_chunk_at(self._outbox, "sx_pool_chunk", self.slot, index))
 
     def seal(self, index: int, rank: int = 0, n_tokens: Optional[int] = None, crc: Optional[int] = None) -> None:
         """Checksums what `rank` wrote of the first `n_tokens` tokens (None: all appended so far) of chunk `index`.
@@ -237,13 +239,9 @@ class Ticket:
         """
         _seal(self._outbox, self.slot, index, rank, n_tokens or 0, crc)
 
-    def verified(self, index: int, n_tokens: int) -> memoryview:
-        """The bytes of chunk `index` of a FILLING ticket of one rank, its first `n_tokens` tokens as they were sealed.
-
-        Raises CorruptError.
-        """
+    def verify(self, index: int, n_tokens: int) -> None:
+        """CorruptError unless the first `n_tokens` tokens of chunk `index` (FILLING, one rank) are as sealed."""
         self._outbox.call("sx_pool_verify", self.slot, index, 0, n_tokens)
-        return self.chunk(index).toreadonly()
 
     def publish(self, n_tokens: int) -> None:
         """FILLING -> READY with the first `n_tokens` tokens. KernelError names a rank that has not sealed."""
@@ -281,7 +279,7 @@ class Worker(_Handle):
 
     def chunk(self, slot: int, index: int) -> memoryview:
         """The bytes of chunk `index`, writable."""
-        return _memory(*_chunk_at(self, "sx_pool_chunk", slot, index))
+        return memory(*_chunk_at(self, "sx_pool_chunk", slot, index))
 
     def seal(self, slot: int, index: int, rank: int, n_tokens: Optional[int] = None, crc: Optional[int] = None) -> None:
         """As Ticket.seal. Give `n_tokens` when the owner may append beside it."""
@@ -302,7 +300,7 @@ class Located(NamedTuple):
     @property
     def memory(self) -> memoryview:
         """Read-only."""
-        return _memory(self.address, self.size).toreadonly()
+        return memory(self.address, self.size).toreadonly()
 
 
 class View:
@@ -334,7 +332,7 @@ class View:
 
     def chunk(self, index: int) -> memoryview:
         """The bytes of chunk `index`, verified, read-only. The last chunk holds n_tokens % 64 tokens (if not 0)."""
-        return _memory(*_chunk_at(self._handle, "sx_pool_read", ctypes.byref(self._struct), index)).toreadonly()
+        return memory(*_chunk_at(self._handle, "sx_pool_read", ctypes.byref(self._struct), index)).toreadonly()
 
     def locate(self, index: int) -> Located:
         """Chunk `index` with its checksum still to be compared: match(), with what the copy tells of itself."""

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from sysinfer.detok import TokenBytes
 from sysinfer.errors import SequenceError
-from sysinfer.handoff import Loader, Saver
+from sysinfer.handoff import SequenceLoader, SequenceSaver
 from sysinfer.output import ABORT, ERROR, Generation, Output
 from sysinfer.pace import Pace
 from sysinfer.runner import ALL_LOGITS, LAST_LOGITS, NO_LOGITS, ModelRunner, Row
@@ -32,8 +32,8 @@ Floats = NDArray[np.float32]
 class Handoffs:
     """The two sides of the handoff; None where the unit has no pool."""
 
-    saver: Optional[Saver] = None
-    loader: Optional[Loader] = None
+    saver: Optional[SequenceSaver] = None
+    loader: Optional[SequenceLoader] = None
     load_budget: int = 1024  # tokens copied from a ticket in one step, so that others' decode goes on
     exact: bool = True  # chunks hold KV to the bit as the cache does; else a preempted sequence is computed again
 
@@ -70,6 +70,8 @@ class EngineCore:
             self._handoffs.saver.begin(seq)
         elif seq.handoff.save is not None:
             self._stats.save_failures["no_pool"] += 1
+        if self._handoffs.loader is not None:
+            self._handoffs.loader.expect(seq)
         self._arriving.append(seq)
         self._settle()
 
@@ -88,7 +90,7 @@ class EngineCore:
         if self._handoffs.loader is None:
             self._stats.load_failures["no_pool"] += 1
             return True
-        if not self._handoffs.loader.poll(seq, self._clock()):
+        if not self._handoffs.loader.poll(seq):
             return False
         seq.load_pending = self._handoffs.loader.holds(seq)
         return True

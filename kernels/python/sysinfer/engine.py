@@ -11,7 +11,7 @@ from typing import Callable, List, Optional, Tuple, Union
 from syshax_kernels.pool import UnitStats
 
 from sysinfer.core import EngineCore
-from sysinfer.handoff import Saver
+from sysinfer.handoff import SequenceSaver
 from sysinfer.output import Output
 from sysinfer.sequence import Sequence
 from sysinfer.stats import EngineStats
@@ -42,7 +42,7 @@ class Stop:
 
 Command = Union[Add, Abort, Stop]
 Deliver = Callable[[List[Output]], None]
-Load = Callable[[], Tuple[EngineCore, Optional[Saver]]]
+Load = Callable[[], Tuple[EngineCore, Optional[SequenceSaver]]]
 
 
 class EngineThread:
@@ -59,7 +59,7 @@ class EngineThread:
         self._commands: "queue.Queue[Command]" = queue.Queue(MAX_COMMANDS)
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._core: Optional[EngineCore] = None
-        self._saver: Optional[Saver] = None
+        self._saver: Optional[SequenceSaver] = None
 
     def start(self) -> None:
         self._thread.start()

@@ -16,7 +16,7 @@ from sysinfer.config import Metadata, ModelConfig, read_config, vocabulary
 from sysinfer.core import EngineCore, Handoffs
 from sysinfer.errors import ModelFileError, SetupError
 from sysinfer.gguf import GgufFile
-from sysinfer.handoff import Loader, Saver, open_outbox
+from sysinfer.handoff import SequenceLoader, SequenceSaver, open_outbox
 from sysinfer.native import NativeRunner, RunnerSizes
 from sysinfer.options import Options
 from sysinfer.scheduler import Scheduler, SchedulerConfig
@@ -49,7 +49,7 @@ class Loaded:
 
     opened: Opened
     core: EngineCore
-    saver: Optional[Saver]
+    saver: Optional[SequenceSaver]
     sizes: RunnerSizes
     summary: str
     binding: Mapping[str, Union[int, str]]
@@ -150,7 +150,7 @@ def _handoffs(
     if options.pool_path is None:
         return Handoffs()
     geometry = _geometry(opened, sizes)
-    loader = Loader(options.pool_path.parent, geometry, runner, stats)
+    loader = SequenceLoader(options.pool_path.parent, geometry, runner, stats)
     budget = max(LOAD_STEP_BYTES // block_bytes(opened.config, 1, sizes.kv_dtype) // CHUNK_TOKENS, 1) * CHUNK_TOKENS
     chunks = chunks_that_fit(options.pool_bytes, geometry, tickets=TICKETS, max_tokens=sizes.max_model_len)
     if chunks == 0:
@@ -158,4 +158,4 @@ def _handoffs(
         return Handoffs(None, loader, budget)
     outbox = open_outbox(options.pool_path, geometry, chunks, TICKETS, sizes.max_model_len)
     exact = sizes.kv_dtype != "q8_0"  # chunks have no 8-bit form
-    return Handoffs(Saver(outbox, runner, stats) if outbox else None, loader, budget, exact)
+    return Handoffs(SequenceSaver(outbox, runner, stats) if outbox else None, loader, budget, exact)

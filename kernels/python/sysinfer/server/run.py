@@ -16,7 +16,7 @@ from aiohttp import web
 from sysinfer.core import EngineCore
 from sysinfer.engine import EngineThread
 from sysinfer.errors import SetupError
-from sysinfer.handoff import Saver
+from sysinfer.handoff import SequenceSaver
 from sysinfer.loading import Loaded, load, open_model
 from sysinfer.options import Options
 from sysinfer.output import Output
@@ -95,7 +95,7 @@ class Process:
         except asyncio.TimeoutError:
             log.warning("some connections did not take their last bytes; leaving them")
 
-    def _load(self) -> Tuple[EngineCore, Optional[Saver]]:
+    def _load(self) -> Tuple[EngineCore, Optional[SequenceSaver]]:
         self._loaded = load(open_model(self._options), self._options, self._stats)
         return self._loaded.core, self._loaded.saver
 
