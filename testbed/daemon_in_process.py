@@ -25,6 +25,7 @@ from syshaxd.model.unit import BackendKind, Role, UnitKind, UnitState, UnitView
 from syshaxd.runner import InFlightLedger, Runner
 from syshaxd.scheduler import Scheduler
 from syshaxd.unitclient import UnitClient
+from syshaxd.units import SYSINFER
 from testbed.fake_unit.tickets import STATS, STATS_OFFSET
 
 MODEL = "fake-model"
@@ -64,7 +65,7 @@ async def start_unit(name: str, role: Role, pool: str, *options: str, epoch: int
     assert word == b"READY"
     view = UnitView(
         name, role, UnitKind.SYSINFER, BackendKind.PROCESS, UnitState.READY, f"http://127.0.0.1:{int(port)}", epoch,
-        MODEL, 8192, f"{pool}/{name}.pool", process.pid,
+        MODEL, f"{pool}/{name}.pool", process.pid, abilities=replace(SYSINFER.abilities, max_context=8192),
     )  # fmt: skip
     return FakeUnit(view, process)
 

@@ -6,6 +6,8 @@ import enum
 from dataclasses import dataclass
 from typing import Optional
 
+from .abilities import Abilities
+
 
 class Role(enum.Enum):
     """Which side of the host a unit serves from."""
@@ -75,7 +77,6 @@ class UnitView:
     url: str  # base URL without /v1; "" while unknown
     epoch: int = 0  # grows at every start; a stream started in an older epoch is on a dead unit
     model: str = ""  # served name
-    max_model_len: Optional[int] = None  # tokens, from /v1/models
     pool_file: str = ""  # path of its outbox on this host; "" where it can't hand over
     pid: Optional[int] = None
     container: str = ""
@@ -90,6 +91,7 @@ class UnitView:
     granted: Optional[Granted] = None  # None where the unit does not say
     max_num_seqs: Optional[int] = None  # as configured, for a unit that does not tell
     max_step_tokens: Optional[int] = None
+    abilities: Abilities = Abilities()
 
     @property
     def ready(self) -> bool:
@@ -102,9 +104,14 @@ class UnitView:
         return self.state in (UnitState.READY, UnitState.FAILED, UnitState.STOPPED)
 
     @property
+    def max_model_len(self) -> Optional[int]:
+        """Tokens of prompt and answer together; None while it has not told."""
+        return self.abilities.max_context
+
+    @property
     def can_hand_over(self) -> bool:
         """Whether its KV cache can be given to, or taken from, another unit, also in the middle of a request."""
-        return bool(self.pool_file) and self.kind is not UnitKind.OPENAI
+        return bool(self.pool_file)
 
     @property
     def can_split(self) -> bool:

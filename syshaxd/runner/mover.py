@@ -8,7 +8,7 @@ from typing import Optional, Sequence, Union
 from syshaxd.errors import UnitError, UnitErrorKind
 from syshaxd.model.plan import Move
 from syshaxd.model.request import Endpoint
-from syshaxd.model.unit import Role, UnitKind
+from syshaxd.model.unit import Role
 from syshaxd.unitclient import AnswerStream, PendingCall, UnitStream
 
 from .accounts import Accounts
@@ -78,18 +78,18 @@ class Mover:
 
 def abort_later(services: Services, endpoint: Endpoint, step: Step, leg_id: str) -> None:
     """Ends a request whose connection was closed: units notice that late, if at all. Its ticket ends with it."""
-    if step.unit.kind is not UnitKind.OPENAI:
+    if step.unit.abilities.aborts:
         services.tasks.start(f"abort.{leg_id}", _abort(services, step, leg_id, response_ids(endpoint, leg_id)))
 
 
 def discard_later(services: Services, step: Step) -> None:
-    """Gives a published ticket up. A vLLM takes no such order: its lease ends the ticket there."""
-    if step.unit.kind is UnitKind.SYSINFER and step.save is not None:
+    """Gives a published ticket up. Where a unit takes no such order, the lease ends the ticket."""
+    if step.unit.abilities.discards_tickets and step.save is not None:
         services.tasks.start(f"discard.{step.save.id}", _abort(services, step, step.save.id, ()))
 
 
 async def _abort(services: Services, step: Step, leg_id: str, ids: Sequence[str]) -> None:
-    tickets = (step.save.id,) if step.save is not None and step.unit.kind is UnitKind.SYSINFER else ()
+    tickets = (step.save.id,) if step.save is not None and step.unit.abilities.discards_tickets else ()
     try:
         if ids:
             await asyncio.sleep(PUBLISH_GUARD)

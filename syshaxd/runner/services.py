@@ -11,7 +11,7 @@ from syshaxd.log import Log
 from syshaxd.metrics import MetricsService
 from syshaxd.model.ports import Snapshots, Units
 from syshaxd.model.request import Endpoint
-from syshaxd.model.unit import UnitKind, UnitView
+from syshaxd.model.unit import UnitView
 from syshaxd.scheduler import Scheduler
 from syshaxd.tasks import TaskSet
 from syshaxd.unitclient import AnswerStream, Deadlines, Target, UnitClient, UnitStream
@@ -73,8 +73,8 @@ class Services:
         return view if view is not None and view.ready else None
 
     def parses(self, unit: UnitView, endpoint: Endpoint) -> bool:
-        """Whether the unit itself tells reasoning from content: a vLLM does, and its parser's state can't be moved."""
-        return endpoint is Endpoint.CHAT and unit.kind is UnitKind.VLLM and self.reasoning(unit.name)
+        """Whether the unit itself tells reasoning from content: the state of its parser can't be moved."""
+        return endpoint is Endpoint.CHAT and bool(unit.abilities.reasoning_field) and self.reasoning(unit.name)
 
     def reasoning(self, unit: str) -> bool:
         """Whether a parser of reasoning is configured for this unit; where it has none itself, the Runner splits."""

@@ -14,7 +14,7 @@ from syshaxd.admission.refusals import Refusal, error_of
 from syshaxd.errors import UnitError, UnitErrorKind
 from syshaxd.model.plan import Move, Reason, Split, Whole
 from syshaxd.model.request import Endpoint
-from syshaxd.model.unit import UnitKind, UnitView
+from syshaxd.model.unit import UnitView
 from syshaxd.unitclient import Chunk, Usage, transfer_params
 
 from . import bodies
@@ -241,7 +241,7 @@ class Stream:
     async def _relay(self, step: Step) -> AsyncGenerator[Event, None]:
         body = body_of(step, self._request, self._record)
         finished = False
-        thinks = self._request.info.endpoint is Endpoint.CHAT and step.unit.kind is UnitKind.SYSINFER
+        thinks = self._request.info.endpoint is Endpoint.CHAT and not step.unit.abilities.reasoning_field
         split = RelaySplitter().split if thinks and self._services.reasoning(step.unit.name) else bytes
         try:
             if not self._request.info.stream:
@@ -461,7 +461,7 @@ class Stream:
     def _may_own(self, unit: UnitView) -> bool:
         """Whether the daemon makes the text itself, from tokens: only such a stream can change its unit."""
         info = self._request.info
-        free = info.stays is None and info.first_token_stays is None and unit.kind is not UnitKind.OPENAI
+        free = info.stays is None and info.first_token_stays is None and unit.abilities.token_ids
         if free and self._services.parses(unit, info.endpoint):
             self._stays("reasoning_parser")
             return False

@@ -7,7 +7,7 @@ from typing import FrozenSet, Iterable, List, Optional, Tuple
 from syshaxd.model.plan import Move, Reason, Whole
 from syshaxd.model.request import RequestInfo, Route
 from syshaxd.model.snapshot import InFlight, Snapshot, UnitSnapshot
-from syshaxd.model.unit import Role, UnitKind, UnitState
+from syshaxd.model.unit import Role, UnitState
 
 from .candidates import (
     Failed, accelerator_bounds, candidates, cpu_bounds, full, kv_usage, may_move, preempted, requests, serves,
@@ -31,7 +31,7 @@ def rescue(info: RequestInfo, snapshot: Snapshot, policy: Policy, failed: Frozen
             (Role.CPU, Route.CPU, cpu_bounds(policy)),
         )
         for unit in candidates(info, snapshot, policy, failed, role)
-        if unit.view.kind is not UnitKind.OPENAI
+        if unit.view.abilities.token_ids
     ]
     if not options:
         return None

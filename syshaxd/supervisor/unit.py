@@ -17,11 +17,13 @@ from syshaxd.backends.base import Backend, LaunchSpec, Running
 from syshaxd.backends.container_spec import EngineKind, command_line
 from syshaxd.config.types import RestartConfig, UnitConfig
 from syshaxd.errors import BackendError, DeadlineError, UnitError
+from syshaxd.model.abilities import Abilities
 from syshaxd.model.snapshot import InFlight
 from syshaxd.model.unit import BackendKind, Failure, Granted, UnitKind, UnitState, UnitView
 from syshaxd.monitor import PageReader
 from syshaxd.tasks import TaskSet, cancelled, within
 from syshaxd.unitclient import Target, UnitClient
+from syshaxd.units import KINDS
 
 from . import files, recipes, vllm_recipe
 from .binding.granted import shortfalls
@@ -29,6 +31,7 @@ from .container_spec import CONTAINERS, donor_of
 from .flood import RATE, LineBudget
 from .life import Act, Event, Life, What, step
 from .probe import Activity, Deadline, Probe, WrongModel, await_answer
+from .transitions import tell_transition
 from .vitals import Pulse, Vitals, pulse
 
 log = logging.Log("supervisor")
@@ -87,7 +90,7 @@ class Start:
     page: Optional[PageReader]
     began: float
     contract: str = ""  # that its packages speak
-    max_model_len: Optional[int] = None
+    abilities: Abilities = Abilities()
     granted: Optional[Granted] = None
 
 
@@ -274,7 +277,8 @@ class Unit:
         model = recipes.served_name(config, around.model_name)
         probe = Probe(self._tools.client, Target(self.name, spec.url, self.api_key), model)
         page = PageReader(pool_file) if pool_file else None
-        return Start(spec, running, probe, pool_file, page, self._tools.clock(), contract)
+        abilities = KINDS[config.kind.value].abilities
+        return Start(spec, running, probe, pool_file, page, self._tools.clock(), contract, abilities)
 
     def _surroundings(self, desired: Desired) -> recipes.Surroundings:
         """With what can be said before a start."""
@@ -315,7 +319,8 @@ class Unit:
             error = await start.probe.warm_up_error(config.kind, max(left, config.health.canary_timeout))
         except (WrongModel, UnitError) as err:
             return self._report(What.BROKEN, epoch, str(err))
-        start.max_model_len, start.granted = card.max_model_len, card.granted
+        start.granted = card.granted
+        start.abilities = replace(KINDS[config.kind.value].abilities, max_context=card.max_model_len)
         for words in shortfalls(self._launched.around.binding, card.granted):
             log.warning("the unit is not bound as planned", unit=self.name, reason=words)
         self._report(What.BROKEN if error else What.WARM, epoch, error or "")
@@ -453,10 +458,10 @@ class Unit:
             url=start.spec.url if start else "",
             epoch=life.epoch,
             model=start.probe.model if start else recipes.served_name(config, self._launched.around.model_name),
-            max_model_len=start.max_model_len if start else None,
             max_num_seqs=config.max_num_seqs,
             max_step_tokens=config.max_num_batched_tokens,
             granted=start.granted if start else None,
+            abilities=start.abilities if start else KINDS[config.kind.value].abilities,
             pool_file=start.pool_file if start else "",
             nixl=recipes.uses_nixl(config, self._launched.around),
             pid=start.running.pid if start else None,
@@ -478,23 +483,3 @@ class Unit:
 
 def _is_external(config: UnitConfig) -> bool:
     return config.backend is BackendKind.EXTERNAL
-
-
-def tell_transition(unit: str, before: Life, life: Life, event: Event, start: Optional[Start], now: float) -> None:
-    """One log line for each change of state that an operator wants to know of."""
-    if life.state is before.state and life.epoch == before.epoch:
-        return
-    if life.state is UnitState.STARTING:
-        log.info("starting unit", unit=unit, start=life.epoch, reason=life.reason or None)
-    elif life.state is UnitState.READY and start is not None:
-        seconds = now - start.began
-        log.info("unit is ready", message_id=logging.UNIT_READY, unit=unit, seconds=seconds, url=start.spec.url)
-    elif life.state is UnitState.FAILED:
-        wait = None if life.retry_at is None else life.retry_at - now
-        message_id = logging.UNIT_DIED if wait is not None else logging.UNIT_FAILED
-        message = "unit died; it is started again" if wait is not None else "unit failed too often; it stays down"
-        log.error(message, message_id=message_id, unit=unit, reason=life.reason, wait=wait, failures=life.failures)
-    elif event.what is What.BROKEN:
-        log.error("unit is broken; killing it", unit=unit, reason=life.reason)
-    elif life.state is UnitState.STOPPED:
-        log.info("unit has stopped", message_id=logging.UNIT_STOPPED, unit=unit)

@@ -13,7 +13,8 @@ import pytest
 import pytest_asyncio
 
 from syshaxd.model.plan import Move, Reason
-from syshaxd.model.unit import UnitKind, UnitState
+from syshaxd.model.unit import UnitState
+from syshaxd.units import OPENAI, SYSINFER
 from testbed.fake_unit.language import render, text_after
 from testbed.daemon_in_process import House, Reply
 
@@ -250,11 +251,11 @@ async def test_a_foreign_server_never_begins_the_answer_anew(house: House, strea
     """A unit of kind openai knows no token ids: what has begun does not go on there."""
     body = {"prompt": "begun", "max_tokens": 40, "temperature": 0, "stream": stream}
     await house.faults("gpu", reset_after=10, slow=0.002, times=1)
-    house.world.change("cpu", kind=UnitKind.OPENAI)
+    house.world.change("cpu", abilities=OPENAI.abilities)
     try:
         reply = await house.post(COMPLETIONS, body, {"x-syshax-route": "accelerator", "x-request-id": "foreign"})
     finally:
-        house.world.change("cpu", kind=UnitKind.SYSINFER)
+        house.world.change("cpu", abilities=SYSINFER.abilities)
     assert reply.text == text_after(render(body), 40), house.runner.explain("foreign")["text"]
     assert not (await house.state("cpu"))["request_ids"]
     await house.quiet()

@@ -11,7 +11,8 @@ import pytest
 import pytest_asyncio
 
 from syshaxd.model.plan import Move, Reason
-from syshaxd.model.unit import UnitKind, UnitState
+from syshaxd.model.unit import UnitState
+from syshaxd.units import VLLM
 from testbed.fake_unit.language import encode, render, text_after
 from testbed.daemon_in_process import CONFIG, House, Reply
 
@@ -139,7 +140,7 @@ async def test_reasoning_of_answers_that_are_passed_through(tmp_path: Path, stre
         assert [choice["message"]["reasoning_content"] for choice in both] == ["你 first"] * 2
         await house.quiet()
         for unit in ("gpu", "cpu"):
-            house.world.change(unit, kind=UnitKind.VLLM)
+            house.world.change(unit, abilities=VLLM.abilities)
         plain = body_for(CHAT, said, 200, stream=stream)
         for route in ("accelerator", "split"):
             reply = await house.post(CHAT, plain, {"x-syshax-route": route, "x-request-id": f"own.{route}"})

@@ -13,6 +13,7 @@ from syshaxd.model.snapshot import PdStatus, Snapshot, UnitSnapshot
 from syshaxd.model.unit import BackendKind, Role, UnitKind, UnitState, UnitView
 from syshaxd.runner import InFlightLedger
 from syshaxd.unitclient import Chunk, Deadlines, Target
+from syshaxd.units import SYSINFER
 from testbed.fake_unit.language import EOS, Detokenizer, Speaker, decode, render
 
 
@@ -22,7 +23,7 @@ class SimulatedUnit:
     def __init__(self, name: str, role: Role) -> None:
         self.view = UnitView(
             name, role, UnitKind.SYSINFER, BackendKind.PROCESS, UnitState.READY,
-            f"http://{name}", 1, "m", 4096, f"/{name}",
+            f"http://{name}", 1, "m", f"/{name}", abilities=replace(SYSINFER.abilities, max_context=4096),
         )  # fmt: skip
         self.streams: List["SimulatedStream"] = []
         self.refuses_aborts = False
