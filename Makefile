@@ -9,7 +9,7 @@ DEV := packaging/dev
 export PYTHONDONTWRITEBYTECODE := $(if $(CI),1,)
 
 .DEFAULT_GOAL := help
-.PHONY: help run native check test test-unit test-process test-39 test-kernels test-sysinfer test-vllm \
+.PHONY: help run native check format test test-unit test-process test-39 test-kernels test-sysinfer test-vllm \
         test-vllm-breadth test-vllm-version test-system test-deployed \
         summary manuals plugin vllm-env rpm repo clean $(VENV) $(ORACLE)
 
@@ -62,6 +62,12 @@ check: $(TEST_STAMP)  ## layers, types, lint, style (3 min)
 	    -- $(PY) -m flake8 $(SOURCES) \
 	    -- $(VENV)/bin/clang-format --dry-run --Werror $(NATIVE) \
 	    -- $(PYTEST) -q tests/style
+
+PYTHON_FILES = $(shell git ls-files '*.py')
+format: $(TEST_STAMP)  ## Python and C++ as `make check` wants them
+	@$(VENV)/bin/ruff check -q --fix --unsafe-fixes $(PYTHON_FILES)
+	@$(VENV)/bin/ruff format -q $(PYTHON_FILES)
+	@$(VENV)/bin/clang-format -i $(NATIVE)
 
 test-unit: $(TEST_STAMP)  ## pure logic (2 min)
 	@$(TIER) unit -- $(PYTEST) -q -n 2 --dist loadfile tests/unit
