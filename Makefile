@@ -115,7 +115,7 @@ PLUGIN ?= build/plugin
 plugin: native  ## the folder that a vLLM elsewhere is started with (PYTHONPATH, mounted read-only): PLUGIN=FOLDER
 	rm -rf $(PLUGIN)
 	mkdir -p $(PLUGIN)
-	cd kernels/python && tar -c --exclude=__pycache__ syshax_kernels syshax_handoff syshax_vllm *.dist-info | tar -x -C $(abspath $(PLUGIN))
+	cd kernels/python && tar -c --exclude=__pycache__ syshax_contract syshax_kernels syshax_handoff syshax_vllm *.dist-info | tar -x -C $(abspath $(PLUGIN))
 
 test-system: $(TEST_STAMP) native  ## install, start, reload, upgrade under a real systemd; needs root (16 min)
 	@$(TIER) system -- $(PYTEST) -q tests/system

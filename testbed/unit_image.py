@@ -25,7 +25,8 @@ def unit_archive(folder: Path) -> Path:
     excluded = [f"--exclude={path}" for path in LEFT_OUT]
     run("tar", "-C", base_root(), *excluded, "-cf", archive, ".")
     site = Path(tokenizers.__file__).parents[1]  # Debian has no package of it
-    for folder, packages in ((ROOT / "kernels/python", ("sysinfer", "syshax_kernels")), (site, ("tokenizers",))):
+    ours = ("sysinfer", "syshax_contract", "syshax_handoff", "syshax_kernels")
+    for folder, packages in ((ROOT / "kernels/python", ours), (site, ("tokenizers",))):
         to = "--transform=s,^,./usr/lib/python3/dist-packages/,"
         run("tar", "-C", folder, "--exclude=__pycache__", to, "-rf", archive, *packages)
     return archive

@@ -30,7 +30,8 @@ def test_the_environment_of_the_guides() -> None:
     )  # fmt: skip
     assert (found.threads, found.cpus, found.nrc, found.quantize) == (2, (0, 1), 32, "q4_0")
     options = parse_options(["serve", "m.gguf"], found)
-    assert (options.threads, options.cpus, options.weights, str(options.pool_path)) == (2, (0, 1), "q4_0", "/p/a.pool")
+    assert (options.threads, options.cpus, options.sizing.weights) == (2, (0, 1), "q4_0")
+    assert str(options.pool_path) == "/p/a.pool"
     for name, value in {
         "OMP_NUM_THREADS": "many",
         "NRC": "-1",

@@ -80,7 +80,7 @@ def _unit(name: str, engine: RealEngine, tag: str, ipc: str) -> Dict[str, Any]:
         "kind": "vllm",
         "backend": "podman",
         "command": [str(python), "-m", "testbed.fake_unit", "--host", "{host}", "--port", "{port}", "--name", name],
-        "env": {"PYTHONPATH": f"{ROOT}:{site}", "PYTHONDONTWRITEBYTECODE": "1"},
+        "env": {"PYTHONPATH": f"{ROOT}:{ROOT}/kernels/python:{site}", "PYTHONDONTWRITEBYTECODE": "1"},
         "cpu": {"affinity": "none"},
         "container": {
             "image": IMAGE, "socket": engine.socket, "name": f"{tag}-{name}", "ipc": ipc, "mounts": mounts,

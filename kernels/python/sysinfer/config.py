@@ -7,9 +7,10 @@ from typing import List, Mapping, Optional, Sequence, Tuple, Type, TypeVar, Unio
 
 import numpy as np
 from numpy.typing import NDArray
+from syshax_contract.gguf import Value
 
 from sysinfer.errors import ModelFileError
-from sysinfer.gguf import GgufFile, Tensor, Value
+from sysinfer.gguf import GgufFile, Tensor
 
 ARCHITECTURES = ("llama", "qwen2")
 MAX_HEAD, MAX_LAYERS = 1024, 1024  # dimensions of a head; the core takes no more

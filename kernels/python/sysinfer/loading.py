@@ -7,6 +7,8 @@ import time
 from dataclasses import dataclass
 from typing import Mapping, Optional, Union
 
+from syshax_contract.model_files import ModelFacts, gguf_facts
+from syshax_contract.model_memory import engine_memory, kv_bytes
 from syshax_kernels.context import Context, ContextInfo
 from syshax_kernels.errors import KernelError
 from syshax_kernels.pool import CHUNK_TOKENS, Geometry, chunks_that_fit, model_id
@@ -28,7 +30,6 @@ from sysinfer.weights import KINDS
 log = logging.getLogger("sysinfer.engine")
 
 TICKETS = 256
-MEMORY_SHARE = 0.25  # of the free memory, that the KV cache takes unasked
 LOAD_STEP_BYTES = 64 << 20  # of a ticket, copied in one step
 
 
@@ -37,6 +38,7 @@ class Opened:
     """A model file as the server needs it: everything but the weights."""
 
     file: GgufFile
+    facts: ModelFacts
     config: ModelConfig
     meta: Metadata
     tokenizer: ModelTokenizer
@@ -64,33 +66,23 @@ def open_model(options: Options) -> Opened:
         raise ModelFileError(f"{file.path}: {len(tokenizer)} tokens, but the embedding has {config.vocab} rows")
     source = options.chat_template or meta.find("tokenizer.chat_template", str)
     bos, eos = (tokenizer.tokens[i] if i is not None else "" for i in (tokenizer.bos, tokenizer.eos))
-    return Opened(file, config, meta, tokenizer, ChatTemplate(source, bos, eos) if source else None)
+    template = ChatTemplate(source, bos, eos) if source else None
+    return Opened(file, gguf_facts(file.header), config, meta, tokenizer, template)
 
 
-def block_bytes(config: ModelConfig, block_size: int, kv_dtype: str) -> int:
-    """Bytes of KV in a block of so many tokens; 8 bits come with a scale for each token and head."""
-    sizes = {"f32": 4 * config.head_dim, "q8_0": config.head_dim + 4}
-    return config.n_layers * 2 * block_size * config.n_kv_heads * sizes.get(kv_dtype, 2 * config.head_dim)
-
-
-def plan_sizes(options: Options, config: ModelConfig, free_bytes: int) -> RunnerSizes:
-    """KV blocks and context length that fit together: with few blocks the longest sequence gets shorter."""
-    size = options.block_size
-    longest = min(options.max_model_len or config.context, config.context)
-    if options.max_model_len is not None and options.max_model_len > config.context:
-        raise SetupError(
-            f"--max-model-len is {options.max_model_len}, the model was trained for {config.context} tokens"
-        )
-    blocks = options.kv_blocks
-    if blocks is None:
-        wanted = options.max_num_seqs * -(-longest // size)
-        blocks = max(min(wanted, int(free_bytes * MEMORY_SHARE) // block_bytes(config, size, options.kv_dtype)), 1)
-    if blocks * size < longest:
+def plan_sizes(options: Options, facts: ModelFacts, free_bytes: int) -> RunnerSizes:
+    """KV blocks and context length that fit together; SetupError for a longer context than the model has."""
+    asked, own = options.sizing, facts.context
+    if asked.max_model_len is not None and asked.max_model_len > own:
+        raise SetupError(f"--max-model-len is {asked.max_model_len}, the model was trained for {own} tokens")
+    planned = engine_memory(facts, asked, free_bytes)
+    blocks, size, longest = planned.kv_blocks, asked.block_size, planned.max_model_len
+    if longest < (asked.max_model_len or own):
         log.info(
-            "%d KV blocks of %d tokens: sequences can have %d tokens, not %d", blocks, size, blocks * size, longest
-        )
-        longest = blocks * size
-    return RunnerSizes(longest, blocks, size, options.max_num_batched_tokens, options.kv_dtype)
+            "%d KV blocks of %d tokens: sequences can have %d tokens, not %d",
+            blocks, size, longest, asked.max_model_len or own,
+        )  # fmt: skip
+    return RunnerSizes(longest, blocks, size, asked.max_num_batched_tokens, asked.kv_dtype)
 
 
 def free_memory() -> int:
@@ -103,15 +95,15 @@ def load(opened: Opened, options: Options, stats: EngineStats) -> Loaded:
     """Loads the weights and builds the engine. SetupError with what is wrong and what to do."""
     begin = time.monotonic()
     config = opened.config
-    sizes = plan_sizes(options, config, free_memory())
+    sizes = plan_sizes(options, opened.facts, free_memory())
     try:
         context = Context(
             options.threads, options.cpus or None, nrc=options.nrc, spin_us=0 if options.threads == 1 else 50
         )
-        runner = NativeRunner(context, opened.file, config, sizes, options.weights, options.packed_cache)
+        runner = NativeRunner(context, opened.file, config, sizes, options.sizing.weights, options.packed_cache)
     except (KernelError, ValueError) as err:
         raise SetupError(f"{options.model} can't be loaded: {err}") from err
-    limits = SchedulerConfig(options.max_num_seqs, sizes.max_batch_tokens, sizes.max_model_len)
+    limits = SchedulerConfig(options.sizing.max_num_seqs, sizes.max_batch_tokens, sizes.max_model_len)
     scheduler = Scheduler(limits, BlockPool(sizes.kv_blocks, sizes.block_size, options.prefix_cache))
     handoffs = _handoffs(opened, options, sizes, runner, stats)
     core = EngineCore(scheduler, runner, opened.tokenizer, stats, handoffs)
@@ -151,7 +143,7 @@ def _handoffs(
         return Handoffs()
     geometry = _geometry(opened, sizes)
     loader = SequenceLoader(options.pool_path.parent, geometry, runner, stats)
-    budget = max(LOAD_STEP_BYTES // block_bytes(opened.config, 1, sizes.kv_dtype) // CHUNK_TOKENS, 1) * CHUNK_TOKENS
+    budget = max(LOAD_STEP_BYTES // kv_bytes(opened.facts, 1, sizes.kv_dtype) // CHUNK_TOKENS, 1) * CHUNK_TOKENS
     chunks = chunks_that_fit(options.pool_bytes, geometry, tickets=TICKETS, max_tokens=sizes.max_model_len)
     if chunks == 0:
         log.error("no handoff from this unit: SYSHAX_POOL_BYTES is %d, too small for one chunk", options.pool_bytes)

@@ -8,6 +8,8 @@ from typing import Dict, Iterator, List, Mapping, NamedTuple, Optional, Tuple
 
 import numpy as np
 from numpy.typing import NDArray
+from syshax_contract.gguf import TENSOR_TYPES
+from syshax_contract.model_memory import HELD_AS, HELD_BITS, held_type
 from syshax_kernels.errors import KernelError
 from syshax_kernels.model import Model
 from syshax_kernels.types import DType, Role
@@ -15,15 +17,12 @@ from syshax_kernels.types import DType, Role
 from sysinfer import packed
 from sysinfer.config import ModelConfig
 from sysinfer.errors import ModelFileError
-from sysinfer.gguf import TENSOR_TYPES, GgufFile, Tensor
+from sysinfer.gguf import GgufFile, Tensor
 from sysinfer.quant import can_dequantise, dequantise
 
 log = logging.getLogger("sysinfer.weights")
 
-KINDS: Mapping[str, DType] = {
-    "q8_0": DType.Q8_0, "q4_0": DType.Q4_0, "f16": DType.F16, "bf16": DType.BF16, "f32": DType.F32,
-}  # fmt: skip
-_BITS: Mapping[int, int] = {DType.F32: 32, DType.F16: 16, DType.BF16: 16, DType.Q8_0: 8, DType.Q4_0: 4}
+KINDS: Mapping[str, DType] = {name: DType(kind) for name, kind in HELD_AS.items()}
 
 
 class Expected(NamedTuple):
@@ -75,7 +74,7 @@ def _find(file: GgufFile, name: str, want: Expected) -> Optional[Tensor]:
     if shape != (want.rows, want.cols):
         raise ModelFileError(f"{file.path}: tensor {name} is {shape}, expected {(want.rows, want.cols)}")
     if not can_dequantise(tensor.type):
-        known = ", ".join(TENSOR_TYPES[t][0] for t in TENSOR_TYPES if can_dequantise(t))
+        known = ", ".join(TENSOR_TYPES[t].name for t in TENSOR_TYPES if can_dequantise(t))
         raise ModelFileError(f"{file.path}: tensor {name} is {tensor.type_name}, expected one of {known}")
     return tensor
 
@@ -87,20 +86,9 @@ def separate_halves(rows: NDArray[np.uint8], heads: int) -> NDArray[np.uint8]:
     return np.ascontiguousarray(pairs.swapaxes(1, 2)).reshape(rows.shape)
 
 
-def holding(source: int, wanted: Optional[DType], cols: int) -> DType:
-    """The type to hold a matrix in: what is wanted, but never more bits than the file has, and blocks only where rows
-    fit. Types the core does not take become q8_0."""
-    own = DType(source) if source in _BITS else DType.Q8_0
-    kind = own if wanted is None else wanted
-    if wanted is not None and _BITS[wanted] > _BITS[own] and _BITS[own] < 16:
-        kind = own
-    return DType.F32 if kind in (DType.Q8_0, DType.Q4_0) and cols % 32 else kind
-
-
 def load_weights(file: GgufFile, config: ModelConfig, model: Model, weights: str, cache: Optional[Path] = None) -> None:
     """Gives every tensor to `model`, held as `weights` says (`keep`: as in the file); ModelFileError names a bad one.
 
-    Embedding and output stay at q8_0 where q4_0 is asked for: they decide the token, and llama.cpp does the same.
     `cache`: folder of packed files, where packed weights are looked for first and left for the next start.
     """
     found = [(name, layer, want, _find(file, name, want)) for name, layer, want in _all(config)]
@@ -142,8 +130,8 @@ def _pack_all(tensors: List[Tuple[int, Expected, Tensor]], config: ModelConfig, 
     wanted = KINDS.get(weights)
     for layer, want, tensor in tensors:
         whole = want.role in (Role.TOKEN_EMBD, Role.OUTPUT)
-        kind = holding(tensor.type, DType.Q8_0 if whole and wanted is DType.Q4_0 else wanted, want.cols)
-        _set(model, config, tensor, layer, want, kind)
+        kind = held_type(tensor.type, wanted, whole, want.cols % 32 == 0)
+        _set(model, config, tensor, layer, want, DType(kind))
 
 
 def _all(config: ModelConfig) -> Iterator[Tuple[str, int, Expected]]:
@@ -158,7 +146,7 @@ def _set(model: Model, config: ModelConfig, tensor: Tensor, layer: int, want: Ex
     data, source = tensor.data, tensor.type
     if want.heads and config.arch == "llama":
         data = separate_halves(data, want.heads)
-    if source not in _BITS or want.rows == 1:
+    if source not in HELD_BITS or want.rows == 1:
         data, source = dequantise(data, source).reshape(want.rows, want.cols).view(np.uint8), int(DType.F32)
     data = np.ascontiguousarray(data)
     model.set_tensor(want.role, layer, DType(source), DType.F32 if want.rows == 1 else kind, want.rows, want.cols, data)

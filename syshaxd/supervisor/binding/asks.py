@@ -5,6 +5,8 @@ from __future__ import annotations
 import functools
 from typing import Callable, Optional, Tuple
 
+from syshax_contract.model_files import ModelFacts, NoFacts, read_model
+
 from syshaxd.config.types import Config, UnitConfig
 from syshaxd.errors import ConfigError, Problem
 from syshaxd.model.unit import BackendKind, UnitKind
@@ -12,7 +14,6 @@ from syshaxd.model.unit import BackendKind, UnitKind
 from .host import HostTree
 from .inputs import read_inputs
 from .memory import unit_memory
-from .model_file import ModelFacts, NoFacts, read_model
 from .plan import Ask, BindingPlan, plan
 
 ReadModel = Callable[[str], ModelFacts]

@@ -1,7 +1,6 @@
 """How much memory of the host a unit will hold: weights, KV cache, pool, activations. Pure.
 
-Upper bounds: a unit starts with less and grows to this. Model files that are mapped while they are read are not
-counted; the kernel takes those pages back.
+Upper bounds: a unit starts with less and grows to this.
 """
 
 from __future__ import annotations
@@ -10,20 +9,18 @@ import re
 from dataclasses import dataclass
 from typing import Mapping, Optional
 
+from syshax_contract.gguf import F32
+from syshax_contract.model_files import ModelFacts
+from syshax_contract.model_memory import SERVER_BYTES, engine_memory, kv_bytes
+from syshax_contract.sysinfer_command import CommandLineError, EngineSizing, sizing_of
+
 from syshaxd.config.types import UnitConfig
 from syshaxd.model.unit import UnitKind
 from syshaxd.supervisor.vllm_recipe import CPU_BLOCK, CPU_KV_SPACE, flags
 
-from .model_file import BF16, BLOCKS, F16, F32, Q4_0, Q8_0, ModelFacts, Part
-
 MIB = 1 << 20
-SYSINFER_SERVER = 128 * MIB  # the Python process without a model
 VLLM_SERVER = 1280 * MIB  # API server and engine; measured 1.2 GiB with 0.32.0
 VLLM_RANK = 768 * MIB  # one worker without weights and KV
-KV_SHARE = 0.25  # of the memory beside the weights, that sysinfer's KV cache takes unasked
-STEP_TOKENS, SEQUENCES, BLOCK = 512, 16, 32  # sysinfer's defaults
-_TYPES = {"q4_0": Q4_0, "q8_0": Q8_0, "f16": F16, "bf16": BF16, "f32": F32}
-_BITS = {Q4_0: 4, Q8_0: 8, F16: 16, BF16: 16, F32: 32}
 _DTYPES = {"float32": 4, "float": 4, "float16": 2, "half": 2, "bfloat16": 2}
 _POWERS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
 
@@ -51,7 +48,7 @@ def unit_memory(unit: UnitConfig, facts: Optional[ModelFacts], pool: int, host_m
     if unit.kind is UnitKind.SYSINFER and facts is not None:
         return _sysinfer(unit, facts, pool, host_memory)
     if unit.kind is UnitKind.SYSINFER:
-        return Memory(pool=pool, activations=SYSINFER_SERVER)
+        return Memory(pool=pool, activations=SERVER_BYTES)
     if unit.kind is not UnitKind.VLLM:
         return Memory()
     if unit.accelerator != "none" or facts is None:
@@ -63,39 +60,23 @@ def unit_memory(unit: UnitConfig, facts: Optional[ModelFacts], pool: int, host_m
 
 # ---- sysinfer ------------------------------------------------------------------------------------------------------
 def _sysinfer(unit: UnitConfig, facts: ModelFacts, pool: int, host_memory: int) -> Memory:
-    given = _given(unit)
-    wanted = given.get("--weights") or given.get("--quantize") or unit.quantize or unit.env.get("SYSHAX_QUANTIZE", "")
-    weights = sum(_held(part, _TYPES.get(wanted.lower())) for part in facts.parts)
-    room = int(max(0, host_memory - weights) * KV_SHARE) if host_memory else 0
-    return Memory(weights, _sysinfer_kv(unit, given, facts, room), pool, _sysinfer_step(given, facts))
+    """As the engine itself will size it, by the same functions."""
+    planned = engine_memory(facts, sysinfer_sizing(unit), host_memory or None)
+    return Memory(planned.weights, planned.kv, pool, planned.activations)
 
 
-def _held(part: Part, wanted: Optional[int]) -> int:
-    """Bytes of a part in memory: as asked for but never with more bits than in the file; foreign types as q8_0."""
-    own = part.type if part.type in _BITS else Q8_0
-    asked = own if wanted is None else Q8_0 if wanted == Q4_0 and part.whole else wanted
-    kind = own if _BITS[asked] > _BITS[own] and _BITS[own] < 16 else asked
-    block, size = BLOCKS[kind]
-    return -(-part.elements // block) * size
-
-
-def _sysinfer_kv(unit: UnitConfig, given: Mapping[str, str], facts: ModelFacts, room: int) -> int:
-    """As sysinfer does it: by need, but no more than its share of the free memory."""
-    size = _int(given, "--block-size", unit.block_size or BLOCK)
-    block = facts.kv_elements * (4 if given.get("--kv-dtype") == "f32" else 2) * size
-    blocks = _int(given, "--kv-blocks", unit.kv_blocks or 0)
-    if blocks:
-        return blocks * block
-    longest = min(_int(given, "--max-model-len", unit.max_model_len or facts.context), facts.context)
-    need = _int(given, "--max-num-seqs", SEQUENCES) * -(-longest // size) * block
-    return min(need, room) if room else need
-
-
-def _sysinfer_step(given: Mapping[str, str], facts: ModelFacts) -> int:
-    """Server, rows of a step (residual, norm, q, k, v, attention, feed-forward, their 8-bit copy), logits."""
-    rows = max(_int(given, "--max-num-batched-tokens", STEP_TOKENS), _int(given, "--max-num-seqs", SEQUENCES))
-    row = 4 * (2 * facts.width + 4 * facts.widest) + 2 * facts.widest
-    return SYSINFER_SERVER + rows * row + 4 * facts.vocab * _int(given, "--max-num-seqs", SEQUENCES)
+def sysinfer_sizing(unit: UnitConfig) -> EngineSizing:
+    """The options that its command line will have. One that it would refuse is planned without the user's words."""
+    options = {
+        "--max-model-len": unit.max_model_len, "--kv-blocks": unit.kv_blocks, "--block-size": unit.block_size,
+        "--quantize": unit.quantize or None,
+    }  # fmt: skip
+    own = [word for name, value in options.items() if value is not None for word in (name, str(value))]
+    quantize = unit.env.get("SYSHAX_QUANTIZE", "").strip().lower()
+    try:
+        return sizing_of([unit.model_path, *own, *unit.extra_args], quantize)
+    except CommandLineError:
+        return sizing_of([unit.model_path, *own])
 
 
 # ---- vLLM on CPUs --------------------------------------------------------------------------------------------------
@@ -108,11 +89,12 @@ def _vllm_weights(unit: UnitConfig, facts: ModelFacts) -> int:
 def _vllm_kv(unit: UnitConfig, facts: ModelFacts, ranks: int) -> int:
     """Of one rank: the number of blocks where it is given, else the space."""
     given = _given(unit)
-    width = 4 if given.get("--dtype") in ("float32", "float") else 2
     blocks = _int(given, "--num-gpu-blocks-override", unit.kv_blocks or 0)
     if blocks:
         size = -(-_int(given, "--block-size", unit.block_size or CPU_BLOCK) // CPU_BLOCK) * CPU_BLOCK
-        return blocks * size * facts.kv_elements * width // ranks
+        kept_as = given.get("--kv-cache-dtype", "auto")
+        kind = given.get("--dtype", "auto") if kept_as == "auto" else kept_as
+        return blocks * kv_bytes(facts, size, kind) // ranks
     if "--kv-cache-memory-bytes" in given:
         return _size(given["--kv-cache-memory-bytes"])
     space = unit.env.get("VLLM_CPU_KVCACHE_SPACE", "")

@@ -46,7 +46,7 @@ class Process:
         self._loaded: Optional[Loaded] = None
         self._done: "asyncio.Future[Optional[BaseException]]" = self._loop.create_future()
         self._engine = EngineThread(
-            self._load, self._stats, options.block_size, self._deliver, self._on_ready, self._on_ended
+            self._load, self._stats, options.sizing.block_size, self._deliver, self._on_ready, self._on_ended
         )
         self._calls = Calls(self._engine.put)
         self._url = ""

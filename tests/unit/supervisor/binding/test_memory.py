@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from syshax_contract.gguf import BF16, F32, Q4_0
+from syshax_contract.model_files import ModelFacts, NoFacts, Part, read_model
 
 from syshaxd.config.types import Config, PdConfig, UnitConfig
 from syshaxd.model.unit import Role, UnitKind
 from syshaxd.supervisor.binding.asks import plan_units
 from syshaxd.supervisor.binding.host import HostNode, HostTree
 from syshaxd.supervisor.binding.memory import VLLM_RANK, VLLM_SERVER, unit_memory
-from syshaxd.supervisor.binding.model_file import BF16, F32, Q4_0, ModelFacts, NoFacts, Part, read_model
 
 GIB = 1 << 30
 DEMO = Path(__file__).resolve().parents[4] / "kernels/demo/syshax-demo.gguf"
@@ -94,12 +95,24 @@ def test_kv_cache_of_sysinfer() -> None:
     assert unit_memory(CPU, LLAMA, 0, 64 * GIB).kv <= 16 * GIB, "unasked, no more than its share of what is left"
     wide = replace(CPU, kv_blocks=100, extra_args=("--kv-dtype=f32",))
     assert unit_memory(wide, LLAMA, 0, 0).kv == 200 * 32 * token
+    narrow = replace(CPU, kv_blocks=100, extra_args=("--kv-dtype", "q8_0"))
+    facts = replace(LLAMA, kv_heads=8, head_size=128)
+    assert unit_memory(narrow, facts, 0, 0).kv == 100 * 32 * (token // 2 + 2 * 32 * 8 * 4), "a scale a token and head"
+
+
+def test_a_command_line_that_sysinfer_would_refuse_is_planned_without_it() -> None:
+    """The unit says what is wrong when it starts; the plan must neither fail nor print."""
+    for words in (("--block-size", "0"), ("--block-size",), ("--max-num-seqs", "x"), ("--help",), ("--version",)):
+        assert unit_memory(replace(CPU, extra_args=words), LLAMA, 0, 0) == unit_memory(CPU, LLAMA, 0, 0)
 
 
 def test_vllm_on_cpus() -> None:
     held = unit_memory(replace(VLLM, env={"VLLM_CPU_KVCACHE_SPACE": "40"}), LLAMA, GIB, 0)
     assert held.kv == 40 * GIB and held.pool == GIB and held.activations == VLLM_SERVER + VLLM_RANK
     assert unit_memory(VLLM, LLAMA, 0, 0).kv == 4 * GIB
+    blocks = replace(VLLM, kv_blocks=100, block_size=32)
+    kv = {dtype: replace(blocks, extra_args=("--kv-cache-dtype", dtype)) for dtype in ("auto", "fp8")}
+    assert unit_memory(kv["auto"], LLAMA, 0, 0).kv == 2 * unit_memory(kv["fp8"], LLAMA, 0, 0).kv
     ranks = unit_memory(replace(VLLM, tensor_parallel_size=4), LLAMA, 0, 0)
     assert ranks.kv == 16 * GIB and ranks.weights == held.weights, "the space is that of one rank"
     assert unit_memory(replace(VLLM, extra_args=("--dtype=float32",)), LLAMA, 0, 0).weights == 2 * held.weights
