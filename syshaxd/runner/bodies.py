@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, Dict, List, Mapping, Optional
+from typing import Any, Dict, List, Mapping, Optional, Tuple
 
 from syshaxd.model.request import Endpoint
+
+from .produced import Record
+from .request import ClientRequest
+from .steps import Step
 
 Body = Mapping[str, Any]
 _LIMITS = ("max_completion_tokens", "max_tokens")
 _OURS = ("kv_transfer_params", "request_id")  # a client has no business with tickets, and ids are the daemon's
 COMPLETIONS_DEFAULT = 16  # OpenAI's and vLLM's max_tokens of /v1/completions
-
-
-@dataclass(frozen=True)
-class Ticket:
-    """KV that a unit left (or will leave) in its outbox."""
-
-    id: str
-    pool: str
-    generation: int = 0
 
 
 def max_tokens_of(body: Body, endpoint: Endpoint) -> Optional[int]:
@@ -28,12 +22,6 @@ def max_tokens_of(body: Body, endpoint: Endpoint) -> Optional[int]:
         if body.get(name) is not None:
             return int(body[name])
     return COMPLETIONS_DEFAULT if endpoint is Endpoint.COMPLETIONS else None
-
-
-def stops_of(body: Body) -> List[str]:
-    """The stop strings, without empty ones."""
-    stop = body.get("stop")
-    return [text for text in ([stop] if isinstance(stop, str) else stop or []) if text]
 
 
 def relayed(body: Body, model: str) -> Dict[str, Any]:
@@ -76,17 +64,6 @@ def with_context(body: Dict[str, Any], endpoint: Endpoint, context: List[int]) -
     return with_transfer(made, prompt_token_ids=context)
 
 
-def with_save(body: Dict[str, Any], ticket: Ticket, save_on: str) -> Dict[str, Any]:
-    """The unit keeps the KV under this ticket."""
-    return _with_syshax(body, save=ticket.id, save_on=save_on)
-
-
-def with_load(body: Dict[str, Any], ticket: Ticket) -> Dict[str, Any]:
-    """The unit takes the KV from this ticket before it computes."""
-    load = {"ticket": ticket.id, "pool": ticket.pool, "generation": ticket.generation}
-    return _with_syshax(body, load=load)
-
-
 def kept_for_nixl(body: Dict[str, Any]) -> Dict[str, Any]:
     """The unit keeps the KV for another one, and says in its answer where; it says so in no stream. It does so for
     requests that end by their length only: the one token, which nobody uses, must not end it otherwise."""
@@ -103,3 +80,48 @@ def with_transfer(body: Dict[str, Any], **values: Any) -> Dict[str, Any]:
 def _with_syshax(body: Dict[str, Any], **values: Any) -> Dict[str, Any]:
     mine = body.get("kv_transfer_params", {}).get("syshax", {})
     return with_transfer(body, syshax={**mine, **values})
+
+
+def body_of(step: Step, request: ClientRequest, record: Record) -> Dict[str, Any]:
+    """The upstream body of a step, from what the request has produced so far."""
+    endpoint = request.info.endpoint
+    model = step.unit.model or request.info.model
+    if step.prefill_only:
+        made = _prefill(request, endpoint, model)
+        if step.unit.nixl:
+            made = kept_for_nixl(made)
+    elif step.owned:
+        made = owned(request.body, model)
+        if record.prompt_ids is not None:
+            made = continued(made, endpoint, record.context(), record.output_tokens)
+    else:
+        made = relayed(request.body, model)
+        if record.prompt_ids is not None:
+            made = with_context(made, endpoint, record.context())
+    if step.save is not None:
+        # A first token that ends the request (k = 1) leaves nothing to hand over.
+        save_on = "abort" if not step.prefill_only else "finish" if step.k == 0 else "length"
+        made = _with_syshax(made, save=step.save.id, save_on=save_on)
+    if step.remote is not None:
+        made = with_transfer(made, **step.remote)
+    if step.load is not None:
+        load = {"ticket": step.load.id, "pool": step.load.pool, "generation": step.load.generation}
+        made = _with_syshax(made, load=load)
+    return made
+
+
+def _prefill(request: ClientRequest, endpoint: Endpoint, model: str) -> Dict[str, Any]:
+    made = limited(owned(request.body, model), endpoint, 1)
+    # A minimum above the maximum would be refused; any keeps the first token from being one that ends the answer.
+    if made.get("min_tokens"):
+        made["min_tokens"] = 1
+    for key in ("logprobs", "top_logprobs") if request.info.first_token_stays else ():
+        made.pop(key, None)
+    return made
+
+
+def response_ids(endpoint: Endpoint, leg_id: str) -> Tuple[str, ...]:
+    """Names under which a unit knows the request (docs/kv-handoff.md section 1)."""
+    if endpoint is Endpoint.CHAT:
+        return (f"chatcmpl-{leg_id}",)
+    return (f"cmpl-{leg_id}-0", f"cmpl-{leg_id}")

@@ -8,7 +8,7 @@ from typing import Any, Dict, List, Mapping, Optional, Tuple
 from syshaxd.model.request import Endpoint
 from syshaxd.unitclient import Usage
 
-from .record import join_logprobs
+from .produced import join_logprobs
 from .request import ClientRequest, Delta, Event, Finish, Raw
 
 DONE = b"data: [DONE]\n\n"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Dict, Mapping, NamedTuple, Optional, Union
+from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Union
 
 from syshaxd.errors import RequestError
 from syshaxd.model.plan import Prediction, Reason
@@ -23,6 +23,11 @@ class ClientRequest:
     arrived: float
     created: int
     digest: bytes = b""
+
+    def stops(self) -> List[str]:
+        """The stop strings, without empty ones."""
+        stop = self.body.get("stop")
+        return [text for text in ([stop] if isinstance(stop, str) else stop or []) if text]
 
 
 class Head(NamedTuple):

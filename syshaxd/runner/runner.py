@@ -18,7 +18,7 @@ from syshaxd.scheduler import Scheduler
 from syshaxd.tasks import TaskSet
 from syshaxd.unitclient import UnitClient
 
-from .ledger import Entry, InFlightLedger
+from .ledger import InFlightLedger
 from .request import ClientRequest
 from .services import Services
 from .stream import Stream
@@ -62,14 +62,7 @@ class Runner:
         if info.request_id in self._streams:  # two clients chose the same id: units must not confuse them
             info = replace(info, request_id=f"{info.request_id}-{secrets.token_hex(4)}")
             request = replace(request, info=info)
-        timeline = self._timelines.begin(info.request_id, request.arrived)
-        timeline.add(request.arrived, "admitted", endpoint=info.endpoint.value, stream=info.stream)
-        refusal = info.stays or info.first_token_stays
-        if refusal is not None:
-            self._services.metrics.stays(refusal)
-            timeline.add(request.arrived, "stays", rule=refusal)
-        entry = Entry(info, request.arrived, prompt_tokens=info.prompt_tokens, stays=refusal)
-        stream = Stream(self._services, request, entry, timeline)
+        stream = Stream(self._services, request, self._timelines.begin(info.request_id, request.arrived))
         self._streams[info.request_id] = stream
         self._busy.set()
         return stream

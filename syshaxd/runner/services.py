@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Mapping, Optional, Protocol, Union
+from typing import Optional, Protocol
 
 from syshaxd.admission.queue import RequestQueue
 from syshaxd.config.types import Config
@@ -14,11 +14,9 @@ from syshaxd.model.request import Endpoint
 from syshaxd.model.unit import UnitView
 from syshaxd.scheduler import Scheduler
 from syshaxd.tasks import TaskSet
-from syshaxd.unitclient import AnswerStream, Deadlines, Target, UnitClient, UnitStream
+from syshaxd.unitclient import Target, UnitClient
 
 from .ledger import InFlightLedger
-
-Generation = Union[UnitStream, AnswerStream]
 
 
 class Settings(Protocol):
@@ -51,17 +49,6 @@ class Services:
     def target(self, view: UnitView) -> Target:
         """How to reach a unit."""
         return Target(view.name, view.url, self.units.api_key(view.name))
-
-    def generation(
-        self, unit: UnitView, endpoint: Endpoint, body: Mapping[str, Any], leg_id: str, whole: bool
-    ) -> Generation:
-        """One leg, chunk by chunk; `whole`: the unit answers at once, and that is the only chunk."""
-        limits, target = self.config.limits, self.target(unit)
-        if whole:
-            call = self.client.call(target, endpoint, body, leg_id, limits.first_token_timeout)
-            return AnswerStream(unit.name, call)
-        deadlines = Deadlines(limits.first_token_timeout, limits.stall_timeout)
-        return self.client.stream(target, endpoint, body, leg_id, deadlines)
 
     def view(self, name: str) -> Optional[UnitView]:
         """The unit as it is now; None when it is not configured any more."""

@@ -4,31 +4,25 @@ from __future__ import annotations
 
 from typing import Optional
 
-from .bodies import Ticket
-from .ledger import Entry
-from .mover import discard_later
+from .aborts import discard_later
 from .services import Services
-from .steps import Step
+from .sink import Sink
+from .steps import Step, Ticket
 
 
 class LeftTicket:
     """Of one request, which has one at most. A unit's lease ends a ticket too, but holds its memory for that long."""
 
-    def __init__(self, services: Services, entry: Entry) -> None:
+    def __init__(self, services: Services, sink: Sink) -> None:
         self._services = services
-        self._entry = entry
+        self._sink = sink
         self._step: Optional[Step] = None
 
-    @property
-    def ticket(self) -> Optional[Ticket]:
-        """KV for the next unit to begin with; None: there is none."""
-        return self._step.save if self._step is not None else None
-
     def offer(self, allowed: bool) -> Optional[Ticket]:
-        """The same, where KV may go from unit to unit; else nobody will come for it."""
+        """KV for the next unit to begin with, where KV may go from unit to unit; else nobody will come for it."""
         if not allowed:
             self.discard()
-        return self.ticket
+        return self._step.save if self._step is not None else None
 
     def leave(self, step: Step) -> None:
         """The step has ended and its unit has published its ticket."""
@@ -48,4 +42,4 @@ class LeftTicket:
 
     def _keep(self, step: Optional[Step]) -> None:
         self._step = step
-        self._entry.kept_by = step.unit.name if step is not None else ""
+        self._sink.kept_by(step.unit.name if step is not None else "")

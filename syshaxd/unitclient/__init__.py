@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from .client import Answer, Generated, ModelCard, Target, Tokenized, UnitClient
 from .events import Chunk, Usage, remote_kv, transfer_params
-from .stream import AnswerStream, Deadlines, PendingCall, UnitStream
+from .stream import AnswerStream, Deadlines, UnitStream
 
 __all__ = [
     "Answer",
@@ -13,7 +13,6 @@ __all__ = [
     "Deadlines",
     "Generated",
     "ModelCard",
-    "PendingCall",
     "Target",
     "Tokenized",
     "UnitClient",

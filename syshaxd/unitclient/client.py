@@ -16,7 +16,7 @@ from syshaxd.tasks import within
 
 from .errors import FAILURES, from_exception
 from .events import parse_usage
-from .stream import Deadlines, PendingCall, UnitStream
+from .stream import AnswerStream, Deadlines, UnitStream
 
 _LARGE = 256 * 1024
 _JSON = {"Content-Type": "application/json"}
@@ -165,10 +165,16 @@ class UnitClient:
         return UnitStream(target.name, opener, deadlines)
 
     def call(
-        self, target: Target, endpoint: Endpoint, body: Mapping[str, Any], request_id: str, timeout: float
-    ) -> PendingCall:
-        """A generation without streaming, its body as it came; can be given up."""
-        return PendingCall(target.name, self._raw(target, endpoint, body, request_id, timeout))
+        self,
+        target: Target,
+        endpoint: Endpoint,
+        body: Mapping[str, Any],
+        request_id: str,
+        timeout: float,
+        parsed: bool = True,
+    ) -> AnswerStream:
+        """A generation without streaming, its body as it came; can be given up (see AnswerStream)."""
+        return AnswerStream(target.name, lambda: self._raw(target, endpoint, body, request_id, timeout), parsed)
 
     async def _raw(
         self, target: Target, endpoint: Endpoint, body: Mapping[str, Any], request_id: str, timeout: float

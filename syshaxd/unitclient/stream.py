@@ -14,8 +14,7 @@ from syshaxd.errors import UnitError, UnitErrorKind
 from syshaxd.tasks import cancelled
 
 from .errors import FAILURES, from_exception
-from .events import Chunk, parse_chunk
-from .sse import SseError, SseParser
+from .events import Chunk, SseError, SseParser, parse_chunk
 
 Opener = Callable[[], Awaitable[aiohttp.ClientResponse]]
 
@@ -155,40 +154,15 @@ class UnitStream:
             self._timer = None
 
 
-class PendingCall:
-    """A generation without streaming that can be given up."""
-
-    def __init__(self, unit: str, work: Coroutine[Any, Any, bytes]) -> None:
-        self._unit = unit
-        self._work = work
-        self._given_up: "asyncio.Future[UnitError]" = asyncio.get_running_loop().create_future()
-
-    async def result(self) -> bytes:
-        """The response body; raises UnitError."""
-        task = asyncio.ensure_future(self._work)
-        either: set[asyncio.Future[Any]] = {task, self._given_up}
-        try:
-            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
-            if not task.done():
-                raise self._given_up.result()
-            return task.result()
-        finally:
-            if not task.done():
-                await cancelled(task)
-
-    def abandon(self, kind: UnitErrorKind, text: str) -> None:
-        """Makes `result` raise that error. Safe at any time, from any task."""
-        if not self._given_up.done():
-            self._given_up.set_result(UnitError(self._unit, kind, text))
-
-
 class AnswerStream:
-    """A whole answer in the form of a stream: one chunk, its payload the answer."""
+    """A whole answer in the form of a stream: one chunk, its payload the answer. `parsed`: its parts are wanted too."""
 
-    def __init__(self, unit: str, call: PendingCall) -> None:
+    def __init__(self, unit: str, call: Callable[[], Coroutine[Any, Any, bytes]], parsed: bool) -> None:
         self._unit = unit
         self._call = call
+        self._parsed = parsed
         self._over = False
+        self._given_up: "asyncio.Future[UnitError]" = asyncio.get_running_loop().create_future()
 
     async def __aenter__(self) -> "AnswerStream":
         return self
@@ -203,11 +177,22 @@ class AnswerStream:
         if self._over:
             raise StopAsyncIteration
         self._over = True
-        return parse_chunk(await self._call.result(), self._unit)
+        task = asyncio.ensure_future(self._call())
+        either: set[asyncio.Future[Any]] = {task, self._given_up}
+        try:
+            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+            if not task.done():
+                raise self._given_up.result()
+            answer = task.result()
+        finally:
+            if not task.done():
+                await cancelled(task)
+        return parse_chunk(answer, self._unit) if self._parsed else Chunk(answer)
 
     def abandon(self, kind: UnitErrorKind, text: str) -> None:
-        """As PendingCall."""
-        self._call.abandon(kind, text)
+        """Makes the answer fail with that error. Safe at any time, from any task."""
+        if not self._given_up.done():
+            self._given_up.set_result(UnitError(self._unit, kind, text))
 
 
 async def _discard(opening: "asyncio.Future[aiohttp.ClientResponse]") -> None:

@@ -10,9 +10,9 @@ from syshaxd.model.plan import Reason
 from syshaxd.model.request import Endpoint, RequestInfo
 from syshaxd.model.unit import BackendKind, Role, UnitKind, UnitState, UnitView
 from syshaxd.runner import ClientRequest, handover_rules
-from syshaxd.runner.bodies import Ticket, max_tokens_of
-from syshaxd.runner.record import Record
-from syshaxd.runner.steps import Step, body_of, response_ids
+from syshaxd.runner.bodies import body_of, max_tokens_of, response_ids
+from syshaxd.runner.produced import Record
+from syshaxd.runner.steps import Step, Ticket
 from syshaxd.unitclient import Chunk
 
 UNIT = UnitView("gpu", Role.ACCELERATOR, UnitKind.VLLM, BackendKind.EXTERNAL, UnitState.READY, "", model="unit-name")

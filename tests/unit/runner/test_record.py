@@ -7,7 +7,7 @@ from typing import List
 from hypothesis import given
 from hypothesis import strategies as st
 
-from syshaxd.runner.record import Record, join_logprobs
+from syshaxd.runner.produced import Record, join_logprobs
 from syshaxd.unitclient import Chunk
 from testbed.fake_unit.language import Detokenizer, decode, encode
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from syshaxd.unitclient.sse import SseError, SseParser
+from syshaxd.unitclient.events import SseError, SseParser
 
 STREAM = 'data: {"a": 1}\n\n: a comment\n\nevent: x\nid: 7\ndata: two\ndata: lines 你好\n\ndata: [DONE]\n\n'.encode()
 PAYLOADS = [b'{"a": 1}', "two\nlines 你好".encode(), b"[DONE]"]

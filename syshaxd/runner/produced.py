@@ -1,10 +1,15 @@
-"""What a request has produced so far: the state from which any unit can go on."""
+"""What a request has produced so far, over all its legs: the state from which any unit can go on, and as the client
+reads it."""
 
 from __future__ import annotations
 
-from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, Dict, Iterator, List, Mapping, NamedTuple, Optional, Sequence, Tuple
 
-from syshaxd.unitclient import Chunk
+from syshaxd.model.request import Endpoint
+from syshaxd.unitclient import Chunk, Usage
+
+from .request import ClientRequest, Delta, Event, Finish
+from .text import TextPipeline
 
 
 class Segment(NamedTuple):
@@ -105,3 +110,65 @@ def _shifted(logprobs: Optional[Mapping[str, Any]], base: int) -> Optional[Mappi
     if not base or not logprobs or not logprobs.get("text_offset"):
         return logprobs
     return {**logprobs, "text_offset": [offset + base for offset in logprobs["text_offset"]]}
+
+
+class Produced:
+    """One a request; made anew when it begins anew. `reasoning`: the daemon tells `<think>` blocks apart."""
+
+    def __init__(self, request: ClientRequest, reasoning: bool = False) -> None:
+        body, info = request.body, request.info
+        self.record = Record()
+        self.usage: Optional[Usage] = None
+        self._text: Optional[TextPipeline] = None
+        stops, chat = request.stops(), info.endpoint is Endpoint.CHAT
+        if info.stays is None and info.first_token_stays is None and (stops or reasoning and chat):
+            include, after = bool(body.get("include_stop_str_in_output")), int(body.get("min_tokens") or 0)
+            self._text = TextPipeline(stops, include, after, reasoning and chat)
+        self._allowed = float("inf") if info.max_tokens is None else float(info.max_tokens)
+
+    @property
+    def stopped_by(self) -> Optional[str]:
+        """The client's stop string that ended the text."""
+        return None if self._text is None else self._text.stopped_by
+
+    def tokens_left(self, context: Optional[int]) -> float:
+        """Output tokens that the client, and a model of so many tokens of context, still allow."""
+        left, prompt = self._allowed, self.record.prompt_ids
+        if context is not None and prompt is not None:
+            left = min(left, context - len(prompt))
+        return left - self.record.output_tokens
+
+    def take(self, chunk: Chunk, over: bool) -> Optional[Delta]:
+        """Adds what a unit brought; `over`: nothing follows that could complete a character."""
+        segment = self.record.take(chunk)
+        if segment is None and over:
+            segment = self.record.flush()
+        if segment is not None:
+            return self._delta(segment)
+        # Clients time tokens by events, so a token without text is one too.
+        return Delta() if chunk.token_ids else None
+
+    def commit_pending(self) -> Optional[Delta]:
+        """Tokens that wait for a character's end will not get one."""
+        segment = self.record.flush()
+        return None if segment is None else self._delta(segment)
+
+    def ending(self, reason: str, stop_reason: Any, prompt_tokens: int) -> Iterator[Event]:
+        """The last events; `prompt_tokens`: as good as known, where no unit has counted them."""
+        if self._text is not None and self._text.stopped_by is None:
+            parts = self._text.flush()
+            if parts.content or parts.reasoning:
+                yield Delta(parts.content, parts.reasoning)
+        record = self.record
+        if record.prompt_ids is not None:
+            prompt_tokens = len(record.prompt_ids)
+        elif self.usage is not None:
+            prompt_tokens = self.usage.prompt_tokens
+        details = None if self.usage is None else self.usage.details
+        yield Finish(reason, stop_reason, Usage(prompt_tokens, record.output_tokens, details))
+
+    def _delta(self, segment: Segment) -> Delta:
+        if self._text is None:
+            return Delta(segment.text, "", segment.token_ids, segment.logprobs)
+        parts = self._text.feed(segment.text, self.record.output_tokens)
+        return Delta(parts.content, parts.reasoning, segment.token_ids, segment.logprobs)

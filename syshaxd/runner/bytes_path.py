@@ -1,15 +1,38 @@
-"""Chat answers passed through as a unit wrote them, but for `<think>` blocks that the unit does not tell apart."""
+"""The bytes path: a unit's events go to the client as they came."""
 
 from __future__ import annotations
 
 import json
-from typing import Any, Dict
+from typing import Any, Dict, Optional
 
+from syshaxd.unitclient import Chunk
+
+from .request import Raw
+from .sink import Sink
 from .text import Parts, ReasoningSplitter
+from .tickets import LeftTicket
 
 
-class RelaySplitter:
-    """Of one request: a splitter for each choice. What is no chat answer stays as it is."""
+class BytesPath:
+    """Of one leg. `think`: tells `<think>` blocks apart, where the unit does not; None: it does, or there are none."""
+
+    stopped = False
+    finish: Optional[str] = None
+    stop_reason: Any = None
+    remote = None
+
+    def __init__(self, left: LeftTicket, sink: Sink, think: "Optional[ThinkBlocks]") -> None:
+        self._left, self._sink, self._think = left, sink, think
+
+    def take(self, chunk: Chunk) -> Raw:
+        """What the client gets for a chunk, or for the whole answer."""
+        self._left.taken()
+        self._sink.tokens(self._sink.entry.output_tokens + 1)
+        return Raw(chunk.payload if self._think is None else self._think.split(chunk.payload))
+
+
+class ThinkBlocks:
+    """A splitter for each choice of a chat answer that is passed on. What is no chat answer stays as it is."""
 
     def __init__(self) -> None:
         self._splitters: Dict[int, ReasoningSplitter] = {}

@@ -1,0 +1,72 @@
+"""A leg: one call to one unit, its request and what it brings."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any, AsyncGenerator, Mapping, Union
+
+from syshaxd.errors import UnitErrorKind
+from syshaxd.unitclient import AnswerStream, Deadlines, UnitStream
+
+from .aborts import abort_later
+from .bodies import body_of
+from .bytes_path import BytesPath
+from .parsed_path import ParsedPath
+from .produced import Record
+from .request import ClientRequest, Event
+from .services import Services
+from .steps import Step
+
+Path = Union[BytesPath, ParsedPath]
+
+
+class Leg:
+    """`id`: the name it has at its unit. `path`: what becomes of what the unit sends, and how its answer ended. `runs`:
+    the unit has taken the request and has not ended it."""
+
+    def __init__(
+        self, services: Services, request: ClientRequest, step: Step, leg_id: str, record: Record, path: Path
+    ) -> None:
+        self.step, self.id, self.path = step, leg_id, path
+        self.runs = False
+        self._services, self._request = services, request
+        self._call = self._open(body_of(step, request, record))
+
+    @property
+    def whole(self) -> bool:
+        """Whether the unit answers at once, as the client asked, and that is what the client gets."""
+        return not (self._request.info.stream or self.step.owned or self.step.prefill_only)
+
+    def _open(self, body: Mapping[str, Any]) -> Union[UnitStream, AnswerStream]:
+        client, limits, endpoint = self._services.client, self._services.config.limits, self._request.info.endpoint
+        target = self._services.target(self.step.unit)
+        if self.whole:
+            left = self._request.arrived + limits.request_timeout - asyncio.get_running_loop().time()
+            return client.call(target, endpoint, body, self.id, max(0.1, left), parsed=False)
+        if self.step.keeps_for_nixl:
+            return client.call(target, endpoint, body, self.id, limits.first_token_timeout)
+        deadlines = Deadlines(limits.first_token_timeout, limits.stall_timeout)
+        return client.stream(target, endpoint, body, self.id, deadlines)
+
+    async def events(self) -> AsyncGenerator[Event, None]:
+        """What it brings for the client, until its unit or a stop string ends it. Raises UnitError. However it ends, a
+        request that the unit may still hold is ended there."""
+        complete, path = False, self.path
+        try:
+            async with self._call as call:
+                self.runs = True
+                async for chunk in call:
+                    event = path.take(chunk)
+                    if event is not None:
+                        yield event
+                    if path.stopped:
+                        return
+            complete = True
+        finally:
+            self.runs = False
+            if not complete and (path.finish is None or self.step.save is not None):
+                abort_later(self._services, self._request.info.endpoint, self.step, self.id)
+
+    def abandon(self, kind: UnitErrorKind, text: str) -> None:
+        """Ends it with that failure, at its next event at the latest."""
+        self._call.abandon(kind, text)
