@@ -6,7 +6,7 @@ import importlib
 import os
 import sys
 from dataclasses import dataclass
-from typing import Optional, Sequence
+from collections.abc import Sequence
 
 from .exits import OK, USAGE
 
@@ -52,7 +52,7 @@ syshax VERB --help tells more. Manual: syshax(1), syshax.yaml(5).
 """
 
 
-def main(argv: Optional[Sequence[str]] = None) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line; returns the exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments or arguments[0] in ("-h", "--help", "help"):

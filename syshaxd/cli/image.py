@@ -1,5 +1,6 @@
 """Images of units: list, save into a file, load from a file, for sites without network.
 
+Forms:
   syshax image list              images that the configured units want, and whether they are here
   syshax image save IMAGE FILE   write an image into a tar archive
   syshax image load FILE         read images from a tar archive

@@ -15,6 +15,7 @@ TEXT = (ROOT / "docs/metrics.md").read_text(encoding="utf-8")
 ROW = re.compile(r"^\| `(syshax_\w+)` \| (\w+) \|([^|]*)\|", re.M)
 # Methods of the Runner and of MetricsService that are handed a value of `result` or of a move's `reason`.
 TELLERS = {"handed_over", "handoff_ended", "over", "stays", "_stays"}
+WHY_NOT = ("str | None", "Optional[str]")
 WORD = re.compile(r"[a-z]+(_[a-z]+)*")
 
 Metrics = Dict[str, Tuple[str, FrozenSet[str]]]
@@ -38,13 +39,13 @@ def constants(node: ast.AST) -> Iterator[str]:
 
 
 def told_by_the_runner() -> Set[str]:
-    """Constants handed to one of TELLERS, and those a `-> Optional[str]` returns: why not."""
+    """Constants handed to one of TELLERS, and those a `-> str | None` returns: why not."""
     told: Set[str] = set()
     for path in (ROOT / "syshaxd/runner").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Call) and getattr(node.func, "attr", getattr(node.func, "id", "")) in TELLERS:
                 told.update(value for argument in node.args for value in constants(argument))
-            if isinstance(node, ast.FunctionDef) and node.returns and ast.unparse(node.returns) == "Optional[str]":
+            if isinstance(node, ast.FunctionDef) and node.returns and ast.unparse(node.returns) in WHY_NOT:
                 returned = [found for found in ast.walk(node) if isinstance(found, ast.Return) and found.value]
                 told.update(value for found in returned for value in constants(found))
     return told

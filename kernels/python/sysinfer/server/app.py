@@ -68,7 +68,7 @@ class Server:
             return refusal(text, err.status)
         except ConnectionError:  # in the middle of its body; raised, aiohttp would log it with a stack trace
             return web.Response(status=499)
-        except Exception:
+        except Exception:  # the edge: a fault of ours is told, with its trace in the log
             log.exception("request to %s failed", request.path)
             return refusal("internal error; see the log of the unit", 500)
 
