@@ -10,8 +10,9 @@ from __future__ import annotations
 import argparse
 import json
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Dict, Iterator, Tuple
+from typing import Any
 from xml.etree import ElementTree
 
 from .origin import RESULTS, origin
@@ -30,7 +31,7 @@ def said(*words: str, **environ: str) -> str:
     return done.stdout.strip()
 
 
-def versions(python: str, folder: str) -> Dict[str, str]:
+def versions(python: str, folder: str) -> dict[str, str]:
     """Of the engines, and of what is in the environment of the vLLM units."""
     found = {name: said(name, "--version").partition("\n")[0] for name in ("podman", "dockerd", "runc")}
     listed = said(python, "-c", _VERSIONS, PYTHONPATH=folder, PATH="/usr/bin:/bin").splitlines()
@@ -38,7 +39,7 @@ def versions(python: str, folder: str) -> Dict[str, str]:
     return {**found, **{name: version for name, version in pairs if name in WANTED}}
 
 
-def cases(report: Path) -> Iterator[Tuple[str, Dict[str, Any]]]:
+def cases(report: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """Each test of a report: its name; its outcome, seconds with fixtures, and when its run began."""
     for suite in ElementTree.parse(report).iter("testsuite"):
         for case in suite.iter("testcase"):
@@ -61,7 +62,7 @@ def main() -> None:
     options = parser.parse_args()
     rows = {name: row for report in options.reports for name, row in cases(report)}
     passed = sum(row["outcome"] == "passed" for row in rows.values())
-    result: Dict[str, Any] = {
+    result: dict[str, Any] = {
         **origin(options.command),
         "versions": versions(options.python, options.folder),
         "passed": passed,

@@ -7,13 +7,13 @@ import os
 import platform
 import subprocess
 from pathlib import Path
-from typing import Any, Dict
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "bench" / "results"
 
 
-def origin(command: str) -> Dict[str, Any]:
+def origin(command: str) -> dict[str, Any]:
     """To be saved with what `command` measured. A commit that ends in + had changes on top."""
     return {"date": datetime.date.today().isoformat(), "commit": _commit(), "command": command, "machine": _machine()}
 
@@ -27,7 +27,7 @@ def _commit() -> str:
     return _git("rev-parse", "--short", "HEAD") + ("+" if changed else "")
 
 
-def _machine() -> Dict[str, Any]:
+def _machine() -> dict[str, Any]:
     lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return {

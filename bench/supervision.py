@@ -19,7 +19,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any, Dict, List
+from typing import Any
 
 import psutil
 
@@ -57,10 +57,10 @@ class Row(House):
             pass
         return time.monotonic() - began
 
-    def settled(self) -> Dict[str, str]:
+    def settled(self) -> dict[str, str]:
         """Container ids once all serve."""
 
-        def probe() -> Dict[str, str]:
+        def probe() -> dict[str, str]:
             units = self.ask_control("units").get("units", [])
             good = len(units) == len(NAMES) and all(unit["state"] == "ready" for unit in units)
             return {unit["name"]: unit["container"] for unit in units} if good else {}
@@ -81,7 +81,7 @@ def spent(pid: int) -> float:
     return float(times.user + times.system + times.children_user + times.children_system)
 
 
-def idle(row: Row, seconds: float) -> Dict[str, float]:
+def idle(row: Row, seconds: float) -> dict[str, float]:
     """Share of a core that the daemon and the engine's service take."""
     assert row.engine.process is not None
     pids = {"daemon": row.pid, "engine_service": row.engine.process.pid}
@@ -91,13 +91,13 @@ def idle(row: Row, seconds: float) -> Dict[str, float]:
     return {name: round((spent(pid) - before[name]) / wall, 5) for name, pid in pids.items()}
 
 
-def measure(engine: RealEngine, folder: Path, rounds: int, seconds: float) -> Dict[str, Any]:
+def measure(engine: RealEngine, folder: Path, rounds: int, seconds: float) -> dict[str, Any]:
     """One engine."""
     row = Row(folder, engine)
     try:
         first = row.timed_start()
         containers = row.settled()
-        adopted: List[float] = []
+        adopted: list[float] = []
         for _ in range(rounds):
             row.end(signal.SIGKILL)
             adopted.append(row.timed_start())
@@ -136,7 +136,7 @@ def main() -> None:
     options = parser.parse_args()
     command = f"python -m bench.supervision --rounds {options.rounds} --idle {options.idle:g}"
     about = {"units": len(NAMES), "rounds": options.rounds, "imports_s": bare_start()}
-    result: Dict[str, Any] = {**origin(command), **about}
+    result: dict[str, Any] = {**origin(command), **about}
     with tempfile.TemporaryDirectory(prefix="syshax-bench-") as scratch:
         archive = unit_archive(Path(scratch))
         for name in options.engines.split(","):

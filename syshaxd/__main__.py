@@ -7,7 +7,7 @@ import asyncio
 import os
 import signal
 import sys
-from typing import Optional, Sequence
+from collections.abc import Sequence
 
 from syshaxd import __version__
 from syshaxd import log as logging
@@ -26,7 +26,7 @@ EX_CONFIG = 78  # sysexits.h; the service file keeps systemd from trying again
 log = logging.Log("engine")
 
 
-def main(argv: Optional[Sequence[str]] = None) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Run the daemon until it is told to stop; returns the exit code."""
     options = _parser().parse_args(argv)
     environ = os.environ

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import enum
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Optional, Sequence
 
 
 class SysHaxError(Exception):
@@ -52,9 +52,9 @@ class RequestError(SysHaxError):
         status: int,
         code: str,
         message: str,
-        retry_after: Optional[float] = None,
+        retry_after: float | None = None,
         body: bytes = b"",
-        param: Optional[str] = None,
+        param: str | None = None,
     ) -> None:
         super().__init__(message)
         self.status = status

@@ -11,7 +11,8 @@ import socket
 import struct
 import sys
 import time
-from typing import Mapping, Optional, TextIO, Union
+from collections.abc import Mapping
+from typing import TextIO, Union
 
 JOURNAL_SOCKET = "/run/systemd/journal/socket"
 ROOT = "syshax"
@@ -50,9 +51,7 @@ class Log:
         """Works, but somebody should look."""
         self._emit(logging.WARNING, message, None, values, message_id)
 
-    def error(
-        self, message: str, *, message_id: str = "", error: Optional[BaseException] = None, **values: Value
-    ) -> None:
+    def error(self, message: str, *, message_id: str = "", error: BaseException | None = None, **values: Value) -> None:
         """Something does not work. `error` adds its traceback: for faults of the program, not of its input."""
         self._emit(logging.ERROR, message, error, values, message_id)
 
@@ -60,7 +59,7 @@ class Log:
         self,
         level: int,
         message: str,
-        error: Optional[BaseException],
+        error: BaseException | None,
         values: Mapping[str, Value],
         message_id: str = "",
     ) -> None:
@@ -146,7 +145,7 @@ def encode_entry(fields: Mapping[str, str]) -> bytes:
     return b"".join(parts)
 
 
-def setup(level: str, journal_stream: str = "", stream: Optional[TextIO] = None) -> logging.Handler:
+def setup(level: str, journal_stream: str = "", stream: TextIO | None = None) -> logging.Handler:
     """Send everything to the journal where `journal_stream` ($JOURNAL_STREAM) is our stderr, else text to `stream`."""
     target = stream or sys.stderr
     handler: logging.Handler

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import time
-from typing import Any, MutableMapping, Optional
+from collections.abc import MutableMapping
+from typing import Any
 
 import sdnotify
 
@@ -14,7 +15,7 @@ NOT_INHERITED = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "INVOCATION_I
 class Notifier:
     """Messages to the service manager. Owned by Engine."""
 
-    def __init__(self, watchdog: Optional[float] = None, transport: Any = None) -> None:
+    def __init__(self, watchdog: float | None = None, transport: Any = None) -> None:
         self.watchdog_seconds = watchdog  # systemd kills the daemon after this long without `watchdog()`
         self._transport = transport
         self._status = ""
@@ -73,7 +74,7 @@ class Notifier:
             self._transport.notify(message)
 
 
-def _watchdog_seconds(environ: MutableMapping[str, str]) -> Optional[float]:
+def _watchdog_seconds(environ: MutableMapping[str, str]) -> float | None:
     for_us = environ.get("WATCHDOG_PID", "") in ("", str(os.getpid()))
     value = environ.get("WATCHDOG_USEC", "")
     return int(value) / 1e6 if for_us and value.isdigit() and int(value) > 0 else None

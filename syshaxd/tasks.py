@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any, Awaitable, Callable, Coroutine, Optional, TypeVar
+from collections.abc import Awaitable, Coroutine
+from typing import Any, Callable, TypeVar
 
 from syshaxd.errors import DeadlineError
 
@@ -11,7 +12,7 @@ T = TypeVar("T")
 OnFailure = Callable[[str, BaseException], None]
 
 
-async def within(seconds: Optional[float], what: str, awaitable: Awaitable[T]) -> T:
+async def within(seconds: float | None, what: str, awaitable: Awaitable[T]) -> T:
     """Await it for at most `seconds` (None: no limit); then cancel it, wait for its end, raise DeadlineError.
 
     asyncio.wait_for of Python 3.9 loses a cancellation that meets the result; asyncio.wait does not.

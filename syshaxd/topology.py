@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Iterable
 
 SYSFS = Path("/sys/devices/system")
 MOST_CPUS = 100_000  # the configuration takes five digits; bounds what a mistyped list can cost

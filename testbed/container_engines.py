@@ -11,8 +11,8 @@ import shutil
 import signal
 import subprocess
 import tarfile
+from collections.abc import Sequence
 from pathlib import Path
-from typing import List, Optional, Sequence, Tuple
 
 from syshaxd.backends.container_spec import EngineKind
 
@@ -31,8 +31,8 @@ class RealEngine:
         self.folder = folder
         self._environ = environ
         self.socket = str(folder / f"{kind.value}.sock")
-        self.process: Optional[subprocess.Popen[bytes]] = None
-        self.images: List[str] = []  # to be removed at the end
+        self.process: subprocess.Popen[bytes] | None = None
+        self.images: list[str] = []  # to be removed at the end
         (folder / "containers.conf").write_text(CONTAINERS_CONF)
 
     def start(self) -> "RealEngine":
@@ -79,7 +79,7 @@ class RealEngine:
         """What the engine's own program says: the hand of an administrator."""
         return run(*self._program(), *words, check=check).stdout.strip()
 
-    def _program(self) -> Tuple[str, ...]:
+    def _program(self) -> tuple[str, ...]:
         if self.kind is EngineKind.PODMAN:
             return ("env", f"CONTAINERS_CONF={self.folder}/containers.conf", "podman")
         return ("docker", "--host", f"unix://{self.socket}")

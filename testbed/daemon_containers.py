@@ -13,8 +13,9 @@ import sys
 import threading
 import time
 import urllib.request
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Dict, List, Mapping
+from typing import Any
 
 from syshaxd.cli.client import Client
 from syshaxd.cli.exits import CommandError
@@ -43,7 +44,7 @@ class House:
     def __init__(self, folder: Path, engine: RealEngine, **sections: Any) -> None:
         self.folder, self.engine, self.tag = folder, engine, f"{folder.name}-{os.getpid()}"
         self.port = free_port()
-        self.config: Dict[str, Any] = {
+        self.config: dict[str, Any] = {
             "services": {"conductor": {"port": self.port}},
             "models": {"default": "syshax-demo", "path": str(MODEL)},
             "control_socket": str(folder / "control.sock"),
@@ -54,7 +55,7 @@ class House:
         }
         self._process: Any = None
 
-    def unit(self, name: str, container: Mapping[str, Any] = {}, **more: Any) -> Dict[str, Any]:
+    def unit(self, name: str, container: Mapping[str, Any] = {}, **more: Any) -> dict[str, Any]:
         """One sysinfer unit in a container."""
         section = {"image": UNIT_IMAGE, "socket": self.engine.socket, "name": f"{self.tag}-{name}", "pull": "never"}
         return {
@@ -121,15 +122,15 @@ class House:
             assert self._process.poll() is None, self.log[-4000:]
             return {}
 
-    def unit_status(self, name: str) -> Dict[str, Any]:
+    def unit_status(self, name: str) -> dict[str, Any]:
         """One unit as `syshax units show` tells it."""
         units = self.ask_control("units").get("units", [])
         return next((one for one in units if one["name"] == name), {})
 
-    def ready(self, pd: bool = True) -> Dict[str, str]:
+    def ready(self, pd: bool = True) -> dict[str, str]:
         """Container ids by unit, once both serve and the split was tried."""
 
-        def probe() -> Dict[str, str]:
+        def probe() -> dict[str, str]:
             status = self.ask_control("status")
             units = status.get("units", [])
             good = len(units) == 2 and all(unit["state"] == "ready" for unit in units)
@@ -148,10 +149,10 @@ class House:
         found = re.search(r'^syshax_handoffs_total{kind="failover",result="ok"} (\S+)$', text, re.M)
         return int(float(found[1])) if found else 0
 
-    def failed(self, name: str) -> Dict[str, Any]:
+    def failed(self, name: str) -> dict[str, Any]:
         """The unit once it stays down."""
 
-        def probe() -> Dict[str, Any]:
+        def probe() -> dict[str, Any]:
             unit = self.unit_status(name)
             return unit if unit.get("state") == "failed" else {}
 
@@ -159,7 +160,7 @@ class House:
 
     # ---- clients
 
-    def tokens(self, route: str = "", count: int = 40) -> List[int]:
+    def tokens(self, route: str = "", count: int = 40) -> list[int]:
         """A whole answer."""
         return self.stream(route, count).result()
 
@@ -177,7 +178,7 @@ class Stream(threading.Thread):
     def __init__(self, port: int, route: str, count: int, again: bool) -> None:
         super().__init__(daemon=True)
         self._port, self._route, self._length = port, route, count
-        self._answers: List[List[int]] = []
+        self._answers: list[list[int]] = []
         self._error = ""
         self._last = threading.Event()
         if not again:
@@ -193,7 +194,7 @@ class Stream(threading.Thread):
             self._error = repr(err)
 
     def _read(self) -> None:
-        tokens: List[int] = []
+        tokens: list[int] = []
         self._answers.append(tokens)
         body = {
             "model": "syshax-demo", "prompt": PROMPT, "max_tokens": self._length, "min_tokens": self._length,
@@ -230,14 +231,14 @@ class Stream(threading.Thread):
         """Once so many more tokens have come."""
         return self.at(self.count + count)
 
-    def results(self) -> List[List[int]]:
+    def results(self) -> list[list[int]]:
         """The tokens of each answer, the present one to its end; fails where one broke."""
         self._last.set()
         self.join(120)
         assert not self._error and not self.is_alive(), self._error or f"stands at {self.count} tokens"
         return self._answers
 
-    def result(self) -> List[int]:
+    def result(self) -> list[int]:
         """The same of a single answer."""
         (answer,) = self.results()
         return answer

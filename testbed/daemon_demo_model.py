@@ -13,8 +13,9 @@ import socket
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Dict, List, Mapping, Optional
+from typing import Any
 
 import aiohttp
 import yaml
@@ -29,7 +30,7 @@ MODEL = "syshax-demo"
 START_S = 60.0
 
 
-def demo_config(gpu: Mapping[str, Any] = {}, cpu: Mapping[str, Any] = {}, **sections: Any) -> Dict[str, Any]:
+def demo_config(gpu: Mapping[str, Any] = {}, cpu: Mapping[str, Any] = {}, **sections: Any) -> dict[str, Any]:
     """Configuration of the embedded default, one thread a unit, with these additions."""
     return {
         "services": {"conductor": {"host": "127.0.0.1", "port": free_port()}},
@@ -61,7 +62,7 @@ class Daemon:
         self.rewrite(config)
         self.url = f"http://127.0.0.1:{config['services']['conductor']['port']}"
         self.log_path = folder / "log"
-        self._process: Optional[asyncio.subprocess.Process] = None
+        self._process: asyncio.subprocess.Process | None = None
 
     def rewrite(self, config: Mapping[str, Any]) -> None:
         """For the next start or reload."""
@@ -113,7 +114,7 @@ class Daemon:
             assert time.monotonic() < until, f"no {pattern!r} in:\n{self.log}"
             await asyncio.sleep(0.05)
 
-    async def post(self, path: str, body: Mapping[str, Any], headers: Optional[Mapping[str, str]] = None) -> Any:
+    async def post(self, path: str, body: Mapping[str, Any], headers: Mapping[str, str] | None = None) -> Any:
         """The JSON answer, which must be 200."""
         async with self.http.post(self.url + path, json={"model": MODEL, **body}, headers=headers) as response:
             data = await response.read()
@@ -136,11 +137,11 @@ class Daemon:
             assert time.monotonic() < until, self.log
             await asyncio.sleep(0.1)
 
-    def unit_urls(self) -> Dict[str, str]:
+    def unit_urls(self) -> dict[str, str]:
         """Base URL by unit, of the last start."""
         return dict(re.findall(r"unit is ready unit=(\S+) .*url=(\S+)", self.log))
 
-    async def unit_metrics(self, unit: str) -> Dict[str, float]:
+    async def unit_metrics(self, unit: str) -> dict[str, float]:
         """The unit's own counters, by name and source."""
         async with self.http.get(self.unit_urls()[unit] + "/metrics", headers=self._key(unit)) as response:
             assert response.status == 200
@@ -148,20 +149,20 @@ class Daemon:
         pairs = (line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#"))
         return {re.sub(r',?model_name="[^"]*",?', "", name).replace("{}", ""): float(value) for name, value in pairs}
 
-    def _key(self, unit: str) -> Dict[str, str]:
+    def _key(self, unit: str) -> dict[str, str]:
         secret = (self._folder / "state/units" / unit).read_text().strip()
         return {"Authorization": f"Bearer {secret}"}
 
-    async def explain(self, request_id: str) -> Dict[str, Any]:
+    async def explain(self, request_id: str) -> dict[str, Any]:
         """The timeline of a request."""
         connector = aiohttp.UnixConnector(str(self._folder / "control.sock"))
         async with aiohttp.ClientSession(connector=connector) as control:
             async with control.get(f"http://syshax/v1/requests/{request_id}") as response:
                 assert response.status == 200, await response.text()
-                story: Dict[str, Any] = await response.json()
+                story: dict[str, Any] = await response.json()
                 return story
 
-    def pages(self) -> List[Page]:
+    def pages(self) -> list[Page]:
         """The stats pages of both units."""
         found = []
         for path in Path(self._pool).glob("*.pool"):
@@ -171,7 +172,7 @@ class Daemon:
                 found.append(page)
         return found
 
-    async def metrics(self) -> Dict[str, float]:
+    async def metrics(self) -> dict[str, float]:
         """The daemon's own counters."""
         async with self.http.get(self.url + "/metrics") as response:
             text = await response.text()

@@ -10,8 +10,9 @@ import signal
 import socket
 import sys
 import time
+from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, AsyncIterator, Callable, Dict, List, Mapping, Optional, Sequence
+from typing import Any, Callable
 
 import aiohttp
 import psutil
@@ -32,7 +33,7 @@ def free_port() -> int:
         return port
 
 
-def unit(role: str, *options: str, **more: Any) -> Dict[str, Any]:
+def unit(role: str, *options: str, **more: Any) -> dict[str, Any]:
     """A fake unit in the configuration."""
     command = ["{python}", "-m", "testbed.fake_unit", "--port", "{port}", "--law", LAW, *options]
     return {
@@ -47,7 +48,7 @@ class Daemon:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.port = free_port()
-        self.config: Dict[str, Any] = {
+        self.config: dict[str, Any] = {
             "services": {"conductor": {"host": "127.0.0.1", "port": self.port}},
             "models": {"default": MODEL},
             "units": {"gpu": unit("accelerator"), "cpu": unit("cpu")},
@@ -56,15 +57,15 @@ class Daemon:
             "control_socket": str(folder / "control.sock"),
             "state_dir": str(folder / "state"),
         }
-        self.messages: List[str] = []
+        self.messages: list[str] = []
         self.output = b""
-        self.process: Optional[asyncio.subprocess.Process] = None
+        self.process: asyncio.subprocess.Process | None = None
         self._manager = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._manager.bind(str(folder / "notify"))
         self._manager.setblocking(False)
-        self._reading: List["asyncio.Future[Any]"] = []
+        self._reading: list["asyncio.Future[Any]"] = []
 
-    def write(self, text: Optional[str] = None) -> None:
+    def write(self, text: str | None = None) -> None:
         """The configuration file, whole at once as an editor would."""
         file = self.folder / "etc" / "syshax.yaml"
         file.parent.mkdir(exist_ok=True)
@@ -79,7 +80,7 @@ class Daemon:
             **os.environ, "PYTHONPATH": str(ROOT), "NOTIFY_SOCKET": str(self.folder / "notify"),
             "PYTHONWARNINGS": "error", **environ,
         }  # fmt: skip
-        command: List[str] = [sys.executable, "-m", "syshaxd", "--config", str(self.folder / "etc")]
+        command: list[str] = [sys.executable, "-m", "syshaxd", "--config", str(self.folder / "etc")]
         if listeners:  # as systemd does: descriptors from 3 on, and the process' own id
             moves = "; ".join(f"os.dup2({sock.fileno()}, {3 + at})" for at, sock in enumerate(listeners))
             code = f"import os, sys; {moves}; os.environ.update(LISTEN_PID=str(os.getpid())); "
@@ -130,7 +131,7 @@ class Daemon:
         await asyncio.wait_for(self._reading[0], 10)
         return code
 
-    async def control(self, method: str, path: str, body: Optional[Mapping[str, Any]] = None) -> Any:
+    async def control(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> Any:
         """One call to the control socket: (status, JSON)."""
         connector = aiohttp.UnixConnector(path=str(self.folder / "control.sock"))
         async with aiohttp.ClientSession(connector=connector) as session:
@@ -147,7 +148,7 @@ class Daemon:
         """One unit's status."""
         return next(one for one in (await self.status())["units"] if one["name"] == name)
 
-    def children(self) -> List[psutil.Process]:
+    def children(self) -> list[psutil.Process]:
         """Its units."""
         assert self.process
         return psutil.Process(self.process.pid).children()
@@ -183,7 +184,7 @@ async def clients(daemon: Daemon, timeout: float = 120.0) -> AsyncIterator[aioht
 
 async def ask(session: aiohttp.ClientSession, question: str, tokens: int = 20) -> None:
     """One streamed chat, which must come whole and right."""
-    body: Dict[str, Any] = {
+    body: dict[str, Any] = {
         "model": MODEL, "max_tokens": tokens, "temperature": 0, "stream": True,
         "messages": [{"role": "user", "content": question}],
     }  # fmt: skip

@@ -10,15 +10,16 @@ import struct
 import sys
 import time
 import zlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple, Type
+from typing import Any
 
 import aiohttp
 
 from syshaxd.conductor import Conductor
-from syshaxd.config.types import Config, ConductorConfig, LimitsConfig, LogConfig, SchedulerConfig, UnitConfig
+from syshaxd.config.types import ConductorConfig, Config, LimitsConfig, LogConfig, SchedulerConfig, UnitConfig
 from syshaxd.metrics import MetricsService
 from syshaxd.model.snapshot import PdStatus, Snapshot, UnitLoad, UnitSnapshot
 from syshaxd.model.unit import BackendKind, Role, UnitKind, UnitState, UnitView
@@ -87,11 +88,11 @@ class World:
 
     def __init__(self, ledger: InFlightLedger) -> None:
         self.ledger = ledger
-        self.units: Dict[str, FakeUnit] = {}
-        self.suspected: List[Tuple[str, int, str]] = []
+        self.units: dict[str, FakeUnit] = {}
+        self.suspected: list[tuple[str, int, str]] = []
         self.pd = PdStatus()
 
-    def views(self) -> Tuple[UnitView, ...]:
+    def views(self) -> tuple[UnitView, ...]:
         return tuple(unit.view for unit in self.units.values())
 
     def api_key(self, name: str) -> str:
@@ -116,7 +117,7 @@ class World:
         return UnitSnapshot(view, read_load(view.pool_file), len(mine), tokens)
 
 
-def read_load(path: str) -> Optional[UnitLoad]:
+def read_load(path: str) -> UnitLoad | None:
     """The stats page; None while it is torn or missing."""
     try:
         with open(path, "rb") as file:
@@ -146,7 +147,7 @@ class House:
         self.metrics = MetricsService()
         self.client = UnitClient()
         self.scheduler = Scheduler(config)
-        self._tick: Optional[asyncio.Task[None]] = None
+        self._tick: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> "House":
         starting = [self.start(name, *options) for name, options in self._options.items()]
@@ -166,7 +167,7 @@ class House:
         return self
 
     async def __aexit__(
-        self, kind: Optional[Type[BaseException]], err: Optional[BaseException], trace: Optional[TracebackType]
+        self, kind: type[BaseException] | None, err: BaseException | None, trace: TracebackType | None
     ) -> None:
         assert self._tick is not None
         self._tick.cancel()
@@ -186,7 +187,7 @@ class House:
             await asyncio.sleep(0.01)
             self.runner.tick()
 
-    async def post(self, path: str, body: Mapping[str, Any], headers: Optional[Mapping[str, str]] = None) -> "Reply":
+    async def post(self, path: str, body: Mapping[str, Any], headers: Mapping[str, str] | None = None) -> "Reply":
         """A request to the daemon, read to its end."""
         async with self.http.post(self.url + path, json=body, headers=headers) as response:
             return Reply(response.status, response.headers.copy(), await response.read())
@@ -196,10 +197,10 @@ class House:
         async with self.http.post(f"{self.world.units[unit].view.url}/fake/faults", json=values) as response:
             assert response.status == 200, await response.text()
 
-    async def state(self, unit: str) -> Dict[str, Any]:
+    async def state(self, unit: str) -> dict[str, Any]:
         """What a unit did and holds."""
         async with self.http.get(f"{self.world.units[unit].view.url}/fake/state") as response:
-            state: Dict[str, Any] = await response.json()
+            state: dict[str, Any] = await response.json()
             return state
 
     async def clear(self) -> None:
@@ -212,7 +213,7 @@ class House:
     async def quiet(self, *units: str) -> None:
         """Waits until nothing is left anywhere: ledger, streams, units' requests and blocks, tickets."""
 
-        async def busy() -> List[str]:
+        async def busy() -> list[str]:
             left = [f"{len(self.runner)} streams"] if len(self.runner) or len(self.ledger) else []
             for name in units or tuple(self.world.units):
                 state = await self.state(name)
@@ -235,13 +236,13 @@ class Reply:
     data: bytes
 
     @property
-    def json(self) -> Dict[str, Any]:
+    def json(self) -> dict[str, Any]:
         """The body as JSON."""
-        body: Dict[str, Any] = json.loads(self.data)
+        body: dict[str, Any] = json.loads(self.data)
         return body
 
     @property
-    def events(self) -> List[Dict[str, Any]]:
+    def events(self) -> list[dict[str, Any]]:
         """Server-sent events without the `[DONE]` that must be last."""
         lines = [line[6:] for line in self.data.decode().split("\n") if line.startswith("data: ")]
         assert lines and lines[-1] == "[DONE]", self.data[-200:]
@@ -256,7 +257,7 @@ class Reply:
         return "".join(_piece(event["choices"][0]) for event in self.events if event.get("choices"))
 
     @property
-    def finish(self) -> Optional[str]:
+    def finish(self) -> str | None:
         """finish_reason."""
         if self.headers["Content-Type"].startswith("application/json"):
             return str(self.json["choices"][0]["finish_reason"])
@@ -264,5 +265,5 @@ class Reply:
         return next((str(reason) for reason in reasons if reason), None)
 
 
-def _piece(choice: Dict[str, Any]) -> str:
+def _piece(choice: dict[str, Any]) -> str:
     return str((choice["text"] if "text" in choice else choice["delta"].get("content")) or "")

@@ -11,9 +11,10 @@ import signal
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Dict, Iterator, Mapping
+from typing import Any
 from urllib.parse import urlsplit
 
 from syshaxd.monitor.statspage import OFFSET, decode
@@ -44,14 +45,14 @@ class Daemon:
     folder: Path
     patience: float = 60.0  # seconds for an answer
     url: str = ""
-    units: Dict[str, Dict[str, Any]] = field(default_factory=dict)
+    units: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     @property
     def log(self) -> str:
         """What it has written so far."""
         return (self.folder / "log").read_text(errors="replace")
 
-    def status(self) -> Dict[str, Any]:
+    def status(self) -> dict[str, Any]:
         """`syshax status --json`."""
         socket = str(self.folder / "control.sock")
         command = [sys.executable, "-m", "syshaxd.cli", "status", "--json", "--socket", socket]
@@ -86,10 +87,10 @@ class Daemon:
         secret = (self.folder / "state" / "units" / unit).read_text().strip()
         return self.ask(path, body, {"Authorization": f"Bearer {secret}"}, self.units[unit]["url"])
 
-    def metrics(self, unit: str = "") -> Dict[str, float]:
+    def metrics(self, unit: str = "") -> dict[str, float]:
         """Samples by name and labels (without model_name and engine), of the daemon or of a unit."""
         answer = self.ask_unit(unit, "/metrics") if unit else self.ask("/metrics")
-        found: Dict[str, float] = {}
+        found: dict[str, float] = {}
         for line in answer.body.decode().splitlines():
             match = SAMPLE.match(line)
             if match:

@@ -9,8 +9,9 @@ from __future__ import annotations
 import argparse
 import asyncio
 import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Mapping, Optional, Sequence
+from typing import Any
 
 from syshaxd.conductor.control import ControlServer
 from syshaxd.errors import ConfigError, ControlError, Problem
@@ -45,7 +46,7 @@ class Scripted:
             raise ConfigError([Problem("found 1; allowed is 2", "a.yaml", 3, 4, "x.y"), Problem("no unit", "b.yaml")])
         return {"applied": ["log.level: info -> debug"], "replaced": ["gpu"], "pending_restart": []}
 
-    async def drain(self, timeout: Optional[float]) -> Mapping[str, Any]:
+    async def drain(self, timeout: float | None) -> Mapping[str, Any]:
         """Leaves as many as it was told to."""
         return {"in_flight": self._options.left, "timeout": timeout}
 

@@ -12,7 +12,7 @@ import json
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any, Dict, Tuple
+from typing import Any
 
 NAME = "syshax/unit"
 MANIFEST = "application/vnd.docker.distribution.manifest.v2+json"
@@ -44,7 +44,7 @@ class Image:
         manifest = {"schemaVersion": 2, "mediaType": MANIFEST, "config": described[0], "layers": described[1:]}
         self.manifest = json.dumps(manifest).encode()
         self.digest = digest_of(self.manifest)
-        self.blobs: Dict[str, Tuple[str, bytes]] = {digest_of(data): (CONFIG, data) for data in (config, layer)}
+        self.blobs: dict[str, tuple[str, bytes]] = {digest_of(data): (CONFIG, data) for data in (config, layer)}
 
 
 class Handler(BaseHTTPRequestHandler):

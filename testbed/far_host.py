@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import subprocess
-from typing import Iterator, Mapping
+from collections.abc import Iterator, Mapping
 
 from .processes import run
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import time
 from pathlib import Path
-from typing import Callable, Optional, TypeVar
+from typing import Callable, TypeVar
 
 T = TypeVar("T")
 ROOT = Path(__file__).resolve().parents[1]
@@ -31,7 +31,7 @@ def end_process(process: "subprocess.Popen[bytes]", number: int, seconds: float)
         raise
 
 
-def wait_for(what: str, probe: Callable[[], Optional[T]], timeout: float = 30.0, pause: float = 0.02) -> T:
+def wait_for(what: str, probe: Callable[[], T | None], timeout: float = 30.0, pause: float = 0.02) -> T:
     """Ask until the answer is true; an error that names the last answer after `timeout` seconds."""
     end = time.monotonic() + timeout
     while True:

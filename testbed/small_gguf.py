@@ -6,8 +6,9 @@ Layout: GGUF version 3 (ggml's docs/gguf.md). Every byte has a token, so any tex
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, Sequence, Tuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,14 +28,14 @@ NORMAL, CONTROL = 1, 3
 Array = NDArray[Any]
 
 
-def byte_tokens() -> List[str]:
+def byte_tokens() -> list[str]:
     """GPT-2's printable stand-ins for the 256 bytes, in byte order."""
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     spare = iter(range(256, 512))
     return [chr(byte if byte in printable else next(spare)) for byte in range(256)]
 
 
-def vocabulary() -> Tuple[List[str], List[str]]:
+def vocabulary() -> tuple[list[str], list[str]]:
     """Tokens and merges: the specials, the bytes, and the pairs of letters that English uses most."""
     pairs = ("t h", "i n", "e r", "a n", "o n", "r e", "th e", "Ġ t", "Ġ a", "an d")
     return [*SPECIAL, *byte_tokens(), *(pair.replace(" ", "") for pair in pairs)], list(pairs)
@@ -63,7 +64,7 @@ def padded(size: int) -> int:
     return -(-size // ALIGNMENT) * ALIGNMENT
 
 
-def model_metadata(arch: str, head_size: int = HEAD_SIZE, layers: int = 0) -> Dict[str, Tuple[int, Any]]:
+def model_metadata(arch: str, head_size: int = HEAD_SIZE, layers: int = 0) -> dict[str, tuple[int, Any]]:
     """Key to type and value."""
     tokens, merges = vocabulary()
     kinds = [CONTROL if token in SPECIAL else NORMAL for token in tokens]
@@ -101,7 +102,7 @@ def packed(kind: int, value: Any) -> bytes:
     return struct.pack({UINT32: "<I", INT32: "<i", FLOAT32: "<f", BOOL: "<?"}[kind], value)
 
 
-def random_tensors(arch: str, seed: int, head_size: int = HEAD_SIZE, layers: int = 0) -> Iterator[Tuple[str, Array]]:
+def random_tensors(arch: str, seed: int, head_size: int = HEAD_SIZE, layers: int = 0) -> Iterator[tuple[str, Array]]:
     """Weights; matrices scaled so that layers neither fade nor saturate, and the more of them there are, the less each
     adds: a deep model must not make more of a rounding error than a shallow one."""
     layers = layers or LAYERS
@@ -118,7 +119,7 @@ def random_tensors(arch: str, seed: int, head_size: int = HEAD_SIZE, layers: int
 
     yield "token_embd.weight", matrix(vocab, d_model)
     for layer in range(layers):
-        shapes: Sequence[Tuple[str, int, int]] = (
+        shapes: Sequence[tuple[str, int, int]] = (
             ("attn_q", d_model, d_model), ("attn_k", kv, d_model), ("attn_v", kv, d_model),
             ("attn_output", d_model, d_model), ("ffn_gate", d_ff, d_model), ("ffn_up", d_ff, d_model),
             ("ffn_down", d_model, d_ff),

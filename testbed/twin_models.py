@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, Dict, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
@@ -55,9 +55,9 @@ def hf_order(arch: str, name: str, array: gguf.Array) -> gguf.Array:
     return np.ascontiguousarray(pairs.swapaxes(1, 2)).reshape(array.shape)
 
 
-def write_safetensors(path: Path, tensors: Dict[str, gguf.Array]) -> None:
+def write_safetensors(path: Path, tensors: dict[str, gguf.Array]) -> None:
     """Header length, JSON header, data."""
-    header: Dict[str, Any] = {}
+    header: dict[str, Any] = {}
     offset = 0
     for name, array in tensors.items():
         end = offset + array.nbytes
@@ -67,7 +67,7 @@ def write_safetensors(path: Path, tensors: Dict[str, gguf.Array]) -> None:
     path.write_bytes(len(text).to_bytes(8, "little") + text + b"".join(a.tobytes() for a in tensors.values()))
 
 
-def config(arch: str, layers: int = 0) -> Dict[str, Any]:
+def config(arch: str, layers: int = 0) -> dict[str, Any]:
     """config.json"""
     return {
         "architectures": [{"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM"}[arch]],

@@ -17,7 +17,6 @@ import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Optional
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "build" / "tiers"
@@ -67,7 +66,7 @@ class Outcome:
     status: int
 
 
-def lacking(tier: Tier, commands: list[list[str]]) -> Optional[str]:
+def lacking(tier: Tier, commands: list[list[str]]) -> str | None:
     """What this machine lacks for the tier, or None."""
     programs = [*tier.programs, *(command[0] for command in commands)]
     missing = [name for name in programs if shutil.which(name) is None]
@@ -99,8 +98,14 @@ def run(command: list[str], limit: float) -> Outcome:
     print("+ " + " ".join(command), flush=True)
     seen: list[str] = []
     process = subprocess.Popen(
-        command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        text=True, errors="replace", start_new_session=True,
+        command,
+        cwd=ROOT,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        start_new_session=True,
     )
     watch = threading.Timer(max(limit, 1.0), kill, (process,))
     watch.start()

@@ -18,9 +18,10 @@ import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Callable, Optional, Protocol, Sequence
+from typing import Any, Callable, Protocol
 
 from syshax_kernels.pool import BF16, CHUNK_TOKENS, F16, Geometry, Inbox, Outbox
 
@@ -54,10 +55,10 @@ class Vllm:
 
     def __init__(self, folder: Path, tokens: int, block: int = 128) -> None:
         import torch
+        from vllm.platforms import current_platform
+
         from syshax_vllm.env import Pool
         from syshax_vllm.worker_side import Share, WorkerSide, cpu_fill
-
-        from vllm.platforms import current_platform
 
         current_platform.import_kernels()
         torch.set_num_threads(1)
@@ -106,6 +107,7 @@ class Sysinfer:
 
     def _move(self, call: Callable[[Any, Any], int], memory: memoryview, index: int) -> int:
         import numpy as np
+
         from syshax_kernels.model import KvSlice
 
         part = KvSlice(self.blocks, index * CHUNK_TOKENS, CHUNK_TOKENS, CHUNK_TOKENS)
@@ -133,7 +135,7 @@ def seconds(work: Callable[[], None]) -> float:
     return time.perf_counter() - begin
 
 
-def memcpy(pool: int, private: int, total: int, threads: Optional[ThreadPoolExecutor] = None) -> None:
+def memcpy(pool: int, private: int, total: int, threads: ThreadPoolExecutor | None = None) -> None:
     """Into the pool file, by one thread or by THREADS, each a part."""
     if threads is None:
         ctypes.memmove(pool, private, total)
@@ -149,9 +151,10 @@ def measure(kind: str, tokens: int, rounds: int, folder: Path) -> dict[str, floa
     path = str(folder / "bench.pool")
     times: dict[str, list[float]] = {"memcpy": [], "memcpy_threads": [], "save": [], "load": []}
     shape = geometry(subject.wire)
-    with Outbox.create(
-        path, shape, chunks=chunks, tickets=2, max_tokens=tokens
-    ) as outbox, ThreadPoolExecutor() as pool:
+    with (
+        Outbox.create(path, shape, chunks=chunks, tickets=2, max_tokens=tokens) as outbox,
+        ThreadPoolExecutor() as pool,
+    ):
         total, area = chunks * outbox.info().chunk_bytes, outbox.info().chunks
         buffer = ctypes.create_string_buffer(b"\1", total)
         private = ctypes.addressof(buffer)

@@ -20,8 +20,9 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Mapping, Optional, Sequence
+from typing import Any
 
 from bench.origin import RESULTS, ROOT, origin
 from syshaxd.cli.bench.openai import Ask, Endpoint
@@ -111,7 +112,7 @@ def split_works(daemon: house.Daemon) -> bool:
     return daemon.ask("/v1/completions", body, {"x-syshax-route": ROUTES[1]}).status == 200
 
 
-def main(argv: Optional[Sequence[str]] = None) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Runs the parts and saves after each."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--vllm", default="", help="Python that has vLLM")

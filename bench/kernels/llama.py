@@ -12,11 +12,12 @@ import os
 import re
 import sys
 from pathlib import Path
-from typing import Any, Dict, List, Tuple
+from typing import Any
 
 import gguf
 import llama_cpp as lc  # type: ignore[import-not-found,unused-ignore]
 import numpy as np
+
 from .shapes import BLOCK_BYTES, LONG, PROMPT, SHAPES, SHORT, Case, Shape, decode_name
 from .timing import step_seconds
 
@@ -80,7 +81,7 @@ class Session:
         self.context: Any = lc.llama_init_from_model(model, options)
         self.batch = lc.llama_batch_init(2048, 0, 1)
 
-    def decode(self, entries: List[Tuple[int, int]], logits: bool) -> None:
+    def decode(self, entries: list[tuple[int, int]], logits: bool) -> None:
         """entries: (sequence, position)."""
         self.batch.n_tokens = len(entries)
         for i, (seq, position) in enumerate(entries):
@@ -140,7 +141,7 @@ def prefill_rate(model: Any, threads: int) -> float:
     return PROMPT / seconds
 
 
-def note(log: List[str]) -> str:
+def note(log: list[str]) -> str:
     """Version, build flags, and what its log says of repacking, buffers and flash attention."""
     found = (re.sub(r"(blk\.|node_)\d+", r"\1N", " ".join(line.split())) for line in log if TELLING.search(line))
     lines = sorted({re.sub(r"ne = {[ \d,]+}", "ne = {..}", line) for line in found})
@@ -156,12 +157,12 @@ def main() -> None:
     if not path.exists():
         make_file(shape, kind, path.with_suffix(".new"))
         path.with_suffix(".new").rename(path)
-    log: List[str] = []
+    log: list[str] = []
     keep = lc.llama_log_callback(lambda _level, text, _data: log.append(text.decode(errors="replace")))
     lc.llama_log_set(keep, ctypes.c_void_p())
     lc.llama_backend_init()
     model: Any = lc.llama_model_load_from_file(str(path).encode(), lc.llama_model_default_params())
-    rates: Dict[str, float] = {}
+    rates: dict[str, float] = {}
     for case in SHORT + LONG:
         rates[decode_name(case)] = decode_rate(model, len(cpus), case, FOLDER / f"{name}-b{case[0]}-c{case[1]}.kv")
     rates[f"prefill {PROMPT}"] = prefill_rate(model, len(cpus))

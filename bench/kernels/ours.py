@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import json
 import sys
-from typing import Dict, List
 
 import numpy as np
-from .shapes import BLOCK_BYTES, LENGTHS, LONG, PROMPT, SHAPES, SHORT, Case, Shape, decode_name
-from .timing import step_seconds
 
 from syshax_kernels.context import Context
 from syshax_kernels.matrix import row_bytes
 from syshax_kernels.model import KvSlice, Model, ModelShape, Seq
 from syshax_kernels.types import DType, Role
+
+from .shapes import BLOCK_BYTES, LENGTHS, LONG, PROMPT, SHAPES, SHORT, Case, Shape, decode_name
+from .timing import step_seconds
 
 BLOCK = 16
 STEPS_ROOM = 80  # tokens that a case may add to its context
@@ -27,7 +27,7 @@ def blocks_of(case: Case) -> int:
     return (case[1] + STEPS_ROOM) // BLOCK + 1
 
 
-def model_shape(s: Shape, cases: List[Case]) -> ModelShape:
+def model_shape(s: Shape, cases: list[Case]) -> ModelShape:
     blocks = max(PROMPT // BLOCK, *(b * blocks_of((b, c)) for b, c in cases))
     freqs = [] if s.alibi else [10000.0 ** (-2 * i / s.head_dim) for i in range(s.head_dim // 2)]
     slopes = [2.0 ** (-8 * (i + 1) / s.heads) for i in range(s.heads)] if s.alibi else None
@@ -90,14 +90,14 @@ def prefill_seconds(model: Model) -> float:
     return step_seconds(step, least=2)
 
 
-def all_rates(model: Model) -> Dict[str, float]:
+def all_rates(model: Model) -> dict[str, float]:
     """Tokens a second of every case."""
     rates = {decode_name(case): case[0] / decode_seconds(model, case) for case in SHORT + LONG}
     rates[f"prefill {PROMPT}"] = PROMPT / prefill_seconds(model)
     return rates
 
 
-def length_rates(model: Model, s: Shape) -> Dict[str, float]:
+def length_rates(model: Model, s: Shape) -> dict[str, float]:
     """Tokens a second of the whole model, by length."""
     whole, stack = decode_seconds(model, (1, 32)), decode_seconds(model, (1, 32), logits=0)
     head, scale = max(whole - stack, 0.0), s.layers / s.stack

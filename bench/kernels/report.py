@@ -3,29 +3,29 @@
 from __future__ import annotations
 
 import statistics
-from typing import Any, Dict, List
+from typing import Any
 
 from .shapes import BITS, LENGTHS, SHAPES, USERS_TABLES, decode_name
 
-Report = Dict[str, Any]
-Rounds = Dict[int, float]
+Report = dict[str, Any]
+Rounds = dict[int, float]
 """One number in each round of the benchmark."""
-Measured = Dict[str, Dict[str, Rounds]]
+Measured = dict[str, dict[str, Rounds]]
 """By contender ("ceiling": the machine's limits) and case."""
 
 
-def summary(values: List[float]) -> Dict[str, float]:
+def summary(values: list[float]) -> dict[str, float]:
     quartile = statistics.quantiles(values, n=4)[0] if len(values) > 1 else values[0]
     return {"median": statistics.median(values), "lower_quartile": quartile, "runs": len(values)}
 
 
-def reports(runs: List[Dict[str, Any]]) -> List[Report]:
+def reports(runs: list[dict[str, Any]]) -> list[Report]:
     """One for each shape, type and mode that was measured, in the order of their first run."""
     keys = dict.fromkeys((run["shape"], run["type"], run["mode"]) for run in runs)
     return [report(*key, [r for r in runs if (r["shape"], r["type"], r["mode"]) == key]) for key in keys]
 
 
-def report(shape: str, kind: str, mode: str, runs: List[Dict[str, Any]]) -> Report:
+def report(shape: str, kind: str, mode: str, runs: list[dict[str, Any]]) -> Report:
     measured = by_round(runs)
     summaries = {who: {case: summary([*found.values()]) for case, found in measured[who].items()} for who in measured}
     ceiling = summaries.pop("ceiling", {})
@@ -42,7 +42,7 @@ def report(shape: str, kind: str, mode: str, runs: List[Dict[str, Any]]) -> Repo
     return found
 
 
-def by_round(runs: List[Dict[str, Any]]) -> Measured:
+def by_round(runs: list[dict[str, Any]]) -> Measured:
     measured: Measured = {}
     for run in runs:
         limits = {key: value for key, value in run.items() if key in ("read_gb_s", "int8_tops", "f32_tflops")}
@@ -58,7 +58,7 @@ def ratio(of: Rounds, to: Rounds) -> float:
     return statistics.median(both) if both else statistics.median(of.values()) / statistics.median(to.values())
 
 
-def case_report(shape: str, kind: str, case: str, measured: Measured) -> Dict[str, float]:
+def case_report(shape: str, kind: str, case: str, measured: Measured) -> dict[str, float]:
     ours = measured["ours"][case]
     found = share_of_ceiling(shape, kind, case, ours, measured["ceiling"])
     for name, theirs in measured.items():
@@ -67,7 +67,7 @@ def case_report(shape: str, kind: str, case: str, measured: Measured) -> Dict[st
     return found
 
 
-def share_of_ceiling(shape: str, kind: str, case: str, rate: Rounds, ceiling: Dict[str, Rounds]) -> Dict[str, float]:
+def share_of_ceiling(shape: str, kind: str, case: str, rate: Rounds, ceiling: dict[str, Rounds]) -> dict[str, float]:
     """Of read bandwidth (weights once a step, KV once a sequence) and of the 8-bit rate."""
     s = SHAPES[shape]
     share = {}
@@ -81,11 +81,11 @@ def share_of_ceiling(shape: str, kind: str, case: str, rate: Rounds, ceiling: Di
     return share
 
 
-def derived(shape: str, measured: Measured) -> Dict[str, float]:
+def derived(shape: str, measured: Measured) -> dict[str, float]:
     """Medians over the rounds of what one process measured: batches 2 and 3 against the line through 1 and 4; what
     4096 tokens of context leave; how attention reads KV."""
     ours, ceiling = measured["ours"], measured["ceiling"]
-    found: Dict[str, List[float]] = {}
+    found: dict[str, list[float]] = {}
     for number in ours[decode_name((1, 32))]:
         limits = {name: values[number] for name, values in ceiling.items() if number in values}
         for key, value in derived_once(shape, {case: of[number] for case, of in ours.items()}, limits).items():
@@ -93,7 +93,7 @@ def derived(shape: str, measured: Measured) -> Dict[str, float]:
     return {key: statistics.median(values) for key, values in found.items()}
 
 
-def derived_once(shape: str, ours: Dict[str, float], ceiling: Dict[str, float]) -> Dict[str, float]:
+def derived_once(shape: str, ours: dict[str, float], ceiling: dict[str, float]) -> dict[str, float]:
     one, four = ours[decode_name((1, 32))], ours[decode_name((4, 32))]
     found = {f"b{b}_to_line": ours[decode_name((b, 32))] / (one + (four - one) * (b - 1) / 3) for b in (2, 3)}
     found["kept_at_4096"] = ours[decode_name((1, 4096))] / one
@@ -103,7 +103,7 @@ def derived_once(shape: str, ours: Dict[str, float], ceiling: Dict[str, float]) 
     return found
 
 
-def attention_share(shape: str, batch: int, seconds: float, ceiling: Dict[str, float]) -> Dict[str, float]:
+def attention_share(shape: str, batch: int, seconds: float, ceiling: dict[str, float]) -> dict[str, float]:
     """Of bandwidth and of the f32 multiply-add rate, over what 4064 more tokens of context cost."""
     s = SHAPES[shape]
     if seconds <= 0 or not ceiling:
@@ -117,7 +117,7 @@ def attention_share(shape: str, batch: int, seconds: float, ceiling: Dict[str, f
     return found
 
 
-def lengths(shape: str, ours: Dict[str, Any]) -> List[Dict[str, float]]:
+def lengths(shape: str, ours: dict[str, Any]) -> list[dict[str, float]]:
     """Ours beside the user's table, each relative to its rate at the shortest length."""
     if not ours:
         return []
@@ -129,7 +129,7 @@ def lengths(shape: str, ours: Dict[str, Any]) -> List[Dict[str, float]]:
     ]
 
 
-def print_tables(found: List[Report]) -> None:
+def print_tables(found: list[Report]) -> None:
     for one in found:
         if one.get("lengths"):
             print_lengths(one)
@@ -139,8 +139,10 @@ def print_tables(found: List[Report]) -> None:
 
 def print_cases(one: Report) -> None:
     top = {name: value["median"] for name, value in one["ceiling"].items()}
-    print(f"\n{one['shape']} {one['type']}, {one['layers_held']} layers: reads {top['read_gb_s']:.1f} GB/s, "
-          f"int8 {top['int8_tops']:.2f} TOPS; others had at most {100 * one['others_cpu']:.0f} % of the CPUs")
+    print(
+        f"\n{one['shape']} {one['type']}, {one['layers_held']} layers: reads {top['read_gb_s']:.1f} GB/s, "
+        f"int8 {top['int8_tops']:.2f} TOPS; others had at most {100 * one['others_cpu']:.0f} % of the CPUs"
+    )
     for case, entry in one["cases"].items():
         ours = one["rates"]["ours"][case]
         facts = [f"{100 * entry[key]:.0f} % of {key}" for key in ("bandwidth", "int8") if key in entry]

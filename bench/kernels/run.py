@@ -14,14 +14,14 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Tuple
+from typing import Any
 
 from bench.origin import ROOT, origin
 
 from .report import print_tables, reports
 from .shapes import BITS
 
-Run = Dict[str, Any]
+Run = dict[str, Any]
 """One process: what (contender, shape, type, mode), what it printed, and how much CPU time others had meanwhile."""
 
 LIMIT_S = 400.0  # for one process, the making of its files included
@@ -30,7 +30,7 @@ MODELS = [f"{s}:{k}" for s in ("0.5b", "1.5b", "8b") for k in BITS]
 TABLES = ["8b:q4_0", "13b:q4_0"]
 
 
-def cpu_times() -> Tuple[int, int, int]:
+def cpu_times() -> tuple[int, int, int]:
     """Ticks stolen, ticks of all states, ticks busy, of all CPUs."""
     fields = [int(v) for v in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:]]
     return fields[7], sum(fields[:8]), sum(fields[:3]) + sum(fields[5:7])
@@ -41,14 +41,12 @@ def own_ticks() -> float:
     return (used.ru_utime + used.ru_stime) * os.sysconf("SC_CLK_TCK")
 
 
-def execute(command: List[str]) -> Run:
+def execute(command: list[str]) -> Run:
     """The JSON that the process printed, with `steal` and `others`: shares of the machine's time."""
     before, own = cpu_times(), own_ticks()
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "kernels" / "python")}
     try:
-        done = subprocess.run(
-            command, capture_output=True, text=True, env=environment, cwd=ROOT, timeout=LIMIT_S
-        )
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT, timeout=LIMIT_S)
     except subprocess.TimeoutExpired:
         return {"error": f"{' '.join(command)} was ended after {LIMIT_S:.0f} s"}
     if done.returncode != 0:
@@ -61,16 +59,16 @@ def execute(command: List[str]) -> Run:
     return result
 
 
-def commands(args: argparse.Namespace, number: int) -> List[Tuple[Run, List[str]]]:
+def commands(args: argparse.Namespace, number: int) -> list[tuple[Run, list[str]]]:
     """What a round runs, in order: the ceiling before each model, then the contenders on it in turn."""
     roof = [str(ROOT / "build" / "bench" / "roofline"), args.cpus, "256"]
-    found: List[Tuple[Run, List[str]]] = []
+    found: list[tuple[Run, list[str]]] = []
 
-    def add(who: str, model: str, mode: str, command: List[str]) -> None:
+    def add(who: str, model: str, mode: str, command: list[str]) -> None:
         shape, kind = model.split(":")
         found.append(({"who": who, "shape": shape, "type": kind, "mode": mode, "round": number}, command))
 
-    def python(module: str, model: str, interpreter: str = sys.executable) -> List[str]:
+    def python(module: str, model: str, interpreter: str = sys.executable) -> list[str]:
         return [interpreter, "-m", f"bench.kernels.{module}", *model.split(":"), args.cpus]
 
     for model in args.models:
@@ -86,12 +84,12 @@ def commands(args: argparse.Namespace, number: int) -> List[Tuple[Run, List[str]
     return found
 
 
-def describe(args: argparse.Namespace) -> Dict[str, Any]:
+def describe(args: argparse.Namespace) -> dict[str, Any]:
     command = "make bench-kernels" + " LLAMA_VENV=..." * bool(args.llama) + " VLLM_VENV=..." * bool(args.vllm)
     return {**origin(command), "cpus": args.cpus, "rounds": args.rounds}
 
 
-def save(args: argparse.Namespace, about: Dict[str, Any], runs: List[Run], complete: bool) -> None:
+def save(args: argparse.Namespace, about: dict[str, Any], runs: list[Run], complete: bool) -> None:
     whole = {**about, "complete": complete, "results": reports(runs), "runs": runs}
     args.output.parent.mkdir(parents=True, exist_ok=True)
     new = args.output.with_suffix(".new")
@@ -99,14 +97,14 @@ def save(args: argparse.Namespace, about: Dict[str, Any], runs: List[Run], compl
     new.rename(args.output)
 
 
-def earlier(args: argparse.Namespace) -> List[Run]:
+def earlier(args: argparse.Namespace) -> list[Run]:
     if not args.resume or not args.output.exists():
         return []
-    runs: List[Run] = json.loads(args.output.read_text())["runs"]
+    runs: list[Run] = json.loads(args.output.read_text())["runs"]
     return runs
 
 
-def measure(what: Run, command: List[str]) -> Optional[Run]:
+def measure(what: Run, command: list[str]) -> Run | None:
     """A run with little steal; None when two in a row had more or failed."""
     for _ in range(2):
         begin = time.monotonic()

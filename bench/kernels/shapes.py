@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Dict, Tuple
 
 
 @dataclass(frozen=True)
@@ -40,23 +39,23 @@ class Shape:
         return self.stack * 4 * self.heads * self.head_dim * context
 
 
-SHAPES: Dict[str, Shape] = {
+SHAPES: dict[str, Shape] = {
     "0.5b": Shape(24, 896, 14, 2, 64, 4864, 151936, 24),
     "1.5b": Shape(28, 1536, 12, 2, 128, 8960, 151936, 28),
     "8b": Shape(32, 4096, 32, 8, 128, 14336, 128256, 4),
     "13b": Shape(40, 5120, 40, 40, 128, 13696, 125696, 2, alibi=True),
 }
-BITS: Dict[str, float] = {"q4_0": 4.5, "q8_0": 8.5}
-BLOCK_BYTES: Dict[str, int] = {"q4_0": 18, "q8_0": 34}
+BITS: dict[str, float] = {"q4_0": 4.5, "q8_0": 8.5}
+BLOCK_BYTES: dict[str, int] = {"q4_0": 18, "q8_0": 34}
 
-Case = Tuple[int, int]
+Case = tuple[int, int]
 """(batch, tokens of context already there)"""
-SHORT: Tuple[Case, ...] = tuple((b, 32) for b in (1, 2, 3, 4, 8, 32))
-LONG: Tuple[Case, ...] = ((1, 1024), (1, 4096), (8, 4096))
+SHORT: tuple[Case, ...] = tuple((b, 32) for b in (1, 2, 3, 4, 8, 32))
+LONG: tuple[Case, ...] = ((1, 1024), (1, 4096), (8, 4096))
 PROMPT = 512
-LENGTHS: Tuple[int, ...] = (32, 64, 128, 256, 512, 1024, 2048, 4096)
+LENGTHS: tuple[int, ...] = (32, 64, 128, 256, 512, 1024, 2048, 4096)
 """Of the user's tables: decode of one sequence at these lengths."""
-USERS_TABLES: Dict[str, Tuple[float, ...]] = {
+USERS_TABLES: dict[str, tuple[float, ...]] = {
     "8b": (28.11, 27.66, 27.47, 26.87, 25.93, 23.75, 21.07, 17.49),
     "13b": (17.81, 17.57, 17.36, 17.04, 16.53, 15.49, 13.62, 12.93),
 }

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import statistics
 import time
-from typing import Callable, List
+from typing import Callable
 
 from .shapes import MIN_STEPS, SECONDS
 
 
 def step_seconds(step: Callable[[int], None], least: int = MIN_STEPS) -> float:
     """Median seconds of `least` or more of step(0), step(1), ...; the first one warms up and does not count."""
-    seconds: List[float] = []
+    seconds: list[float] = []
     begin = time.perf_counter()
     while len(seconds) <= least or time.perf_counter() - begin < SECONDS:
         start = time.perf_counter()

@@ -12,7 +12,7 @@ import statistics
 import sys
 import time
 from pathlib import Path
-from typing import Any, Dict, List
+from typing import Any
 
 from .shapes import SHAPES, Shape
 
@@ -22,7 +22,7 @@ os.environ.update(VLLM_NO_USAGE_STATS="1", VLLM_LOGGING_LEVEL="ERROR")
 FOLDER = Path(__file__).resolve().parents[2] / "build" / "bench"
 BATCHES, TOKENS = (1, 8, 32), 24
 LINEAR = {"num_bits": 8, "type": "int", "symmetric": True}
-SCHEMES: Dict[str, Dict[str, Any]] = {
+SCHEMES: dict[str, dict[str, Any]] = {
     "q4_0": {
         "quant_method": "gptq", "bits": 4, "group_size": 32, "sym": True, "desc_act": False, "lm_head": False,
         "checkpoint_format": "gptq",
@@ -62,7 +62,7 @@ def decode_rate(llm: Any, params: Any, batch: int) -> float:
         return time.perf_counter() - start
 
     run(4)
-    rates: List[float] = [batch * TOKENS / (run(TOKENS + 1) - run(1)) for _ in range(2)]
+    rates: list[float] = [batch * TOKENS / (run(TOKENS + 1) - run(1)) for _ in range(2)]
     return statistics.median(rates)
 
 

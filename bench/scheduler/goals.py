@@ -17,11 +17,12 @@ import json
 import statistics
 import sys
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from multiprocessing import Pool
 from pathlib import Path
-from typing import Any, Callable, Mapping, Optional, Sequence
+from typing import Any, Callable
 
 from bench.origin import RESULTS, ROOT, origin
 from syshaxd.model.request import Endpoint, RequestInfo
@@ -72,7 +73,7 @@ PRODUCT = ("admission without CPU", "predictive")  # played last
 LOADS = (0.5, 0.7, 0.85, 1.0, 1.15, 1.3)
 
 
-def one(job: tuple[Pair, float, int, str], clients: Optional[int] = None) -> dict[str, Any]:
+def one(job: tuple[Pair, float, int, str], clients: int | None = None) -> dict[str, Any]:
     """Plays one policy on one pair at a load, from the segment that begins after `skip` requests."""
     pair, load, skip, policy = job
     contestant = next(c for c in contestants() if c.name == policy)
@@ -186,7 +187,7 @@ def run(
     known: Sequence[dict[str, Any]] = (),
     save: Callable[[Mapping[str, Any]], None] = lambda result: None,
     minutes: float = 1e6,
-) -> Optional[dict[str, Any]]:
+) -> dict[str, Any] | None:
     """Plays everything that is not known yet on two processes; `save` gets what there is every few rows. None: the
     time was over before."""
     have = {(row["pair"], row["load"], row["skip"], row["policy"]) for row in known}
@@ -290,7 +291,7 @@ def verdict(result: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def main(argv: Optional[Sequence[str]] = None) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Runs and saves."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(

@@ -18,9 +18,10 @@ import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Mapping, Optional, Sequence
+from typing import Any
 
 from bench.origin import RESULTS, ROOT, origin
 from syshaxd.cli.bench.openai import Ask, Endpoint, Outcome
@@ -119,7 +120,7 @@ async def replay(endpoint: Endpoint, load: Sequence[Arrival]) -> list[Outcome]:
     return list(await asyncio.gather(*(one(arrival, ids) for arrival, ids in zip(load, prompts))))
 
 
-def error(pairs: Sequence[tuple[float, float]]) -> Optional[float]:
+def error(pairs: Sequence[tuple[float, float]]) -> float | None:
     """Median of |simulated - real| / real."""
     found = [abs(said - seen) / seen for said, seen in pairs if seen > 0]
     return statistics.median(found) if found else None
@@ -164,7 +165,7 @@ async def measure(load: Sequence[Arrival], file: Path, result: dict[str, Any]) -
         keep(file, result)
 
 
-def main(argv: Optional[Sequence[str]] = None) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Runs and saves."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--requests", type=int, default=32)

@@ -15,12 +15,11 @@ import re
 from pathlib import Path
 from typing import Any
 
-import torch
-from tokenizers import Tokenizer
-
 import gguf_file
+import torch
 from chat import HERE, Corpus, Turn
 from model import Llama, Shape, greedy
+from tokenizers import Tokenizer
 from tokens import ASSISTANT, BEGIN, END, USER
 from train import load_corpus, mean_loss
 from wordnet import Entry

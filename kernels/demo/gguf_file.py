@@ -8,13 +8,12 @@ from typing import Any
 
 import gguf
 import torch
-from gguf import GGMLQuantizationType as Kind
-from tokenizers import Tokenizer
-from torch import Tensor
-
 from chat import HERE, TEMPLATE
+from gguf import GGMLQuantizationType as Kind
 from model import Llama, Shape
+from tokenizers import Tokenizer
 from tokens import BEGIN, END, PAD, SPECIAL
+from torch import Tensor
 
 BLOCK_NAMES = {
     "attn_norm.weight": "attn_norm.weight",

@@ -6,9 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-
 from chat import SMALL_TALK, SYSTEM, Corpus, Turn, phrasings
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 SPECIAL = ["<|pad|>", "<|begin|>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>"]
 PAD, BEGIN, END, SYS, USER, ASSISTANT = range(6)

@@ -16,13 +16,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from tokenizers import Tokenizer
-from torch import Tensor
-from torch.nn import functional as F
-
 from chat import FAMILIAR, Corpus, Turn, conversations, fixed_words, split
 from model import Llama, Shape
+from tokenizers import Tokenizer
 from tokens import flat, pieces, rows, train_tokenizer
+from torch import Tensor
+from torch.nn import functional as F
 from wordnet import read_entries
 
 

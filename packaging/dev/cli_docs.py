@@ -7,6 +7,7 @@ import importlib
 from dataclasses import dataclass
 
 from config_man import escaped
+
 from syshaxd import cli
 
 HEAD = r""".TH SYSHAX 1 "" "sysHAX" "User commands"

@@ -4,7 +4,6 @@ import os
 import shutil
 import subprocess
 import sys
-from typing import List
 
 FLOOR = (3, 9)
 # What is needed -> (openEuler and RHEL-like package, Debian package).
@@ -53,7 +52,7 @@ def is_missing(need: str) -> bool:
     return shutil.which(program.split()[0]) is None
 
 
-def describe(missing: List[str]) -> List[str]:
+def describe(missing: list[str]) -> list[str]:
     """Lines for the user: what lacks and the two install lines."""
     python = "Python %d.%d or newer (%s is %d.%d)" % (*FLOOR, sys.executable, *sys.version_info[:2])
     names = [python if need == "python" else need for need in missing]
@@ -69,7 +68,7 @@ def describe(missing: List[str]) -> List[str]:
     return lines
 
 
-def main(needs: List[str]) -> int:
+def main(needs: list[str]) -> int:
     """Check the named needs; exit status 1 and a description where one is missing."""
     unknown = [need for need in needs if need not in PACKAGES]
     if unknown:

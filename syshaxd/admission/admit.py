@@ -6,8 +6,9 @@ over. Each question is a function of what the asker sees; None: nothing stands a
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Optional, Sequence, Union
+from typing import Union
 
 from syshaxd.model.plan import Queue, Reason, Refuse
 from syshaxd.model.request import Route
@@ -17,12 +18,12 @@ from .refusals import Refusal
 Held = Union[Queue, Refuse]
 
 
-def of_size(size: int, limit: int) -> Optional[Refuse]:
+def of_size(size: int, limit: int) -> Refuse | None:
     """A body of `size` bytes, read so far or announced."""
     return Refusal.BODY_TOO_LARGE.told(limit=limit) if size > limit else None
 
 
-def at_the_door(model: str, served: Sequence[str], open_: bool, in_flight: int, limit: int) -> Optional[Refuse]:
+def at_the_door(model: str, served: Sequence[str], open_: bool, in_flight: int, limit: int) -> Refuse | None:
     """A checked request, before anything is kept of it. `open_`: whether the daemon takes requests at all."""
     if not open_:
         return Refusal.DRAINING.told()
@@ -56,8 +57,8 @@ class Busy:
     code: str
     text: str
     may_wait: float
-    hopeless: Optional[Refusal] = None
-    retry_after: Optional[float] = None
+    hopeless: Refusal | None = None
+    retry_after: float | None = None
 
 
 def wait_or_refuse(busy: Busy, queued: int, max_queue: int) -> Held:
@@ -67,7 +68,7 @@ def wait_or_refuse(busy: Busy, queued: int, max_queue: int) -> Held:
     return place(Queue(Reason(busy.code, busy.text), busy.may_wait), queued, max_queue, busy.retry_after)
 
 
-def place(wait: Queue, queued: int, max_queue: int, retry_after: Optional[float] = None) -> Held:
+def place(wait: Queue, queued: int, max_queue: int, retry_after: float | None = None) -> Held:
     """The bound of the queue."""
     if queued >= max_queue:
         return Refusal.QUEUE_FULL.told(retry_after, why=wait.reason.text, queued=queued)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import bisect
 import itertools
-from typing import Callable, Dict, List, NamedTuple
+from typing import Callable, NamedTuple
 
 from syshaxd.model.plan import Plan, Queue, Split, Whole
 from syshaxd.model.request import RequestInfo, Tier
@@ -47,9 +47,9 @@ class RequestQueue:
     one model is nothing to who waits for another. One owner (Runner)."""
 
     def __init__(self) -> None:
-        self._places: List[Place] = []
+        self._places: list[Place] = []
         self._numbers = itertools.count()
-        self._in_vain: Dict[str, int] = {}  # by model, since something changed
+        self._in_vain: dict[str, int] = {}  # by model, since something changed
 
     def __len__(self) -> int:
         return len(self._places)

@@ -6,7 +6,7 @@ docs/metrics.md explains the codes. What becomes of a request that was admitted 
 from __future__ import annotations
 
 import enum
-from typing import NamedTuple, Optional
+from typing import NamedTuple
 
 from syshaxd.errors import RequestError
 from syshaxd.model.plan import Reason, Refuse
@@ -18,8 +18,8 @@ class _Row(NamedTuple):
     code: str
     status: int
     sentence: str
-    retry_after: Optional[float] = None  # seconds; None: the same request would be refused again
-    param: Optional[str] = None  # the field that is at fault
+    retry_after: float | None = None  # seconds; None: the same request would be refused again
+    param: str | None = None  # the field that is at fault
 
 
 class Refusal(enum.Enum):
@@ -43,7 +43,7 @@ class Refusal(enum.Enum):
     TPOT = _Row("refuse_tpot", 429, "{why}", SOON)
     KV = _Row("refuse_kv", 429, "{why}", SOON)
 
-    def told(self, retry_after: Optional[float] = None, **values: object) -> Refuse:
+    def told(self, retry_after: float | None = None, **values: object) -> Refuse:
         """The refusal in words; `retry_after`: seconds, where more is known than in the list."""
         row = self.value
         again = row.retry_after if retry_after is None else retry_after

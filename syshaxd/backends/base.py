@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import signal
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Callable, Mapping, Optional, Protocol
+from typing import Callable, Protocol
 
 from .container_spec import ContainerSpec
 
@@ -24,7 +25,7 @@ class LaunchSpec:
     cpus: frozenset[int] = field(default_factory=frozenset)  # empty: not bound
     digest: str = ""
     contract: str = ""  # version of docs/kv-handoff.md that our packages in it speak; "" for other people's servers
-    container: Optional[ContainerSpec] = None  # for the container backends, which use nothing else but unit and digest
+    container: ContainerSpec | None = None  # for the container backends, which use nothing else but unit and digest
     memory_nodes: tuple[int, ...] = ()  # where its memory must come from; empty: anywhere
 
 
@@ -41,7 +42,7 @@ class Capabilities:
 class Exit:
     """How a unit ended: exit status, or minus the signal's number; None where nobody knows."""
 
-    code: Optional[int]
+    code: int | None
     asked: bool = False  # we stopped it
     out_of_memory: bool = False  # the container engine says so
     detail: str = ""  # what the container engine adds
@@ -81,7 +82,7 @@ class Running(Protocol):
     """One started unit."""
 
     @property
-    def pid(self) -> Optional[int]:
+    def pid(self) -> int | None:
         """Process id on this host."""
 
     @property
@@ -97,7 +98,7 @@ class Running(Protocol):
     async def kill(self) -> Exit:
         """End it at once, with everything it started."""
 
-    def activity(self) -> Optional[int]:
+    def activity(self) -> int | None:
         """A number that grows while it computes or reads (CPU time, I/O); None where the backend can't tell."""
 
     async def release(self) -> None:
@@ -127,7 +128,7 @@ class Backend(Protocol):
         Cancelled, it leaves nothing running.
         """
 
-    async def adopt(self, spec: LaunchSpec, on_line: OnLine) -> Optional[Adopted]:
+    async def adopt(self, spec: LaunchSpec, on_line: OnLine) -> Adopted | None:
         """The unit of that name and digest if it runs already; None otherwise. Raises BackendError."""
 
     async def close(self) -> None:
@@ -172,7 +173,7 @@ class PipeReader(asyncio.Protocol):
         """From the transport."""
         self._splitter.feed(data)
 
-    def connection_lost(self, exc: Optional[Exception]) -> None:
+    def connection_lost(self, exc: Exception | None) -> None:
         """From the transport, once."""
         self._splitter.end()
         if not self.closed.done():

@@ -8,9 +8,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
+from collections.abc import Awaitable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Awaitable, Callable, Mapping, Optional
+from typing import Callable
 
 from syshaxd import log as logging
 from syshaxd.errors import BackendError, DeadlineError
@@ -18,7 +19,14 @@ from syshaxd.tasks import cancelled, within
 
 from .base import Adopted, Capabilities, Exit, LaunchSpec, LineSplitter, OnLine, Running
 from .container_spec import (
-    CONTRACT_LABEL, DIGEST_LABEL, NAME_LABEL, OWNER_LABEL, UNIT_LABEL, URL_LABEL, ContainerSpec, EngineKind,
+    CONTRACT_LABEL,
+    DIGEST_LABEL,
+    NAME_LABEL,
+    OWNER_LABEL,
+    UNIT_LABEL,
+    URL_LABEL,
+    ContainerSpec,
+    EngineKind,
 )  # fmt: skip
 from .engineapi import Container, EngineApi, EngineGone, EngineRefused
 from .pidfd import has_ended, process_end
@@ -77,7 +85,7 @@ class ContainerBackend:
             await asyncio.shield(api.remove(made))
             raise
 
-    async def adopt(self, spec: LaunchSpec, on_line: OnLine) -> Optional[Adopted]:
+    async def adopt(self, spec: LaunchSpec, on_line: OnLine) -> Adopted | None:
         """See Backend."""
         wanted = self._labelled(spec)
         api = await self._engine(wanted)
@@ -191,7 +199,7 @@ def _explained(unit: str, spec: ContainerSpec, err: EngineRefused) -> str:
 class _Seen:
     """What the watcher has found out so far."""
 
-    code: Optional[int] = None
+    code: int | None = None
     lost: bool = False  # its main process is gone though the engine says that it runs
     removed: bool = False  # by somebody else
 
@@ -212,7 +220,7 @@ class ContainerUnit:
         self._ended = loop.create_task(self._watch(), name=f"container.{found.name}")
 
     @property
-    def pid(self) -> Optional[int]:
+    def pid(self) -> int | None:
         """See Running."""
         return self._pid or None
 
@@ -252,7 +260,7 @@ class ContainerUnit:
         """What ended before we asked has ended by itself."""
         self._asked = self._asked or not (self._visible and has_ended(self._pid))
 
-    def activity(self) -> Optional[int]:
+    def activity(self) -> int | None:
         """See Running. None where the container's processes can't be seen."""
         return tree_activity(self._pid) if self._pid else None
 
@@ -323,7 +331,7 @@ class ContainerUnit:
             await asyncio.sleep(pause)
             pause = min(2 * pause, RETRY[1])
 
-    async def _look(self, missed: bool) -> Optional[_Seen]:
+    async def _look(self, missed: bool) -> _Seen | None:
         """How it ended; None where it runs. `missed`: its process was gone at the look before."""
         code = None
         if not self._visible or await self._process_ended(SEEN_LOOK):
@@ -352,14 +360,14 @@ class ContainerUnit:
             return await self._api.inspect(self._id) is None
         return False
 
-    async def _last_state(self, seen: _Seen) -> Optional[Container]:
+    async def _last_state(self, seen: _Seen) -> Container | None:
         if seen.lost:
             return None
         with contextlib.suppress(BackendError):
             return await self._api.inspect(self._id)
         return None
 
-    def _exit(self, seen: _Seen, last: Optional[Container]) -> Exit:
+    def _exit(self, seen: _Seen, last: Container | None) -> Exit:
         if seen.lost:
             return Exit(None, self._asked, detail="its process is gone, and the engine did not notice")
         if seen.removed and not self._asked:

@@ -7,8 +7,9 @@ loses CDI devices: `Devices` is looked up as a path, `DeviceRequests` is ignored
 from __future__ import annotations
 
 import enum
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Iterable, Mapping
+from typing import Any
 
 UNIT_LABEL = "io.syshax.unit"
 DIGEST_LABEL = "io.syshax.digest"

@@ -9,9 +9,10 @@ import asyncio
 import contextlib
 import json
 import time
+from collections.abc import AsyncIterator, Awaitable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, AsyncIterator, Awaitable, Callable, Mapping, Optional, TypeVar
+from typing import Any, Callable, TypeVar
 from urllib.parse import quote
 
 import aiohttp
@@ -92,8 +93,8 @@ class EngineApi:
 
     def __init__(self, socket: str) -> None:
         self.socket = socket
-        self._session: Optional[aiohttp.ClientSession] = None
-        self._version: Optional[Version] = None
+        self._session: aiohttp.ClientSession | None = None
+        self._version: Version | None = None
         self._asking = asyncio.Lock()  # units that start together ask once
 
     async def close(self) -> None:
@@ -112,7 +113,7 @@ class EngineApi:
                 self._version = negotiated(answer, self.socket)
             return self._version
 
-    async def _podman(self) -> Optional[Mapping[str, Any]]:
+    async def _podman(self) -> Mapping[str, Any] | None:
         """What Podman's /version says, from the headers of /_ping: for /version it starts its helpers, which takes a
         third of a second. None: another engine."""
         limits = aiohttp.ClientTimeout(total=CALL_TIMEOUT)
@@ -164,7 +165,7 @@ class EngineApi:
         """Give it another name."""
         await self._call("POST", f"containers/{container}/rename?name={quote(name)}", CALL_TIMEOUT)
 
-    async def wait(self, container: str, seconds: float) -> Optional[int]:
+    async def wait(self, container: str, seconds: float) -> int | None:
         """Its exit status once it has ended; None where it still runs after `seconds`, or may do so."""
         try:
             answer = await self._call("POST", f"containers/{container}/wait", seconds)
@@ -174,7 +175,7 @@ class EngineApi:
             raise
         return int(answer.get("StatusCode", -1))
 
-    async def inspect(self, container: str) -> Optional[Container]:
+    async def inspect(self, container: str) -> Container | None:
         """The container as it is now, by id or name; None where there is none."""
         try:
             answer = await self._call("GET", f"containers/{container}/json", CALL_TIMEOUT)
@@ -260,15 +261,13 @@ class EngineApi:
 
     # ---- the wire
 
-    async def _call(self, method: str, path: str, timeout: float, body: Optional[Mapping[str, Any]] = None) -> Any:
+    async def _call(self, method: str, path: str, timeout: float, body: Mapping[str, Any] | None = None) -> Any:
         return await self._json(method, await self._versioned(path), timeout, body)
 
     async def _versioned(self, path: str) -> str:
         return path if path.startswith("/") else f"/v{(await self.version()).api}/{path}"
 
-    async def _json(
-        self, method: str, path: str, timeout: float, body: Optional[Mapping[str, Any]] = None
-    ) -> Any:
+    async def _json(self, method: str, path: str, timeout: float, body: Mapping[str, Any] | None = None) -> Any:
         limits = aiohttp.ClientTimeout(total=timeout)
 
         async def call() -> Any:
@@ -279,7 +278,7 @@ class EngineApi:
 
         return await self._mapped(f"{method} {path}", call())
 
-    async def _stream(self, method: str, path: str, stall: Optional[float], **options: Any) -> AsyncIterator[bytes]:
+    async def _stream(self, method: str, path: str, stall: float | None, **options: Any) -> AsyncIterator[bytes]:
         """Pieces of an answer; `stall`: longest silence in seconds."""
         limits = aiohttp.ClientTimeout(total=None, sock_connect=CALL_TIMEOUT, sock_read=stall)
         body = {"json": options["body"]} if "body" in options else {}
@@ -300,7 +299,7 @@ class EngineApi:
             response.close()
 
     async def _lines(
-        self, method: str, path: str, stall: Optional[float], **options: Any
+        self, method: str, path: str, stall: float | None, **options: Any
     ) -> AsyncIterator[Mapping[str, Any]]:
         """JSON objects of an answer, one a line."""
         rest = b""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Optional
 
 from .base import Adopted, Capabilities, Exit, LaunchSpec, OnLine, Running
 
@@ -17,7 +16,7 @@ class ExternalBackend:
         """Begin to use it."""
         return ExternalUnit()
 
-    async def adopt(self, spec: LaunchSpec, on_line: OnLine) -> Optional[Adopted]:
+    async def adopt(self, spec: LaunchSpec, on_line: OnLine) -> Adopted | None:
         """The same as start."""
         return Adopted(ExternalUnit(), spec.url)
 
@@ -29,7 +28,7 @@ class ExternalUnit:
     """Running, for a unit whose life is not ours: it "ends" when we let go of it."""
 
     container = ""
-    pid: Optional[int] = None
+    pid: int | None = None
 
     def __init__(self) -> None:
         self._let_go = asyncio.Event()
@@ -48,7 +47,7 @@ class ExternalUnit:
         """See Running."""
         return await self.stop(0)
 
-    def activity(self) -> Optional[int]:
+    def activity(self) -> int | None:
         """Unknown."""
         return None
 

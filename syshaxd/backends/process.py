@@ -8,7 +8,6 @@ import os
 import signal
 import sys
 from pathlib import Path
-from typing import List, Optional
 
 import psutil
 
@@ -45,7 +44,7 @@ class ProcessBackend:
             os.close(write_end)
         return ChildProcess(process, transport, reader)
 
-    async def adopt(self, spec: LaunchSpec, on_line: OnLine) -> Optional[Adopted]:
+    async def adopt(self, spec: LaunchSpec, on_line: OnLine) -> Adopted | None:
         """Children never outlive the daemon: there is nothing to adopt."""
         return None
 
@@ -95,7 +94,7 @@ class ChildProcess:
         self._ended = asyncio.get_running_loop().create_task(self._watch(), name=f"process.{process.pid}")
 
     @property
-    def pid(self) -> Optional[int]:
+    def pid(self) -> int | None:
         """See Running."""
         return self._process.pid
 
@@ -116,7 +115,7 @@ class ChildProcess:
             _signal(self._process.pid, signal.SIGKILL)  # the watcher ends the rest of its group
         return await self.wait()
 
-    def activity(self) -> Optional[int]:
+    def activity(self) -> int | None:
         """See Running. CPU time in milliseconds plus bytes read, of the process and what it started."""
         return tree_activity(self._process.pid)
 
@@ -153,12 +152,12 @@ async def end_group(group: int) -> None:
         os.killpg(group, signal.SIGKILL)
 
 
-def members(group: int) -> List[int]:
+def members(group: int) -> list[int]:
     """Living processes of a process group."""
     return [pid for pid in psutil.pids() if _group_of(pid) == group and not has_ended(pid)]
 
 
-def workers(group: int) -> List[int]:
+def workers(group: int) -> list[int]:
     """Those that compute something: no resource trackers."""
     return [pid for pid in members(group) if not _is_tracker(pid)]
 
@@ -182,7 +181,7 @@ def _signal(pid: int, number: int) -> None:
         os.kill(pid, number)
 
 
-def tree_activity(pid: int) -> Optional[int]:
+def tree_activity(pid: int) -> int | None:
     """CPU time in milliseconds plus bytes read, of a process and what it started; None when it is gone."""
     try:
         leader = psutil.Process(pid)

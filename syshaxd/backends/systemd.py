@@ -7,9 +7,9 @@ import asyncio
 import contextlib
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Mapping, Optional
 
 from syshaxd.errors import BackendError, DeadlineError
 from syshaxd.tasks import cancelled, put_down, within
@@ -163,7 +163,7 @@ class SystemdBackend:
 
     capabilities = Capabilities(survives_daemon=True, reports_activity=True, keeps_log=True)
 
-    def __init__(self, state_dir: str, systemctl: Optional[Systemctl] = None) -> None:
+    def __init__(self, state_dir: str, systemctl: Systemctl | None = None) -> None:
         self._folder = Path(state_dir) / "units"
         self._systemctl = systemctl or Systemctl()
 
@@ -181,7 +181,7 @@ class SystemdBackend:
             await self._systemctl.end(service)
             raise
 
-    async def adopt(self, spec: LaunchSpec, on_line: OnLine) -> Optional[Adopted]:
+    async def adopt(self, spec: LaunchSpec, on_line: OnLine) -> Adopted | None:
         """See Backend."""
         launched = read_launch_file(launch_file(self._folder, spec.unit))
         service = service_name(spec.unit)
@@ -214,7 +214,7 @@ class SystemdUnit:
         self._ended = asyncio.get_running_loop().create_task(self._watch(), name=f"systemd.{service}")
 
     @property
-    def pid(self) -> Optional[int]:
+    def pid(self) -> int | None:
         """See Running."""
         return self._pid or None
 
@@ -237,7 +237,7 @@ class SystemdUnit:
                 await self._systemctl.call("kill", "--signal=SIGKILL", self._service)
         return await self.wait()
 
-    def activity(self) -> Optional[int]:
+    def activity(self) -> int | None:
         """See Running."""
         return tree_activity(self._pid)
 
@@ -247,7 +247,7 @@ class SystemdUnit:
         await self._follower.close(0.0)  # a task cancelled before its first step runs no `finally`
 
     async def _watch(self) -> Exit:
-        code: Optional[int] = None
+        code: int | None = None
         patience = 0.0
         try:
             await process_end(self._pid)

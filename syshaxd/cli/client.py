@@ -5,7 +5,8 @@ from __future__ import annotations
 import http.client
 import json
 import socket
-from typing import Any, Mapping, Optional
+from collections.abc import Mapping
+from typing import Any
 from urllib.parse import quote
 
 from .exits import UNREACHABLE, CommandError
@@ -33,11 +34,11 @@ class Client:
         """GET /v1/PARTS."""
         return self._call("GET", parts, query, None)
 
-    def post(self, *parts: str, body: Optional[Mapping[str, Any]] = None) -> Any:
+    def post(self, *parts: str, body: Mapping[str, Any] | None = None) -> Any:
         """POST /v1/PARTS."""
         return self._call("POST", parts, "", body or {})
 
-    def _call(self, method: str, parts: tuple[str, ...], query: str, body: Optional[Mapping[str, Any]]) -> Any:
+    def _call(self, method: str, parts: tuple[str, ...], query: str, body: Mapping[str, Any] | None) -> Any:
         target = "/v1/" + "/".join(quote(part, safe="") for part in parts) + (f"?{query}" if query else "")
         connection = _UnixConnection(self.path, self._timeout)
         try:

@@ -10,7 +10,7 @@ stands behind --, as in syshax config gpu.extra_args -- --dtype=half
 from __future__ import annotations
 
 import argparse
-from typing import Any, Dict
+from typing import Any
 
 from syshaxd.config.diff import flatten
 from syshaxd.config.edit import KeyFault, path_of, set_key
@@ -80,7 +80,7 @@ def _read(args: argparse.Namespace) -> int:
     return OK
 
 
-def _values(loaded: Loaded, path: Path) -> Dict[Path, Any]:
+def _values(loaded: Loaded, path: Path) -> dict[Path, Any]:
     """The values in force at and below a path."""
     flat = flatten(loaded.config)
     empty = [leaf.path for leaf in leaves() if leaf.schema["type"] == "object"]

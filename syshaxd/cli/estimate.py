@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Mapping
 
 from syshaxd.simulation.law import Host, Law, hosts
 from syshaxd.simulation.workload import TraceError

@@ -6,7 +6,6 @@ import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Optional, Tuple
 
 from syshaxd.topology import Topology, read_topology
 
@@ -19,8 +18,8 @@ class Hardware:
 
     cpu: str
     topology: Topology
-    nvidia: Tuple[int, ...] = ()
-    ascend: Tuple[int, ...] = ()
+    nvidia: tuple[int, ...] = ()
+    ascend: tuple[int, ...] = ()
     engine: str = ""
 
     @property
@@ -29,12 +28,12 @@ class Hardware:
         return "nvidia" if self.nvidia else "ascend" if self.ascend else "none"
 
     @property
-    def devices(self) -> Tuple[int, ...]:
+    def devices(self) -> tuple[int, ...]:
         """Devices of that accelerator."""
         return self.nvidia or self.ascend
 
 
-def find_hardware(dev: Path = Path("/dev"), topology: Optional[Topology] = None) -> Hardware:
+def find_hardware(dev: Path = Path("/dev"), topology: Topology | None = None) -> Hardware:
     """Look at this host."""
     return Hardware(
         cpu=cpu_name(),
@@ -45,7 +44,7 @@ def find_hardware(dev: Path = Path("/dev"), topology: Optional[Topology] = None)
     )
 
 
-def _numbered(dev: Path, prefix: str) -> Tuple[int, ...]:
+def _numbered(dev: Path, prefix: str) -> tuple[int, ...]:
     matches = (re.fullmatch(prefix + r"(\d+)", path.name) for path in dev.glob(f"{prefix}*"))
     return tuple(sorted(int(match[1]) for match in matches if match))
 

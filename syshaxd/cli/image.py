@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+from collections.abc import Awaitable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Awaitable, Callable
+from typing import TYPE_CHECKING, Any, Callable
 
 from .exits import FAILURE, OK, USAGE, CommandError
 from .options import add_config, add_json, print_json, source

@@ -10,7 +10,6 @@ import argparse
 import os
 import sys
 from pathlib import Path
-from typing import List
 
 from syshaxd.config.edit import write
 from syshaxd.config.embedded import DEMO_MODEL, DEMO_NAME, checkout, private_paths
@@ -103,7 +102,7 @@ def _demo() -> Path:
     return root / DEMO_MODEL if root else INSTALLED_MODEL
 
 
-def _head(hardware: Hardware) -> List[str]:
+def _head(hardware: Hardware) -> list[str]:
     nodes = "; ".join(f"node {node.id}: {format_cpu_list(node.cpus)}" for node in hardware.topology.nodes)
     return [
         f"# Written by `syshax init` for: {summary(hardware)}.",
@@ -113,7 +112,7 @@ def _head(hardware: Hardware) -> List[str]:
     ]
 
 
-def _front() -> List[str]:
+def _front() -> list[str]:
     return [
         "services:",
         "  conductor:",
@@ -122,7 +121,7 @@ def _front() -> List[str]:
     ]
 
 
-def _sysinfer_units(hardware: Hardware) -> List[str]:
+def _sysinfer_units(hardware: Hardware) -> list[str]:
     first = "" if len(hardware.topology.cpus) > 1 else "\n    cpu: {affinity: none}   # one CPU is all there is"
     return [
         "# The built-in CPU engine on both sides; each unit gets CPUs of its own.",
@@ -132,7 +131,7 @@ def _sysinfer_units(hardware: Hardware) -> List[str]:
     ]
 
 
-def _vllm_units(hardware: Hardware) -> List[str]:
+def _vllm_units(hardware: Hardware) -> list[str]:
     devices = ", ".join(str(number) for number in hardware.devices)
     return [
         "units:",
@@ -159,7 +158,7 @@ def _power(count: int) -> int:
     return 1 << (count.bit_length() - 1)
 
 
-def _proposal(hardware: Hardware) -> List[str]:
+def _proposal(hardware: Hardware) -> list[str]:
     engine = hardware.engine or "podman"
     units = _vllm_units(Hardware(hardware.cpu, hardware.topology, hardware.nvidia, hardware.ascend, engine))
     return [

@@ -6,7 +6,7 @@ Asks the running daemon; where none answers, tells what the configuration says a
 from __future__ import annotations
 
 import argparse
-from typing import Any, Dict, List, Tuple
+from typing import Any
 
 from .exits import OK, UNREACHABLE, CommandError
 from .options import add_daemon, add_json, client, print_json, socket_path, source
@@ -43,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
     return OK
 
 
-def _addresses(args: argparse.Namespace) -> Tuple[List[Dict[str, str]], bool]:
+def _addresses(args: argparse.Namespace) -> tuple[list[dict[str, str]], bool]:
     control = {"name": "control", "url": f"unix:{socket_path(args)}"}
     try:
         status = client(args).get("status")
@@ -55,7 +55,7 @@ def _addresses(args: argparse.Namespace) -> Tuple[List[Dict[str, str]], bool]:
     return [{"name": "conductor", "url": str(status.get("url", ""))}, *units, control], True
 
 
-def _configured(args: argparse.Namespace) -> List[Dict[str, str]]:
+def _configured(args: argparse.Namespace) -> list[dict[str, str]]:
     config = source(args).load()
     front = {"name": "conductor", "url": _url(config.conductor.host, config.conductor.port)}
     return [front, *({"name": unit.name, "url": _unit_url(unit)} for unit in config.units)]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any, Dict, List, Mapping
+from collections.abc import Mapping
+from typing import Any
 
 from .exits import OK
 from .options import add_daemon, add_json, client, print_json
@@ -27,9 +28,9 @@ def run(args: argparse.Namespace) -> int:
     return OK
 
 
-def by_model(status: Mapping[str, Any]) -> List[Dict[str, Any]]:
+def by_model(status: Mapping[str, Any]) -> list[dict[str, Any]]:
     """One entry a model: name, the shortest context of its units in tokens, its units, and those that are ready."""
-    models: Dict[str, Dict[str, Any]] = {}
+    models: dict[str, dict[str, Any]] = {}
     for unit in status.get("units", ()):
         name = str(unit.get("model") or status.get("model") or "")
         one = models.setdefault(name, {"name": name, "max_model_len": None, "units": [], "ready": []})

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Optional
-
 from syshaxd.config import Source
 from syshaxd.config.load import collect
 from syshaxd.config.nodes import Scalar, find
 from syshaxd.config.strict import parse
 
 
-def peek_control_socket(source: Source) -> Optional[str]:
+def peek_control_socket(source: Source) -> str | None:
     """`control_socket` of the last file that sets it; None where none does or nothing can be read."""
-    found: Optional[str] = None
+    found: str | None = None
     for name, data in _texts(source):
         root, _ = parse(name, data)
         node = find(root, ("control_socket",)) if root is not None else None

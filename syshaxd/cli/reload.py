@@ -6,7 +6,8 @@ All or nothing: a faulty configuration changes nothing, prints every fault, and 
 from __future__ import annotations
 
 import argparse
-from typing import Any, List, Mapping
+from collections.abc import Mapping
+from typing import Any
 
 from .exits import OK
 from .options import add_daemon, add_json, client, print_json
@@ -30,7 +31,7 @@ def run(args: argparse.Namespace) -> int:
     return OK
 
 
-def lines(result: Mapping[str, Any]) -> List[str]:
+def lines(result: Mapping[str, Any]) -> list[str]:
     """A ReloadPlan for people."""
     told = [f"applied: {change}" for change in result.get("applied", ())]
     told += [f"unit {verb}: {name}" for verb in ("added", "removed", "replaced") for name in result.get(verb, ())]

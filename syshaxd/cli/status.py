@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from typing import Any, List, Mapping
+from collections.abc import Mapping
+from typing import Any
 
 from .exits import FAILURE, OK
 from .options import add_daemon, add_json, client, print_json
@@ -47,13 +48,13 @@ def _show(status: Mapping[str, Any], as_json: bool) -> int:
     return OK if any(unit.get("state") == "ready" for unit in status.get("units", ())) else FAILURE
 
 
-def lines(status: Mapping[str, Any]) -> List[str]:
+def lines(status: Mapping[str, Any]) -> list[str]:
     """The page of `syshax status`."""
     units = unit_table(status.get("units", ()))
     return [*_head(status), "", units, *_reasons(status), *_binding(status), *_pending(status)]
 
 
-def _head(status: Mapping[str, Any]) -> List[str]:
+def _head(status: Mapping[str, Any]) -> list[str]:
     head = [f"sysHAX {status.get('version', '')}: {status.get('state', 'unknown')}, up {ago(status.get('uptime'))}"]
     if status.get("url"):
         head.append(f"endpoint {status['url']}, model {status.get('model') or '-'}")
@@ -82,7 +83,7 @@ def _row(unit: Mapping[str, Any]) -> tuple[Any, ...]:
     )  # fmt: skip
 
 
-def _reasons(status: Mapping[str, Any]) -> List[str]:
+def _reasons(status: Mapping[str, Any]) -> list[str]:
     units = status.get("units", ())
     told = [f"{unit.get('name')}: {unit['reason']}" for unit in units if unit.get("reason")]
     told += [f"{unit.get('name')}: pending {unit['pending']}" for unit in units if unit.get("pending")]
@@ -96,9 +97,9 @@ def _doing(unit: Mapping[str, Any]) -> str:
     return f"{unit['state']}, says: {said[-1]}" if said and unit.get("state") in ("starting", "warming") else ""
 
 
-def _binding(status: Mapping[str, Any]) -> List[str]:
+def _binding(status: Mapping[str, Any]) -> list[str]:
     """CPUs and memory of each unit as planned, then where it got less."""
-    shown: List[str] = []
+    shown: list[str] = []
     for unit in status.get("units", ()):
         bound = unit.get("binding")
         if bound:
@@ -123,7 +124,7 @@ def _bound(bound: Mapping[str, Any]) -> str:
     return f"{bound.get('threads')} threads on CPUs {bound['cpus']} ({per_node}){helpers}{pinned}; {memory}"
 
 
-def _pending(status: Mapping[str, Any]) -> List[str]:
+def _pending(status: Mapping[str, Any]) -> list[str]:
     result = status.get("reload") or {}
     if result.get("error"):
         return ["", f"last reload failed: {str(result['error']).splitlines()[0]}"]

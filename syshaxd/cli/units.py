@@ -8,7 +8,8 @@ from __future__ import annotations
 import argparse
 import shlex
 import time
-from typing import Any, Mapping, Optional
+from collections.abc import Mapping
+from typing import Any
 
 from .exits import OK, USAGE, CommandError
 from .options import add_daemon, add_json, client, print_json
@@ -64,7 +65,7 @@ def _show(args: argparse.Namespace, unit: Mapping[str, Any]) -> int:
     return OK
 
 
-def _show_failure(failure: Optional[Mapping[str, Any]]) -> None:
+def _show_failure(failure: Mapping[str, Any] | None) -> None:
     if failure:
         stamp = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(failure["at"]))
         print(f"last failure, {stamp}: {failure['reason']}", *(f"  {line}" for line in failure["last_log"]), sep="\n")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from typing import Any, Dict, Mapping, Optional
+from collections.abc import Mapping
+from typing import Any
 
 from aiohttp import web
 
@@ -16,11 +17,11 @@ _TYPES = {401: "authentication_error", 404: "not_found_error", 413: "invalid_req
 class BadRequest(RequestError):
     """The client's request is wrong; `param` names the field."""
 
-    def __init__(self, message: str, param: Optional[str] = None, status: int = 400, code: str = "") -> None:
+    def __init__(self, message: str, param: str | None = None, status: int = 400, code: str = "") -> None:
         super().__init__(status, code or "invalid_value", message, param=param)
 
 
-def error_object(err: RequestError) -> Dict[str, Any]:
+def error_object(err: RequestError) -> dict[str, Any]:
     """`{"error": {...}}`. A unit's own error object is passed on."""
     if err.body:
         own = _parsed(err.body)
@@ -30,7 +31,7 @@ def error_object(err: RequestError) -> Dict[str, Any]:
     return {"error": {"message": str(err), "type": kind, "param": err.param, "code": err.code}}
 
 
-def _parsed(body: bytes) -> Optional[Dict[str, Any]]:
+def _parsed(body: bytes) -> dict[str, Any] | None:
     try:
         own = json.loads(body)
     except ValueError:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from typing import Any, Awaitable, Callable, Dict, List, Optional, Sequence, Tuple
+from collections.abc import Awaitable, Sequence
+from typing import Any, Callable
 
 from aiohttp import web
 
@@ -21,12 +22,12 @@ from syshaxd.tasks import TaskSet, within
 from syshaxd.unitclient import UnitClient
 
 from .answers import BadRequest, error_response
+from .disconnects import DisconnectWatch
 from .generate import CLIENT_GONE, Generation
 from .keys import check_key, read_keys
 from .listeners import Listeners
 from .parsing import request_id_of
 from .passthrough import FORWARDED, Passthrough
-from .disconnects import DisconnectWatch
 
 Handler = Callable[[web.Request, str], Awaitable[web.StreamResponse]]
 BODY_TIMEOUT = 60.0  # seconds for a client to send its body
@@ -53,7 +54,7 @@ class Conductor:
         self._ledger = ledger
         self._config = config
         self._log = Log("conductor")
-        self._keys: Tuple[bytes, ...] = ()
+        self._keys: tuple[bytes, ...] = ()
         self._watch = DisconnectWatch()
         self._generation = Generation(runner, self._watch, Log("access"))
         self._passthrough = Passthrough(client, units)
@@ -61,8 +62,8 @@ class Conductor:
         self._table = self._routes()
         self._admitting = True
         self._inherited = False
-        self._app_runner: Optional[web.AppRunner] = None
-        self._listeners: Optional[Listeners] = None
+        self._app_runner: web.AppRunner | None = None
+        self._listeners: Listeners | None = None
 
     async def start(self, sockets: Sequence[socket.socket] = ()) -> None:
         """Listens on inherited sockets, else where the configuration says. Raises SysHaxError."""
@@ -81,7 +82,7 @@ class Conductor:
         self._tasks.start("watch", self._watch.run())
 
     @property
-    def addresses(self) -> Tuple[Tuple[str, int], ...]:
+    def addresses(self) -> tuple[tuple[str, int], ...]:
         """Where it listens."""
         return self._listeners.addresses if self._listeners is not None else ()
 
@@ -143,8 +144,8 @@ class Conductor:
             check_key(http.headers.get("Authorization", ""), self._keys)
         return handler
 
-    def _routes(self) -> Dict[str, Tuple[str, Handler]]:
-        routes: Dict[str, Tuple[str, Handler]] = {path: ("POST", self._forward) for path in FORWARDED}
+    def _routes(self) -> dict[str, tuple[str, Handler]]:
+        routes: dict[str, tuple[str, Handler]] = {path: ("POST", self._forward) for path in FORWARDED}
         routes.update(
             {
                 "/v1/chat/completions": ("POST", self._chat),
@@ -170,7 +171,7 @@ class Conductor:
         return await self._generate(http, request_id, Endpoint.COMPLETIONS, None)
 
     async def _generate(
-        self, http: web.Request, request_id: str, endpoint: Endpoint, forced: Optional[Route]
+        self, http: web.Request, request_id: str, endpoint: Endpoint, forced: Route | None
     ) -> web.StreamResponse:
         request = self._generation.parse(await self._body(http), endpoint, http, request_id, forced)
         model, limit = request.info.model, self._config.limits.max_in_flight
@@ -179,7 +180,7 @@ class Conductor:
             raise error_of(refusal)
         return await self._generation.serve(http, request)
 
-    def _model_names(self) -> List[str]:
+    def _model_names(self) -> list[str]:
         names = [self._config.model_name, *(view.model for view in self._units.views())]
         return [name for name in dict.fromkeys(names) if name]
 
@@ -198,7 +199,7 @@ class Conductor:
         units = {view.name: view.state.value for view in self._units.views()}
         ready = any(view.ready for view in self._units.views())
         state = "draining" if not self._admitting else "ok" if ready else "no unit ready"
-        body: Dict[str, Any] = {"status": state, "units": units}
+        body: dict[str, Any] = {"status": state, "units": units}
         return web.json_response(body, status=200 if state == "ok" else 503)
 
     async def _live(self, http: web.Request, request_id: str) -> web.StreamResponse:
@@ -229,7 +230,7 @@ class Conductor:
 
 
 async def _read(http: web.Request, limit: int) -> bytes:
-    parts: List[bytes] = []
+    parts: list[bytes] = []
     size = 0
     async for part in http.content.iter_any():
         size += len(part)

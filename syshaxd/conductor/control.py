@@ -12,8 +12,9 @@ import os
 import socket
 import stat
 import struct
+from collections.abc import Awaitable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Awaitable, Callable, Mapping, Optional, Sequence, Union
+from typing import Any, Callable
 
 from aiohttp import web
 
@@ -52,11 +53,11 @@ class ControlServer:
 
     def __init__(self, control: Control) -> None:
         self._app = control_app(control)
-        self._runner: Optional[web.AppRunner] = None
-        self._listening: Optional[asyncio.AbstractServer] = None
-        self._path: Optional[Path] = None
+        self._runner: web.AppRunner | None = None
+        self._listening: asyncio.AbstractServer | None = None
+        self._path: Path | None = None
 
-    async def start(self, path: Union[str, Path], group: str = GROUP) -> None:
+    async def start(self, path: str | Path, group: str = GROUP) -> None:
         """Listen. SysHaxError where the path is unusable or another daemon listens there."""
         listener = listen(Path(path), group)
         self._runner, self._path = web.AppRunner(self._app, access_log=None), Path(path)
@@ -222,7 +223,7 @@ async def _body(request: web.Request) -> Mapping[str, Any]:
     return data
 
 
-def _seconds(value: Any) -> Optional[float]:
+def _seconds(value: Any) -> float | None:
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < float("inf"):

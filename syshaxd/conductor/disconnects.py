@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Dict, Iterator, Tuple
+from typing import Any
 
 from aiohttp import web
 
@@ -16,7 +17,7 @@ class DisconnectWatch:
     """Cancels the handler whose client is gone, or which is stuck in writing long after its deadline."""
 
     def __init__(self) -> None:
-        self._handlers: "Dict[asyncio.Task[Any], Tuple[web.BaseRequest, float]]" = {}
+        self._handlers: "dict[asyncio.Task[Any], tuple[web.BaseRequest, float]]" = {}
         self._busy = asyncio.Event()  # while there are handlers
 
     @contextmanager

@@ -7,7 +7,6 @@ import hashlib
 import time
 from dataclasses import replace
 from datetime import datetime, timezone
-from typing import Dict, Optional
 
 from aiohttp import web
 
@@ -15,10 +14,10 @@ from syshaxd.log import Log
 from syshaxd.model.request import Endpoint, Route
 from syshaxd.runner import ClientRequest, Head, RequestError, Runner, Stream
 
-from .retries import Refusals
 from .answers import error_events, reason_of
-from .parsing import parse_json, parse_request
 from .disconnects import DisconnectWatch
+from .parsing import parse_json, parse_request
+from .retries import Refusals
 
 CLIENT_GONE = 499  # nginx's status for a client that left before its answer
 
@@ -33,7 +32,7 @@ class Generation:
         self._refusals = Refusals()
 
     def parse(
-        self, data: bytes, endpoint: Endpoint, http: web.Request, request_id: str, forced: Optional[Route]
+        self, data: bytes, endpoint: Endpoint, http: web.Request, request_id: str, forced: Route | None
     ) -> ClientRequest:
         """Checks the body and the headers; raises BadRequest. `forced`: the path itself asks for a route."""
         body = parse_json(data)
@@ -68,7 +67,7 @@ class Generation:
             await self._finish(stream, status, refusal)
 
     async def _stream(
-        self, http: web.Request, stream: Stream, headers: Dict[str, str]
+        self, http: web.Request, stream: Stream, headers: dict[str, str]
     ) -> "tuple[web.StreamResponse, int]":
         response = web.StreamResponse(headers={**headers, "Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
         response.content_type = "text/event-stream"
@@ -81,7 +80,7 @@ class Generation:
             status = CLIENT_GONE
         return response, status
 
-    async def _finish(self, stream: Stream, status: int, refusal: Optional[str]) -> None:
+    async def _finish(self, stream: Stream, status: int, refusal: str | None) -> None:
         await self._runner.finish(stream, status)
         if self._runner.config.log.access:
             entry, now = stream.entry, asyncio.get_running_loop().time()
@@ -104,7 +103,7 @@ async def _write(response: web.StreamResponse, stream: Stream) -> int:
     return 200
 
 
-def _headers(stream: Stream, head: Head) -> Dict[str, str]:
+def _headers(stream: Stream, head: Head) -> dict[str, str]:
     headers = {
         "x-request-id": stream.entry.info.request_id,
         "x-syshax-route": head.route.value,

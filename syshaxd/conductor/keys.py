@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import hmac
-from typing import Tuple
 
 from syshaxd.errors import SysHaxError
 
 from .answers import BadRequest
 
 
-def read_keys(path: str) -> Tuple[bytes, ...]:
+def read_keys(path: str) -> tuple[bytes, ...]:
     """The keys of a file; none for the path ""."""
     if not path:
         return ()
@@ -25,7 +24,7 @@ def read_keys(path: str) -> Tuple[bytes, ...]:
     return keys
 
 
-def check_key(authorization: str, keys: Tuple[bytes, ...]) -> None:
+def check_key(authorization: str, keys: tuple[bytes, ...]) -> None:
     """Raises BadRequest (401) unless a key matches; compares all of them in constant time."""
     if not keys:
         return

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from typing import List, Sequence, Tuple
+from collections.abc import Sequence
 
 from aiohttp import web
 
@@ -18,11 +18,11 @@ class Listeners:
 
     def __init__(self, factory: web.Server) -> None:
         self._factory = factory
-        self._servers: List[asyncio.AbstractServer] = []
-        self._place: Tuple[str, int] = ("", -1)
+        self._servers: list[asyncio.AbstractServer] = []
+        self._place: tuple[str, int] = ("", -1)
 
     @property
-    def addresses(self) -> Tuple[Tuple[str, int], ...]:
+    def addresses(self) -> tuple[tuple[str, int], ...]:
         """Host and port of every socket listened on."""
         sockets = (sock for server in self._servers for sock in getattr(server, "sockets", ()) or ())
         return tuple(sock.getsockname()[:2] for sock in sockets)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import re
 import secrets
-from typing import Any, Callable, Dict, Mapping, Optional, Tuple
+from collections.abc import Mapping
+from typing import Any, Callable
 
 from syshaxd.model.request import Endpoint, RequestInfo, Route, Tier
 from syshaxd.runner import handover_rules
@@ -14,7 +15,7 @@ from syshaxd.runner.bodies import max_tokens_of
 from .answers import BadRequest
 
 Headers = Mapping[str, str]
-Check = Tuple[Callable[[Any], bool], str]
+Check = tuple[Callable[[Any], bool], str]
 
 _ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 _TIERS = {"auto": Tier.DEFAULT, "default": Tier.DEFAULT, "flex": Tier.FLEX, "priority": Tier.PRIORITY}
@@ -34,7 +35,7 @@ def _number(low: float, high: float) -> Check:
 
 _BOOLEAN: Check = (lambda v: isinstance(v, bool), "true or false")
 _OBJECT: Check = (lambda v: isinstance(v, dict), "an object")
-_CHECKS: Dict[str, Check] = {
+_CHECKS: dict[str, Check] = {
     "model": (lambda v: isinstance(v, str), "a string"),
     "stream": _BOOLEAN,
     "stream_options": _OBJECT,
@@ -57,7 +58,7 @@ _CHECKS: Dict[str, Check] = {
 }
 
 
-def parse_json(data: bytes) -> Dict[str, Any]:
+def parse_json(data: bytes) -> dict[str, Any]:
     """The body as a JSON object."""
     try:
         body = json.loads(data)
@@ -72,7 +73,7 @@ def parse_json(data: bytes) -> Dict[str, Any]:
 
 
 def parse_request(
-    body: Dict[str, Any], endpoint: Endpoint, headers: Headers, request_id: str, default_model: str
+    body: dict[str, Any], endpoint: Endpoint, headers: Headers, request_id: str, default_model: str
 ) -> RequestInfo:
     """Checks types and ranges of what the daemon reads; raises BadRequest naming the field."""
     _check_fields(body)
@@ -146,7 +147,7 @@ def _message_length(message: Any, index: int) -> int:
     raise BadRequest(f"{place}: expected a string or a list of parts, got {_kind(content)}", place)
 
 
-def _route(headers: Headers) -> Optional[Route]:
+def _route(headers: Headers) -> Route | None:
     name = headers.get("x-syshax-route")
     if name is None:
         return None
@@ -155,7 +156,7 @@ def _route(headers: Headers) -> Optional[Route]:
     return _ROUTES[name]
 
 
-def _milliseconds(headers: Headers, name: str) -> Optional[float]:
+def _milliseconds(headers: Headers, name: str) -> float | None:
     text = headers.get(name)
     if text is None:
         return None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from typing import Optional, Tuple
 
 from aiohttp import web
 
@@ -41,8 +40,8 @@ class Passthrough:
     async def serve(self, path: str, data: bytes, request_id: str, timeout: float) -> web.Response:
         """The unit's answer; raises RequestError when no unit can give one."""
         body = parse_json(data)
-        failure: Optional[UnitError] = None
-        absent: Optional[Answer] = None
+        failure: UnitError | None = None
+        absent: Answer | None = None
         for view in self._ready():
             own = {**body, "model": view.model} if view.model and "model" in body else body
             target = Target(view.name, view.url, self._units.api_key(view.name))
@@ -58,12 +57,12 @@ class Passthrough:
             absent = answer
         raise _nobody(path, absent, failure)
 
-    def _ready(self) -> Tuple[UnitView, ...]:
+    def _ready(self) -> tuple[UnitView, ...]:
         ready = [view for view in self._units.views() if view.ready]
         return tuple(sorted(ready, key=lambda view: view.role is not Role.ACCELERATOR))
 
 
-def _nobody(path: str, absent: Optional[Answer], failure: Optional[UnitError]) -> RequestError:
+def _nobody(path: str, absent: Answer | None, failure: UnitError | None) -> RequestError:
     if failure is not None:
         return RequestError(502, "unit_failed", str(failure), 1.0)
     if absent is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from typing import Mapping
+from collections.abc import Mapping
 
 KEPT = 4096  # refusals
 FOR = 120.0  # seconds; `Retry-After` is never above 60 s

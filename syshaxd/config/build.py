@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import enum
 import functools
-from typing import Any, Callable, Dict, Mapping, TypeVar, Union, get_args, get_origin, get_type_hints
+from collections.abc import Mapping
+from typing import Any, Callable, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from .types import Config, UnitConfig
 
@@ -30,7 +31,7 @@ def make(cls: Callable[..., T], data: Mapping[str, Any]) -> T:
 
 
 @functools.lru_cache(maxsize=None)
-def _hints(cls: Callable[..., Any]) -> Dict[str, Any]:
+def _hints(cls: Callable[..., Any]) -> dict[str, Any]:
     return get_type_hints(cls)
 
 

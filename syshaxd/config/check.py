@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from typing import TYPE_CHECKING, Any, Dict, Iterator, List, Optional, Sequence, Set, Tuple, cast
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any, cast
 
 from syshaxd.errors import Problem
 
@@ -33,12 +34,12 @@ _RENAMED = {
 }
 
 
-def check(root: Node, data: Any) -> Tuple[List[Problem], Set[Path]]:
+def check(root: Node, data: Any) -> tuple[list[Problem], set[Path]]:
     """Every fault of `data` (the plain form of `root`), and the paths at fault."""
     import jsonschema  # here, because it takes longer to import than most verbs of the CLI take to run
 
-    problems: List[Problem] = []
-    paths: Set[Path] = set()
+    problems: list[Problem] = []
+    paths: set[Path] = set()
     for error in jsonschema.Draft7Validator(schema()).iter_errors(data):
         for path, message, on_key in _explain(error, root):
             if path in paths:
@@ -48,7 +49,7 @@ def check(root: Node, data: Any) -> Tuple[List[Problem], Set[Path]]:
     return problems, paths
 
 
-def _explain(error: "jsonschema.ValidationError", root: Node) -> Iterator[Tuple[Path, str, bool]]:
+def _explain(error: "jsonschema.ValidationError", root: Node) -> Iterator[tuple[Path, str, bool]]:
     """(path, message, whether the key rather than the value is at fault) of each fault one schema error stands for."""
     path: Path = tuple(error.absolute_path)
     rule = cast(Schema, error.schema)
@@ -56,7 +57,7 @@ def _explain(error: "jsonschema.ValidationError", root: Node) -> Iterator[Tuple[
         yield path + (str(error.instance),), _bad_name(path, str(error.instance)), True
     elif error.validator == "additionalProperties":
         known = children(rule)
-        for name in cast(Dict[str, Any], error.instance):
+        for name in cast(dict[str, Any], error.instance):
             if name not in known or "x-alias" in rule["properties"][name]:
                 yield path + (name,), _unknown(path, name, known), True
     else:
@@ -72,7 +73,7 @@ def _written(root: Node, path: Path, value: Any) -> str:
 def _allowed(path: Path, error: "jsonschema.ValidationError") -> str:
     text = allowed(cast(Schema, error.schema))
     if error.validator == "enum" and isinstance(error.instance, str):
-        words = [str(value) for value in cast(List[Any], error.validator_value) if value]
+        words = [str(value) for value in cast(list[Any], error.validator_value) if value]
         return text + _did_you_mean(error.instance, words)
     if error.validator == "type" and isinstance(error.instance, list) and path == ("services", "gpu"):
         return text + "; several accelerator units are several names under units"
@@ -105,7 +106,7 @@ def _unknown(path: Path, name: str, known: Sequence[str]) -> str:
     return f"unknown key; known here: {', '.join(known)}"
 
 
-def _elsewhere(name: str) -> Optional[str]:
+def _elsewhere(name: str) -> str | None:
     homes = [leaf.path for leaf in leaves() if leaf.path[-1] == name]
     return dotted(homes[0]) if len(homes) == 1 else None
 

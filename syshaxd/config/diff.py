@@ -7,8 +7,9 @@ import enum
 import functools
 import hashlib
 import json
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Dict, Iterator, List, Mapping, Optional, Tuple
+from typing import Any
 
 from syshaxd.model.unit import BackendKind, Role, UnitKind
 
@@ -44,19 +45,19 @@ class ReloadPlan:
     `unit_changes`: why those are replaced. `pending_restart`: kept at the old value until the daemon restarts.
     """
 
-    applied: Tuple[Change, ...] = ()
-    added: Tuple[str, ...] = ()
-    removed: Tuple[str, ...] = ()
-    replaced: Tuple[str, ...] = ()
-    unit_changes: Tuple[Change, ...] = ()
-    pending_restart: Tuple[Change, ...] = ()
+    applied: tuple[Change, ...] = ()
+    added: tuple[str, ...] = ()
+    removed: tuple[str, ...] = ()
+    replaced: tuple[str, ...] = ()
+    unit_changes: tuple[Change, ...] = ()
+    pending_restart: tuple[Change, ...] = ()
 
     @property
     def empty(self) -> bool:
         """Whether nothing changed."""
         return not any(getattr(self, field.name) for field in dataclasses.fields(self))
 
-    def to_json(self) -> Dict[str, Any]:
+    def to_json(self) -> dict[str, Any]:
         """The form of the control socket and of the log."""
         return {
             "applied": [str(change) for change in self.applied],
@@ -90,7 +91,7 @@ def diff(old: Config, new: Config) -> ReloadPlan:
     )
 
 
-def flatten(config: Config) -> Dict[Path, Any]:
+def flatten(config: Config) -> dict[Path, Any]:
     """Every value in force by its canonical path, lists as tuples."""
     flat = dict(_flat_top(config))
     for unit in config.units:
@@ -129,13 +130,13 @@ def _class_of(path: Path, section: str = "") -> Reload:
     """Of a key relative to a unit (`section` "units"), or of a key from the top."""
     full = ("units", ANY_NAME, *path) if section else path
     classes = _reload_classes()
-    known: Optional[Reload] = classes.get(full) or classes.get(full[:-1])  # names inside env
+    known: Reload | None = classes.get(full) or classes.get(full[:-1])  # names inside env
     if known is None and full[:2] == ("scheduler", "slo"):
         known = Reload.NOW
     return known or Reload.UNIT
 
 
-def _flat(value: Any, path: Path = ()) -> Dict[Path, Any]:
+def _flat(value: Any, path: Path = ()) -> dict[Path, Any]:
     """Dotted attributes of a frozen value; lists are values, mappings are looked into, a unit's name is left out."""
     if dataclasses.is_dataclass(value):
         pairs = [(field.name, getattr(value, field.name)) for field in dataclasses.fields(value)]
@@ -147,7 +148,7 @@ def _flat(value: Any, path: Path = ()) -> Dict[Path, Any]:
     return {inner: item for name, child in items for inner, item in _flat(child, path + (name,)).items()}
 
 
-def _flat_top(config: Config) -> Dict[Path, Any]:
+def _flat_top(config: Config) -> dict[Path, Any]:
     """All keys outside of `units`, by the names they have in YAML."""
     flat = _flat(dataclasses.replace(config, units=()))
     return {_yaml_path(path): value for path, value in flat.items() if path[0] != "units"}
@@ -161,7 +162,7 @@ def _yaml_path(path: Path) -> Path:
     return (*_YAML.get(str(path[0]), path[:1]), *path[1:])
 
 
-def _attributes(path: Path) -> Tuple[str, ...]:
+def _attributes(path: Path) -> tuple[str, ...]:
     """The other way round: the attributes of Config that lead to a key outside of `units`."""
     for attribute, names in _YAML.items():
         if path[: len(names)] == names:
@@ -169,11 +170,11 @@ def _attributes(path: Path) -> Tuple[str, ...]:
     return tuple(str(part) for part in path)
 
 
-def _get(value: Any, attributes: Tuple[str, ...]) -> Any:
+def _get(value: Any, attributes: tuple[str, ...]) -> Any:
     return functools.reduce(getattr, attributes, value)
 
 
-def _replaced(value: Any, attributes: Tuple[str, ...], new: Any) -> Any:
+def _replaced(value: Any, attributes: tuple[str, ...], new: Any) -> Any:
     if not attributes:
         return new
     inner = _replaced(getattr(value, attributes[0]), attributes[1:], new)
@@ -201,5 +202,5 @@ def _words(value: Any, secret: bool) -> str:
     return '""' if value == "" else f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _of(changes: List[Change], reload: Reload) -> Tuple[Change, ...]:
+def _of(changes: list[Change], reload: Reload) -> tuple[Change, ...]:
     return tuple(change for change in changes if change.reload is reload)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Sequence as Several
 from pathlib import Path as FilePath
-from typing import List, Optional, Sequence as Several, Tuple
 
 from syshaxd.errors import ConfigError, Problem, SysHaxError
 
@@ -32,7 +32,7 @@ class KeyFault(SysHaxError):
 
 def path_of(key: str) -> Path:
     """A key in any spelling to its canonical path: gpu.port, services.gpu.port and units.gpu.port are one."""
-    parts: List[str] = [part.strip() for part in key.split(".")]
+    parts: list[str] = [part.strip() for part in key.split(".")]
     gone = parts[-1].replace("_", "").lower()
     if gone in _GONE and at(tuple(parts)) is None:
         raise KeyFault(f"{key}: there is no such key any more; {_GONE[gone]}")
@@ -52,7 +52,7 @@ def path_of(key: str) -> Path:
     return path
 
 
-def set_key(folder: FilePath, key: str, values: Optional[Several[str]]) -> Tuple[Loaded, Path]:
+def set_key(folder: FilePath, key: str, values: Several[str] | None) -> tuple[Loaded, Path]:
     """Write a key (None: take it out) into zz-local.yaml of a folder, once all files together have been checked."""
     path = path_of(key)
     if not os.path.isdir(folder):
@@ -95,18 +95,18 @@ def _one(key: str, schema: Schema, text: str) -> Node:
     return node if node is not None else Scalar(Mark(key), None)
 
 
-def _children(path: Path) -> List[str]:
+def _children(path: Path) -> list[str]:
     names = [leaf.path for leaf in leaves()]
     wild = tuple("NAME" if i == 1 and path[0] == "units" else part for i, part in enumerate(path))
     return sorted({str(name[len(wild)]) for name in names if name[: len(wild)] == wild and len(name) > len(wild)})
 
 
-def _rank(name: str) -> Tuple[bool, str]:
+def _rank(name: str) -> tuple[bool, str]:
     base = os.path.basename(name)
     return base != "syshax.yaml", base
 
 
-def _local_root(local: Optional[Document]) -> Node:
+def _local_root(local: Document | None) -> Node:
     if local is None:
         return Map(Mark(LOCAL_FILE))
     root, problems = parse(local.name, local.data)

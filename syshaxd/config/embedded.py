@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Optional, Sequence
 
 from syshaxd.topology import format_cpu_list
 
@@ -30,7 +30,7 @@ state_dir: "{state}"
 """
 
 
-def embedded_default(root: Path, cpus: Optional[Sequence[int]] = None) -> str:
+def embedded_default(root: Path, cpus: Sequence[int] | None = None) -> str:
     """YAML text. `root`: the checkout; `cpus`: those this process may use (default: its affinity).
 
     Everything it writes is private to the checkout: `.run`, and a folder on tmpfs named after it.
@@ -75,7 +75,7 @@ def _socket(root: Path) -> Path:
     return Path("/tmp") / _private_name(root) / "control.sock"
 
 
-def checkout() -> Optional[Path]:
+def checkout() -> Path | None:
     """The checkout this package runs from, or None where it is installed."""
     root = Path(__file__).resolve().parents[2]
     return root if (root / "kernels" / "include").is_dir() else None

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from typing import Any, Iterator, List, Optional, Tuple
+from collections.abc import Iterator
+from typing import Any
 
 from .nodes import Map, Mark, Node, Scalar, Sequence
 from .quantities import duration, format_duration, format_size, size
@@ -26,7 +27,7 @@ def with_defaults(root: Node) -> Node:
     return _filled(root, schema())
 
 
-def to_node(value: Any, node_schema: Optional[Schema] = None) -> Node:
+def to_node(value: Any, node_schema: Schema | None = None) -> Node:
     """Plain data as a tree without a place. Numbers of seconds and bytes get the unit people would write."""
     if isinstance(value, dict):
         items = {name: to_node(item) for name, item in value.items()}
@@ -37,7 +38,7 @@ def to_node(value: Any, node_schema: Optional[Schema] = None) -> Node:
     return Scalar(DEFAULT, text if text is not None else value, str(value) if text is None else text)
 
 
-def human(value: Any, node_schema: Schema) -> Optional[str]:
+def human(value: Any, node_schema: Schema) -> str | None:
     """ "5m" for 300 seconds, "1GiB" for 1073741824 bytes; None where the plain value is best, 0 for example."""
     if "x-unit" not in node_schema or isinstance(value, str) or not value:
         return None
@@ -82,12 +83,12 @@ def _escaped(char: str) -> str:
     return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
 
 
-def _line(depth: int, text: str, mark: Optional[Mark]) -> str:
+def _line(depth: int, text: str, mark: Mark | None) -> str:
     line = "  " * depth + text
     return line if mark is None else f"{line:<{_ORIGIN_COLUMN}} # {mark}"
 
 
-def _walk(node: Node, node_schema: Optional[Schema], depth: int) -> Iterator[Tuple[int, str, Optional[Mark]]]:
+def _walk(node: Node, node_schema: Schema | None, depth: int) -> Iterator[tuple[int, str, Mark | None]]:
     """(depth, text, place) of each line of a section."""
     assert isinstance(node, Map)
     for name, child in node.items.items():
@@ -99,7 +100,7 @@ def _walk(node: Node, node_schema: Optional[Schema], depth: int) -> Iterator[Tup
             yield depth, f"{key}: {_inline(child, inner)}", child.mark
 
 
-def _inline(node: Node, node_schema: Optional[Schema]) -> str:
+def _inline(node: Node, node_schema: Schema | None) -> str:
     if isinstance(node, Sequence):
         return "[" + ", ".join(_inline(item, None) for item in node.items) + "]"
     if isinstance(node, Map):
@@ -110,7 +111,7 @@ def _inline(node: Node, node_schema: Optional[Schema]) -> str:
     return scalar_text(node.value) if isinstance(node.value, str) else node.text
 
 
-def _filled(node: Optional[Node], node_schema: Schema) -> Node:
+def _filled(node: Node | None, node_schema: Schema) -> Node:
     if not is_section(node_schema):
         return node if node is not None else to_node(node_schema["default"], node_schema)
     given = node if isinstance(node, Map) else Map(DEFAULT)
@@ -129,7 +130,7 @@ def _filled_child(given: Map, name: str, inner: Schema) -> Node:
     return _filled(child, inner)
 
 
-def _names(given: Map, node_schema: Schema) -> List[str]:
+def _names(given: Map, node_schema: Schema) -> list[str]:
     known = [name for name, child in node_schema.get("properties", {}).items() if "x-alias" not in child]
     if "role" in known and "role" not in given.items:
         known.remove("role")  # it follows from the unit's name

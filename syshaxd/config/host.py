@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
-from typing import Iterator, List
+from collections.abc import Iterator
 
 from syshaxd.errors import Problem
 from syshaxd.model.unit import BackendKind
@@ -15,7 +15,7 @@ from .shape import problem
 from .types import Config, UnitConfig
 
 
-def host_warnings(loaded: Loaded) -> List[Problem]:
+def host_warnings(loaded: Loaded) -> list[Problem]:
     """Files that are missing or open to everybody. What CPUs and memory allow, the binding plan says."""
     found = list(_keys_file(loaded))
     for unit in loaded.config.units:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path as FilePath
-from typing import Any, Dict, List, Optional, Sequence, Set, Tuple, Union
+from typing import Any, Union
 
 from syshaxd.errors import ConfigError, Problem
 
@@ -39,16 +40,16 @@ class Loaded:
 
     config: Config
     root: Node
-    files: Tuple[str, ...]
-    warnings: Tuple[Problem, ...] = field(default=())
+    files: tuple[str, ...]
+    warnings: tuple[Problem, ...] = field(default=())
 
 
-def load(paths: Union[PathLike, Sequence[PathLike]]) -> Config:
+def load(paths: PathLike | Sequence[PathLike]) -> Config:
     """The configuration in files or folders, later ones over earlier ones. ConfigError holds every problem."""
     return read(paths).config
 
 
-def read(paths: Union[PathLike, Sequence[PathLike]]) -> Loaded:
+def read(paths: PathLike | Sequence[PathLike]) -> Loaded:
     """Like `load`, with the place of each value."""
     several = [paths] if isinstance(paths, (str, os.PathLike)) else list(paths)
     documents, problems, warnings = collect([FilePath(path) for path in several])
@@ -63,11 +64,11 @@ def loads(text: str, name: str = "<text>") -> Config:
     return interpret([Document(name, text.encode("utf-8", "surrogatepass"))]).config
 
 
-def collect(paths: Sequence[FilePath]) -> Tuple[List[Document], List[Problem], List[Problem]]:
+def collect(paths: Sequence[FilePath]) -> tuple[list[Document], list[Problem], list[Problem]]:
     """The documents, what could not be read, and what should be looked at."""
-    documents: List[Document] = []
-    problems: List[Problem] = []
-    warnings: List[Problem] = []
+    documents: list[Document] = []
+    problems: list[Problem] = []
+    warnings: list[Problem] = []
     for path in paths:
         for file in files_of(path, problems, warnings):
             try:
@@ -77,7 +78,7 @@ def collect(paths: Sequence[FilePath]) -> Tuple[List[Document], List[Problem], L
     return documents, problems, warnings
 
 
-def files_of(path: FilePath, problems: List[Problem], warnings: List[Problem]) -> List[FilePath]:
+def files_of(path: FilePath, problems: list[Problem], warnings: list[Problem]) -> list[FilePath]:
     """The files a path stands for, in the order they are merged: syshax.yaml, then the others by name."""
     if not os.path.isdir(path):  # Path.is_dir raises where a folder above can't be searched
         return [path]
@@ -115,7 +116,7 @@ def interpret(
     return Loaded(config, root, tuple(document.name for document in documents), tuple(warnings))
 
 
-def _is_section(node: Node, faults: List[Problem]) -> bool:
+def _is_section(node: Node, faults: list[Problem]) -> bool:
     if isinstance(node, Map):
         return True
     if not getattr(node, "bad", False):
@@ -125,7 +126,7 @@ def _is_section(node: Node, faults: List[Problem]) -> bool:
     return False
 
 
-def _judge(root: Node, faults: List[Problem], readable: bool) -> Optional[Config]:
+def _judge(root: Node, faults: list[Problem], readable: bool) -> Config | None:
     """Schema first, then, on what passed it, the rules. None where nothing could be built."""
     data = plain(root, schema())
     found, wrong = check(root, data)
@@ -142,9 +143,9 @@ def _judge(root: Node, faults: List[Problem], readable: bool) -> Optional[Config
     return config
 
 
-def _build(data: Dict[str, Any], wrong: Set[Path]) -> Tuple[Config, List[Tuple[Path, str]]]:
+def _build(data: dict[str, Any], wrong: set[Path]) -> tuple[Config, list[tuple[Path, str]]]:
     """The configuration, with a stand-in for roles that are missing, and those."""
-    missing: List[Tuple[Path, str]] = []
+    missing: list[tuple[Path, str]] = []
     full = infer(data)
     for name, unit in full["units"].items():
         if "role" not in unit:
@@ -155,7 +156,7 @@ def _build(data: Dict[str, Any], wrong: Set[Path]) -> Tuple[Config, List[Tuple[P
     return build(full), missing
 
 
-def _prune(data: Any, wrong: Set[Path], path: Path = ()) -> Any:
+def _prune(data: Any, wrong: set[Path], path: Path = ()) -> Any:
     """`data` without the values at fault."""
     if isinstance(data, dict):
         items = data.items()
@@ -165,11 +166,11 @@ def _prune(data: Any, wrong: Set[Path], path: Path = ()) -> Any:
     return data
 
 
-def _touches(path: Path, wrong: Set[Path]) -> bool:
+def _touches(path: Path, wrong: set[Path]) -> bool:
     """Whether something at, above or below the path is at fault."""
     return any(path[: len(other)] == other or other[: len(path)] == path for other in wrong)
 
 
-def _in_order(faults: List[Problem], names: Sequence[str]) -> List[Problem]:
+def _in_order(faults: list[Problem], names: Sequence[str]) -> list[Problem]:
     order = {name: i for i, name in enumerate(names)}
     return sorted(faults, key=lambda fault: (order.get(fault.file, -1), fault.line, fault.column, fault.message))

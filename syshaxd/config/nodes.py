@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Dict, Optional, Tuple, Union
+from typing import Union
 
-Path = Tuple[Union[str, int], ...]
+Path = tuple[Union[str, int], ...]
 Value = Union[None, bool, int, float, str]
 
 
@@ -36,7 +36,7 @@ class Sequence:
     """A list."""
 
     mark: Mark
-    items: Tuple["Node", ...] = ()
+    items: tuple["Node", ...] = ()
 
 
 @dataclass(frozen=True)
@@ -44,8 +44,8 @@ class Map:
     """A section. `keys` holds the place of each key, `items` its value, both in file order."""
 
     mark: Mark
-    keys: Dict[str, Mark] = field(default_factory=dict)
-    items: Dict[str, "Node"] = field(default_factory=dict)
+    keys: dict[str, Mark] = field(default_factory=dict)
+    items: dict[str, "Node"] = field(default_factory=dict)
 
 
 Node = Union[Scalar, Sequence, Map]
@@ -59,7 +59,7 @@ def dotted(path: Path) -> str:
     return text
 
 
-def find(node: Node, path: Path) -> Optional[Node]:
+def find(node: Node, path: Path) -> Node | None:
     """The value at a path, or None."""
     for part in path:
         child = _child(node, part)
@@ -69,7 +69,7 @@ def find(node: Node, path: Path) -> Optional[Node]:
     return node
 
 
-def _child(node: Node, part: Union[str, int]) -> Optional[Node]:
+def _child(node: Node, part: str | int) -> Node | None:
     if isinstance(node, Map) and isinstance(part, str):
         return node.items.get(part)
     if isinstance(node, Sequence) and isinstance(part, int) and part < len(node.items):

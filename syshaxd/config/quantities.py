@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from typing import Union
 
 _DURATION = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s?(ms|s|m|min|h|d)")
 _SECONDS = {"ms": 0.001, "s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400}
@@ -44,6 +43,6 @@ def format_size(count: int) -> str:
     return f"{count}b"
 
 
-def parse(kind: str, text: str) -> Union[int, float]:
+def parse(kind: str, text: str) -> int | float:
     """`kind` as in the schema's x-unit: "duration" or "size"."""
     return duration(text) if kind == "duration" else size(text)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import sys
-from typing import Iterator, List
+from collections.abc import Iterator
 
 from .emit import human, scalar_text
 from .nodes import dotted
@@ -29,7 +29,7 @@ def help_lines() -> Iterator[str]:
 
 def markdown() -> str:
     """Tables for docs/config.md, one a section."""
-    parts: List[str] = []
+    parts: list[str] = []
     for section, group in itertools.groupby(leaves(), key=_section):
         parts.append(f"### {section}\n\n| key | default | allowed | takes effect | |\n|---|---|---|---|---|")
         parts.extend(_row(leaf) for leaf in group)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import ipaddress
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Callable, Dict, Iterator, List, Tuple
+from typing import Callable
 
 from syshaxd.model.unit import BackendKind, Role, UnitKind
 from syshaxd.topology import format_cpu_list, parse_cpu_list
@@ -26,13 +27,13 @@ class Fault:
 
     path: Path
     message: str
-    also: Tuple[Path, ...] = ()
+    also: tuple[Path, ...] = ()
     on_key: bool = False
 
 
-def broken_rules(config: Config, root: Node) -> List[Fault]:
+def broken_rules(config: Config, root: Node) -> list[Fault]:
     """Every broken rule. `root` tells what was written, as against what is only a default."""
-    faults: List[Fault] = []
+    faults: list[Fault] = []
     for rule in _RULES:
         faults.extend(rule(config, root))
     for unit in config.units:
@@ -65,7 +66,7 @@ def _some_unit(config: Config, root: Node) -> Iterator[Fault]:
 
 
 def _ports(config: Config, root: Node) -> Iterator[Fault]:
-    taken: Dict[int, Path] = {}
+    taken: dict[int, Path] = {}
     front: Path = ("services", "conductor", "port")
     own = [unit for unit in config.units if unit.backend is not BackendKind.EXTERNAL]
     for port, path in [(config.conductor.port, front)] + [(unit.port, _at(unit, "port")) for unit in own]:
@@ -111,7 +112,7 @@ def _time_limits(config: Config, root: Node) -> Iterator[Fault]:
 
 
 def _cpu_overlap(config: Config, root: Node) -> Iterator[Fault]:
-    seen: List[Tuple[UnitConfig, frozenset[int]]] = []
+    seen: list[tuple[UnitConfig, frozenset[int]]] = []
     for unit in config.units:
         cpus = bound_cpus(unit)
         for other, taken in seen:
@@ -148,7 +149,7 @@ def _ipc(config: Config, root: Node) -> Iterator[Fault]:
 
 
 def _container_names(config: Config, root: Node) -> Iterator[Fault]:
-    taken: Dict[str, str] = {}
+    taken: dict[str, str] = {}
     for unit in config.units:
         if unit.backend in CONTAINERS:
             name = unit.container.name or f"syshax-{unit.name}"
@@ -285,9 +286,9 @@ def bound_cpus(unit: UnitConfig) -> frozenset[int]:
         return frozenset()
 
 
-_RULES: Tuple[Callable[[Config, Node], Iterator[Fault]], ...] = (
+_RULES: tuple[Callable[[Config, Node], Iterator[Fault]], ...] = (
     _some_unit, _ports, _front_keys, _water_marks, _time_limits, _cpu_overlap, _ipc, _container_names, _nixl,
 )  # fmt: skip
-_UNIT_RULES: Tuple[Callable[[UnitConfig, Node], Iterator[Fault]], ...] = (
+_UNIT_RULES: tuple[Callable[[UnitConfig, Node], Iterator[Fault]], ...] = (
     _role, _kind, _external, _own_address, _model, _container, _binding, _devices, _backoff,
 )  # fmt: skip

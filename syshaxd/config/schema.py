@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import functools
 import json
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path as FilePath
-from typing import Any, Iterator, Mapping, Optional, Union
+from typing import Any
 
 from .nodes import Path
 from .quantities import format_duration, format_size
@@ -36,28 +37,28 @@ def schema() -> Schema:
     return loaded
 
 
-def sub(parent: Optional[Schema], part: Union[str, int]) -> Optional[Schema]:
+def sub(parent: Schema | None, part: str | int) -> Schema | None:
     """The schema of a child, or None where the key is unknown. Aliases are unknown: they are moved away before."""
     if parent is None:
         return None
     if isinstance(part, int):
         return parent.get("items")
-    child: Optional[Schema] = parent.get("properties", {}).get(part)
+    child: Schema | None = parent.get("properties", {}).get(part)
     if child is None or "x-alias" in child:
         other = parent.get("additionalProperties")
         return other if isinstance(other, dict) else None
     return child
 
 
-def at(path: Path) -> Optional[Schema]:
+def at(path: Path) -> Schema | None:
     """The schema at a path, or None."""
-    found: Optional[Schema] = schema()
+    found: Schema | None = schema()
     for part in path:
         found = sub(found, part)
     return found
 
 
-def leaves(parent: Optional[Schema] = None, path: Path = ()) -> Iterator[Leaf]:
+def leaves(parent: Schema | None = None, path: Path = ()) -> Iterator[Leaf]:
     """Every key with a value, in the schema's order."""
     node = schema() if parent is None else parent
     if "default" in node and "properties" not in node.get("additionalProperties", {}):
@@ -71,7 +72,7 @@ def leaves(parent: Optional[Schema] = None, path: Path = ()) -> Iterator[Leaf]:
         yield from leaves(other, path + (ANY_NAME,))
 
 
-def is_section(node: Optional[Schema]) -> bool:
+def is_section(node: Schema | None) -> bool:
     """Whether a section (not a value or a list) stands here."""
     return node is not None and node.get("type") == "object"
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any, Dict, List, Optional, Set, Tuple
+from typing import Any
 
 from syshaxd.errors import Problem
 
@@ -20,9 +20,9 @@ def problem(root: Node, path: Path, message: str, key: bool = False) -> Problem:
     return Problem(message, mark.file, mark.line, mark.column, dotted(path))
 
 
-def canonical(root: Node) -> Tuple[Node, List[Problem]]:
+def canonical(root: Node) -> tuple[Node, list[Problem]]:
     """Second spellings moved to where they belong: services.gpu and .cpu to units, args to extra_args."""
-    problems: List[Problem] = []
+    problems: list[Problem] = []
     if not isinstance(root, Map):
         return root, problems
     for name in ("cpu", "gpu"):  # each is put in front
@@ -30,7 +30,7 @@ def canonical(root: Node) -> Tuple[Node, List[Problem]]:
     return _rename_args(root, problems), problems
 
 
-def _move_unit(root: Map, name: str, problems: List[Problem]) -> Map:
+def _move_unit(root: Map, name: str, problems: list[Problem]) -> Map:
     services = root.items.get("services")
     if not isinstance(services, Map) or name not in services.items:
         return root
@@ -49,7 +49,7 @@ def _move_unit(root: Map, name: str, problems: List[Problem]) -> Map:
     return _with(_with(root, "services", rest), "units", moved, services.keys[name])
 
 
-def _rename_args(root: Map, problems: List[Problem]) -> Map:
+def _rename_args(root: Map, problems: list[Problem]) -> Map:
     units = root.items.get("units")
     if not isinstance(units, Map):
         return root
@@ -76,7 +76,7 @@ def _with(node: Map, name: str, value: Node, mark: Any = None) -> Map:
     return Map(node.mark, keys, {**node.items, name: value})
 
 
-def plain(node: Node, schema: Optional[Schema]) -> Any:
+def plain(node: Node, schema: Schema | None) -> Any:
     """Python data for the schema check: durations in seconds, sizes in bytes, numbers as text where text is asked for.
 
     Values that were complained about are left out; an empty section is an empty dict.
@@ -109,22 +109,22 @@ def _typed(node: Scalar, schema: Schema) -> Any:
     return value
 
 
-def bad_paths(node: Node, path: Path = ()) -> Set[Path]:
+def bad_paths(node: Node, path: Path = ()) -> set[Path]:
     """Where values were complained about already."""
     if isinstance(node, Scalar):
         return {path} if node.bad else set()
-    pairs: List[Tuple[Any, Node]] = list(node.items.items() if isinstance(node, Map) else enumerate(node.items))
+    pairs: list[tuple[Any, Node]] = list(node.items.items() if isinstance(node, Map) else enumerate(node.items))
     return set().union(*(bad_paths(child, path + (part,)) for part, child in pairs))
 
 
-def infer(data: Dict[str, Any]) -> Dict[str, Any]:
+def infer(data: dict[str, Any]) -> dict[str, Any]:
     """What may be left out: a unit's role where its name tells it, its model and name, an external unit's URL."""
     models = data.get("models", {})
     units = {name: _infer_unit(name, dict(unit), models) for name, unit in data.get("units", {}).items()}
     return {**data, "units": units}
 
 
-def _infer_unit(name: str, unit: Dict[str, Any], models: Dict[str, Any]) -> Dict[str, Any]:
+def _infer_unit(name: str, unit: dict[str, Any], models: dict[str, Any]) -> dict[str, Any]:
     if name in _ROLES:
         unit.setdefault("role", _ROLES[name])
     if unit.get("backend") == "external":

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Mapping, Optional
 
 from .embedded import checkout, embedded_default
 from .load import DEFAULT_DIR, ENVIRONMENT, Document, Loaded, files_of, interpret, read
@@ -35,7 +35,7 @@ class Source:
         return EMBEDDED_NAME if self.embedded else str(self.path)
 
 
-def find_source(explicit: Optional[str], environ: Mapping[str, str], default_dir: str = DEFAULT_DIR) -> Source:
+def find_source(explicit: str | None, environ: Mapping[str, str], default_dir: str = DEFAULT_DIR) -> Source:
     """The source that is meant. `explicit` is --config: a folder or one file."""
     named = explicit or environ.get(ENVIRONMENT)
     if named:

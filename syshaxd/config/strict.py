@@ -3,7 +3,8 @@ accept duplicate keys, lose the place of a value, and recurse as deep as the inp
 
 from __future__ import annotations
 
-from typing import Any, Dict, Iterator, List, Optional, Tuple, Union
+from collections.abc import Iterator
+from typing import Any
 
 import yaml
 
@@ -34,7 +35,7 @@ class _Stop(Exception):
     """Reading can't go on; the problem is already noted."""
 
 
-def parse(file: str, data: bytes) -> Tuple[Optional[Node], List[Problem]]:
+def parse(file: str, data: bytes) -> tuple[Node | None, list[Problem]]:
     """The document in `data`, and every problem found. None: nothing in it, or not readable as YAML at all.
 
     `file` is the name shown in problems. Never raises on any input.
@@ -76,11 +77,11 @@ def _offset(file: str, text: str, position: int) -> Mark:
 class _Composer:
     def __init__(self, file: str) -> None:
         self.file = file
-        self.problems: List[Problem] = []
-        self._anchors: Dict[str, Optional[Node]] = {}  # None: still open
-        self._sizes: Dict[int, int] = {}
+        self.problems: list[Problem] = []
+        self._anchors: dict[str, Node | None] = {}  # None: still open
+        self._sizes: dict[int, int] = {}
         self._count = 0
-        self._path: List[Union[str, int]] = []
+        self._path: list[str | int] = []
         self._events: Iterator[yaml.Event] = iter(())
 
     def complain(self, mark: Mark, message: str) -> None:
@@ -90,7 +91,7 @@ class _Composer:
         """What follows is about the text, not about a key."""
         self._path.clear()
 
-    def mark(self, mark: Optional[yaml.Mark]) -> Mark:
+    def mark(self, mark: yaml.Mark | None) -> Mark:
         return Mark(self.file, mark.line + 1, mark.column + 1) if mark else Mark(self.file)
 
     def decode(self, data: bytes) -> str:
@@ -105,7 +106,7 @@ class _Composer:
             self.complain(mark, f"found the byte 0x{data[err.start]:02x}; the file must be UTF-8")
             raise _Stop from err
 
-    def document(self, events: Iterator[yaml.Event]) -> Optional[Node]:
+    def document(self, events: Iterator[yaml.Event]) -> Node | None:
         """The only document of the stream."""
         self._events = events
         next(events)  # stream start
@@ -168,7 +169,7 @@ class _Composer:
         return node
 
     def _sequence(self, mark: Mark, depth: int) -> Node:
-        items: List[Node] = []
+        items: list[Node] = []
         event = next(self._events)
         while not isinstance(event, yaml.SequenceEndEvent):
             items.append(self._child(len(items), event, depth))
@@ -176,8 +177,8 @@ class _Composer:
         return Sequence(mark, tuple(items))
 
     def _map(self, mark: Mark, depth: int) -> Node:
-        keys: Dict[str, Mark] = {}
-        items: Dict[str, Node] = {}
+        keys: dict[str, Mark] = {}
+        items: dict[str, Node] = {}
         event = next(self._events)
         while not isinstance(event, yaml.MappingEndEvent):
             at = self.mark(event.start_mark)
@@ -192,13 +193,13 @@ class _Composer:
             event = next(self._events)
         return Map(mark, keys, items)
 
-    def _child(self, part: Union[str, int], event: yaml.Event, depth: int) -> Node:
+    def _child(self, part: str | int, event: yaml.Event, depth: int) -> Node:
         self._path.append(part)
         node = self._node(event, depth + 1)
         self._path.pop()
         return node
 
-    def _key(self, node: Node, event: yaml.Event, mark: Mark) -> Optional[str]:
+    def _key(self, node: Node, event: yaml.Event, mark: Mark) -> str | None:
         """The key's text, or None where it can't be one."""
         if not isinstance(node, Scalar):
             self.complain(mark, "found a list or a section as a key; a key is a word")

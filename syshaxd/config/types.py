@@ -5,8 +5,9 @@ Defaults here are the documented ones; schema.json beside this file says what is
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Mapping, Optional
+from typing import Optional
 
 from syshaxd.model.unit import BackendKind, Role, UnitKind
 

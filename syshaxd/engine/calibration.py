@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterable, Tuple
+from typing import Any, Callable
 
 from syshaxd.errors import SysHaxError
 from syshaxd.log import Log
@@ -28,7 +29,7 @@ def calibration_path(state_dir: str, digest: str) -> Path:
     return Path(state_dir) / FOLDER / f"{digest}.json"
 
 
-def parse_calibration(text: str) -> Tuple[StepSample, ...]:
+def parse_calibration(text: str) -> tuple[StepSample, ...]:
     """Samples of a file's text; raises CalibrationError."""
     try:
         data: Any = json.loads(text)
@@ -56,7 +57,7 @@ class Calibrations:
 
     def __init__(self, give: Callable[[str, Iterable[StepSample]], None]) -> None:
         self._give = give
-        self._seen: Dict[str, Tuple[str, int]] = {}  # by unit: digest and time of the file
+        self._seen: dict[str, tuple[str, int]] = {}  # by unit: digest and time of the file
 
     def look(self, state_dir: str, views: Iterable[UnitView]) -> None:
         """Whenever units or configuration changed. A bad file costs a warning, nothing else."""

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Callable, Mapping, Optional, Sequence
+from typing import Any, Callable
 
 from syshaxd import __version__
 from syshaxd import log as logging
@@ -60,7 +61,7 @@ class Surroundings:
     environ: Mapping[str, str]
     look_at_host: Callable[[], HostTree]  # at start, and again at each reload: CPUs go offline, cpusets change
     sockets: Sequence[Any] = ()
-    systemctl: Optional[Systemctl] = None  # where units are services of their own (docs/adr/0005)
+    systemctl: Systemctl | None = None  # where units are services of their own (docs/adr/0005)
     on_settled: Callable[["Engine"], None] = lambda engine: None  # once, when the first start is over
     on_level: Callable[[str], None] = lambda level: None  # log.level after a reload
 
@@ -338,7 +339,7 @@ class Engine:
         """See Control."""
         return await self._reloader.wait()
 
-    async def drain(self, timeout: Optional[float]) -> Mapping[str, Any]:
+    async def drain(self, timeout: float | None) -> Mapping[str, Any]:
         """See Control."""
         self.conductor.stop_admitting()
         self._state = "draining"
@@ -367,7 +368,7 @@ class Engine:
         return self._runner.explain(request_id)
 
 
-def backends_for(config: Config, systemctl: Optional[Systemctl]) -> Mapping[BackendKind, Backend]:
+def backends_for(config: Config, systemctl: Systemctl | None) -> Mapping[BackendKind, Backend]:
     """How each kind of unit is run here. Engines are reached when a unit needs them, not before."""
     process: Backend = ProcessBackend() if systemctl is None else SystemdBackend(config.state_dir, systemctl)
     return {

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any, Callable, Coroutine, Mapping, Optional, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
+from typing import Any, Callable
 
 from syshaxd import log as logging
 from syshaxd.config.types import PdConfig
@@ -84,7 +85,7 @@ class PdGuard:
             self.changed()
             await self._sleep(None if possible else RETRY)
 
-    async def _unless_changed(self, judging: Coroutine[Any, Any, bool]) -> Optional[bool]:
+    async def _unless_changed(self, judging: Coroutine[Any, Any, bool]) -> bool | None:
         """Its result; None, and it is given up, where the pairs change meanwhile: a unit may have to go."""
         task = asyncio.ensure_future(judging)
         waiter = asyncio.ensure_future(self._wake.wait())
@@ -96,7 +97,7 @@ class PdGuard:
                 await cancelled(task)
         return None if task.cancelled() else task.result()
 
-    async def _sleep(self, seconds: Optional[float]) -> None:
+    async def _sleep(self, seconds: float | None) -> None:
         waiter = asyncio.ensure_future(self._wake.wait())
         try:
             await asyncio.wait({waiter}, timeout=seconds)

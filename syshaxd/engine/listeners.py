@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
-from typing import MutableMapping
+from collections.abc import MutableMapping
 
 from syshaxd.errors import SysHaxError
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Optional
-
 from syshaxd.model.unit import UnitState, UnitView
 from syshaxd.sdnotify import Notifier
 
@@ -20,7 +18,7 @@ class Watchdog:
         self._period = notifier.watchdog_seconds
         self._turns = -1
         self._advanced_at = now
-        self._fed_at: Optional[float] = None
+        self._fed_at: float | None = None
 
     def beat(self, turns: int, now: float) -> bool:
         """Called every INTERVAL by a task of the loop; returns whether it fed."""
@@ -40,7 +38,7 @@ class Patience:
 
     def __init__(self, notifier: Notifier) -> None:
         self._notifier = notifier
-        self._until: Optional[float] = None
+        self._until: float | None = None
 
     def beat(self, views: tuple[UnitView, ...], now: float) -> None:
         """Called every INTERVAL until the daemon is ready."""

@@ -14,8 +14,9 @@ from __future__ import annotations
 import os
 import secrets
 import statistics
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Mapping, Optional, Sequence
+from typing import Any
 
 from syshaxd.config.types import PdConfig
 from syshaxd.errors import UnitError, UnitErrorKind
@@ -41,8 +42,8 @@ class Verdict:
 
     prefill: str
     decode: str
-    top1: Optional[float]  # None: not compared
-    difference: Optional[float]
+    top1: float | None  # None: not compared
+    difference: float | None
     loaded: int  # prompt tokens whose KV the decode unit took over
     prompt: int  # tokens of the prompt
     outbox_fault: str = ""  # of the prefill unit
@@ -168,7 +169,7 @@ class SelfCheck:
             raise _garbage(target, f"{LOADED}: expected numbers, got {found}") from err
 
 
-def _body(model: str, prompt: Sequence[int], max_tokens: int, transfer: Optional[Mapping[str, Any]]) -> dict[str, Any]:
+def _body(model: str, prompt: Sequence[int], max_tokens: int, transfer: Mapping[str, Any] | None) -> dict[str, Any]:
     body: dict[str, Any] = {
         "model": model, "prompt": list(prompt), "max_tokens": max_tokens, "temperature": 0, "ignore_eos": True,
     }  # fmt: skip

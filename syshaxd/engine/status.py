@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
-from typing import Any, Mapping, Optional
+from typing import Any
 
 from syshaxd.model.snapshot import HostLoad, Snapshot, UnitSnapshot
 from syshaxd.model.unit import UnitState
@@ -69,5 +70,5 @@ def _unit_words(unit: UnitSnapshot) -> str:
     return " ".join(words)
 
 
-def _first(known: Optional[int], otherwise: int) -> int:
+def _first(known: int | None, otherwise: int) -> int:
     return otherwise if known is None else known

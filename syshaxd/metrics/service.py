@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Iterable, Mapping, Optional, Sequence, Tuple
+from collections.abc import Iterable, Mapping, Sequence
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
@@ -71,7 +71,7 @@ class MetricsService:
         """ITL of one token."""
         self._itl.observe(seconds)
 
-    def served(self, route: str, prompt_tokens: int, output_tokens: int, seconds: float, tpot: Optional[float]) -> None:
+    def served(self, route: str, prompt_tokens: int, output_tokens: int, seconds: float, tpot: float | None) -> None:
         """A request that came to its end: sizes in tokens, times in seconds."""
         self._prompt.labels(route).inc(prompt_tokens)
         self._output.labels(route).inc(output_tokens)
@@ -94,7 +94,7 @@ class MetricsService:
 
     def render(
         self, units: Iterable[UnitView], in_flight: Mapping[str, int], queued: int, pd_enabled: bool
-    ) -> Tuple[bytes, str]:
+    ) -> tuple[bytes, str]:
         """Prometheus text and its content type; the gauges are set from the arguments."""
         self._queued.set(queued)
         self._pd.set(pd_enabled)

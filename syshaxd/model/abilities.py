@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass
-from typing import FrozenSet, Optional
 
 
 class Feature(enum.Enum):
@@ -17,7 +16,7 @@ class Feature(enum.Enum):
     IMAGES = "images"
 
 
-GENERATES: FrozenSet[str] = frozenset({"/v1/completions", "/v1/chat/completions"})
+GENERATES: frozenset[str] = frozenset({"/v1/completions", "/v1/chat/completions"})
 
 
 @dataclass(frozen=True)
@@ -27,14 +26,14 @@ class Abilities:
     `endpoints`: paths it answers. `max_context`: tokens of prompt and answer together; None where it does not tell.
     """
 
-    endpoints: FrozenSet[str] = GENERATES
-    features: FrozenSet[Feature] = frozenset(Feature)
+    endpoints: frozenset[str] = GENERATES
+    features: frozenset[Feature] = frozenset(Feature)
     reasoning_field: str = ""  # where it puts reasoning that it parses itself; "": it leaves that in the content
     token_ids: bool = True  # tells the ids it makes and goes on from ids: a begun answer can go on there
     aborts: bool = True  # ends a request by its id
     discards_tickets: bool = True  # gives a published ticket up on demand; elsewhere its lease ends it
-    max_context: Optional[int] = None
+    max_context: int | None = None
 
-    def serves(self, endpoint: str, features: FrozenSet[Feature] = frozenset()) -> bool:
+    def serves(self, endpoint: str, features: frozenset[Feature] = frozenset()) -> bool:
         """Whether a request to this path with these features can be answered."""
         return endpoint in self.endpoints and features <= self.features

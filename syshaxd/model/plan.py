@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Optional, Union
+from typing import Union
 
 from .request import Route
 
@@ -20,8 +20,8 @@ class Reason:
 class Prediction:
     """What the scheduler expects, seconds; None where it has no model yet."""
 
-    ttft: Optional[float] = None
-    tpot: Optional[float] = None
+    ttft: float | None = None
+    tpot: float | None = None
 
 
 @dataclass(frozen=True)
@@ -64,8 +64,8 @@ class Refuse:
 
     reason: Reason
     status: int = 429
-    retry_after: Optional[float] = 1.0
-    param: Optional[str] = None
+    retry_after: float | None = 1.0
+    param: str | None = None
 
 
 Plan = Union[Whole, Split, Queue, Refuse]

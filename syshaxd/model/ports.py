@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, Mapping, Optional, Protocol, Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
 
 from .snapshot import InFlight, PdStatus, Snapshot
 from .unit import UnitView
@@ -51,7 +52,7 @@ class Control(Protocol):
     async def reload(self) -> Mapping[str, Any]:
         """Load, check and apply the configuration: `{"applied": [], "replaced": [], "pending_restart": []}`."""
 
-    async def drain(self, timeout: Optional[float]) -> Mapping[str, Any]:
+    async def drain(self, timeout: float | None) -> Mapping[str, Any]:
         """Stop admitting requests and wait for those in flight."""
 
     async def unit_action(self, name: str, action: str) -> Mapping[str, Any]:

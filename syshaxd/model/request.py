@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass, replace
-from typing import Optional
 
 
 class Endpoint(enum.Enum):
@@ -39,14 +38,14 @@ class RequestInfo:
     model: str
     stream: bool
     prompt_tokens: int  # estimate (characters / 4, at least 1) until a unit says it exactly
-    max_tokens: Optional[int]
-    route: Optional[Route] = None  # asked for
+    max_tokens: int | None
+    route: Route | None = None  # asked for
     tier: Tier = Tier.DEFAULT
     priority: int = 0
-    slo_ttft: Optional[float] = None
-    slo_tpot: Optional[float] = None
-    first_token_stays: Optional[str] = None  # reason why only k = 0 is allowed; None: k = 1 is
-    stays: Optional[str] = None  # reason why it must not move at all; None: it may
+    slo_ttft: float | None = None
+    slo_tpot: float | None = None
+    first_token_stays: str | None = None  # reason why only k = 0 is allowed; None: k = 1 is
+    stays: str | None = None  # reason why it must not move at all; None: it may
     waited: float = 0.0  # seconds since its client asked first: in earlier attempts, in the daemon's queue
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Optional
 
 from .request import RequestInfo
 from .unit import Role, UnitView
@@ -15,24 +14,24 @@ class UnitLoad:
 
     at: float
     source: str  # "page" (shared memory), "metrics" (HTTP)
-    running: Optional[int] = None
-    waiting: Optional[int] = None
-    kv_used: Optional[int] = None  # tokens
-    kv_total: Optional[int] = None  # tokens
-    kv_usage: Optional[float] = None  # 0..1
-    preemptions: Optional[int] = None  # total since the unit's start
-    generation_tokens: Optional[int] = None  # total
-    prompt_tokens: Optional[int] = None  # total
-    waiting_prompt_tokens: Optional[int] = None
-    step_tokens: Optional[int] = None
-    step_seconds: Optional[float] = None
-    steps: Optional[int] = None
-    pool_free: Optional[float] = None  # 0..1 of the outbox's chunks
-    generation: Optional[int] = None  # of the outbox
-    kv_token_bytes: Optional[int] = None  # of one token's KV in the outbox
-    kv_tokens: Optional[int] = None  # of running requests, a shared prefix as often as they share it
-    max_num_seqs: Optional[int] = None
-    max_step_tokens: Optional[int] = None  # budget of one step: decodes and prefill chunks
+    running: int | None = None
+    waiting: int | None = None
+    kv_used: int | None = None  # tokens
+    kv_total: int | None = None  # tokens
+    kv_usage: float | None = None  # 0..1
+    preemptions: int | None = None  # total since the unit's start
+    generation_tokens: int | None = None  # total
+    prompt_tokens: int | None = None  # total
+    waiting_prompt_tokens: int | None = None
+    step_tokens: int | None = None
+    step_seconds: float | None = None
+    steps: int | None = None
+    pool_free: float | None = None  # 0..1 of the outbox's chunks
+    generation: int | None = None  # of the outbox
+    kv_token_bytes: int | None = None  # of one token's KV in the outbox
+    kv_tokens: int | None = None  # of running requests, a shared prefix as often as they share it
+    max_num_seqs: int | None = None
+    max_step_tokens: int | None = None  # budget of one step: decodes and prefill chunks
 
 
 @dataclass(frozen=True)
@@ -42,15 +41,15 @@ class InFlight:
     info: RequestInfo
     unit: str
     started: float  # monotonic seconds of admission
-    first_token: Optional[float] = None
+    first_token: float | None = None
     prompt_tokens: int = 0
     output_tokens: int = 0
     moves: int = 0
-    last_move: Optional[float] = None
+    last_move: float | None = None
     moving: bool = False
-    last_token: Optional[float] = None
+    last_token: float | None = None
     target: str = ""  # unit it is moving to
-    stays: Optional[str] = None  # why it can't be moved now; None: it can
+    stays: str | None = None  # why it can't be moved now; None: it can
     kept_by: str = ""  # unit it has left and that keeps its KV until the next one has fetched it
     silent: bool = False  # its unit tells nothing before the end, so that nobody knows when its prefill is over
 
@@ -68,7 +67,7 @@ class UnitSnapshot:
     """One unit as the scheduler sees it. `in_flight` is the daemon's own count."""
 
     view: UnitView
-    load: Optional[UnitLoad] = None
+    load: UnitLoad | None = None
     in_flight: int = 0
     in_flight_tokens: int = 0  # prompt + output tokens of those
     queued: int = 0  # of those, first token not seen yet
@@ -81,19 +80,19 @@ class UnitSnapshot:
 class DeviceLoad:
     """One accelerator device, as the vendor's tool tells it. None: it does not."""
 
-    percent: Optional[float] = None
-    memory_used: Optional[int] = None  # bytes
-    memory_total: Optional[int] = None  # bytes
+    percent: float | None = None
+    memory_used: int | None = None  # bytes
+    memory_total: int | None = None  # bytes
 
 
 @dataclass(frozen=True)
 class HostLoad:
     """The host, from psutil; `accelerators` None where no vendor tool answers."""
 
-    cpu_percent: Optional[float] = None
-    memory_available: Optional[int] = None  # bytes
+    cpu_percent: float | None = None
+    memory_available: int | None = None  # bytes
     cpu_percent_per_node: tuple[float, ...] = ()
-    accelerators: Optional[tuple[DeviceLoad, ...]] = None
+    accelerators: tuple[DeviceLoad, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -109,7 +108,7 @@ class Snapshot:
     queued_tokens: int = 0  # prompt tokens of those that wait in the daemon, without the request in question
     queued_ahead: int = 0  # and of those that come before it
 
-    def unit(self, name: str) -> Optional[UnitSnapshot]:
+    def unit(self, name: str) -> UnitSnapshot | None:
         """The unit of that name, or None."""
         return next((unit for unit in self.units if unit.view.name == name), None)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass
-from typing import Optional
 
 from .abilities import Abilities
 
@@ -78,19 +77,19 @@ class UnitView:
     epoch: int = 0  # grows at every start; a stream started in an older epoch is on a dead unit
     model: str = ""  # served name
     pool_file: str = ""  # path of its outbox on this host; "" where it can't hand over
-    pid: Optional[int] = None
+    pid: int | None = None
     container: str = ""
     since: float = 0.0  # monotonic seconds of the last state change
     restarts: int = 0
     reason: str = ""  # last error, one sentence; kept until the next READY
     last_log: tuple[str, ...] = ()  # while failed the last 50 lines, on its way up the last one
-    last_failure: Optional[Failure] = None
+    last_failure: Failure | None = None
     digest: str = ""
     pending: str = ""  # what is still to be done to it, and why
     nixl: bool = False  # its KV cache goes to and comes from other units by vLLM's NixlConnector
-    granted: Optional[Granted] = None  # None where the unit does not say
-    max_num_seqs: Optional[int] = None  # as configured, for a unit that does not tell
-    max_step_tokens: Optional[int] = None
+    granted: Granted | None = None  # None where the unit does not say
+    max_num_seqs: int | None = None  # as configured, for a unit that does not tell
+    max_step_tokens: int | None = None
     abilities: Abilities = Abilities()
 
     @property
@@ -104,7 +103,7 @@ class UnitView:
         return self.state in (UnitState.READY, UnitState.FAILED, UnitState.STOPPED)
 
     @property
-    def max_model_len(self) -> Optional[int]:
+    def max_model_len(self) -> int | None:
         """Tokens of prompt and answer together; None while it has not told."""
         return self.abilities.max_context
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import re
 import shutil
-from typing import Callable, Mapping, Optional, Sequence, Tuple
+from collections.abc import Mapping, Sequence
+from typing import Callable
 
 from syshaxd.errors import DeadlineError
 from syshaxd.model.snapshot import DeviceLoad
@@ -19,7 +20,7 @@ ASCEND = ("npu-smi", "info")
 _CHIP = re.compile(
     r"\|\s*[\da-fA-F]{4}:[\da-fA-F]{2}:[\da-fA-F]{2}\.\d\s*\|\s*(\S+)\s+(\d+)\s*/\s*(\d+)(?:\s+(\d+)\s*/\s*(\d+))?\s*\|"
 )
-Devices = Tuple[DeviceLoad, ...]
+Devices = tuple[DeviceLoad, ...]
 
 
 def parse_nvidia(text: str) -> Devices:
@@ -43,12 +44,12 @@ def _device(percent: str, used: str, total: str) -> DeviceLoad:
 PARSERS: Mapping[Sequence[str], Callable[[str], Devices]] = {NVIDIA: parse_nvidia, ASCEND: parse_ascend}
 
 
-def vendor_tool(which: Callable[[str], Optional[str]] = shutil.which) -> Optional[Sequence[str]]:
+def vendor_tool(which: Callable[[str], str | None] = shutil.which) -> Sequence[str] | None:
     """The command line of the first tool that is installed; None where none is."""
     return next((command for command in PARSERS if which(command[0])), None)
 
 
-async def read_devices(command: Sequence[str], timeout: float = TIMEOUT) -> Optional[Devices]:
+async def read_devices(command: Sequence[str], timeout: float = TIMEOUT) -> Devices | None:
     """Runs the tool; None where it fails, hangs or says nothing known: the load is then unknown, not 0."""
     try:
         process = await asyncio.create_subprocess_exec(

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Callable, Mapping, Optional, Protocol, Sequence
+from typing import Callable, Protocol
 
 import psutil
 
@@ -64,7 +65,7 @@ class SystemMonitor:
         self._watches: dict[str, _UnitWatch] = {}
         self._host = HostLoad()
         self._host_at = -HOST_INTERVAL
-        self._devices: Optional[Devices] = None
+        self._devices: Devices | None = None
         self._tasks = TaskSet("monitor", _report)
 
     def configure(self, config: MonitorConfig) -> None:
@@ -127,7 +128,7 @@ class SystemMonitor:
             watch.polling = True
             self._tasks.start(f"metrics.{view.name}", self._poll(view, watch))
 
-    def _load(self, view: UnitView) -> Optional[UnitLoad]:
+    def _load(self, view: UnitView) -> UnitLoad | None:
         watch = self._watches.get(view.name)
         return watch.load() if watch is not None and watch.epoch == view.epoch and view.ready else None
 
@@ -160,10 +161,10 @@ class _UnitWatch:
         self.epoch = view.epoch
         self.polling = False
         self._reader = PageReader(view.pool_file) if view.pool_file else None
-        self._seen: Optional[Page] = None
-        self._page: Optional[UnitLoad] = None
-        self._metrics: Optional[UnitLoad] = None
-        self._polled_at: Optional[float] = None
+        self._seen: Page | None = None
+        self._page: UnitLoad | None = None
+        self._metrics: UnitLoad | None = None
+        self._polled_at: float | None = None
         self._complained = False
 
     def read_page(self) -> None:
@@ -190,7 +191,7 @@ class _UnitWatch:
             self._metrics = None
             self._complain("a unit's metrics can't be read", reason=reason)
 
-    def load(self) -> Optional[UnitLoad]:
+    def load(self) -> UnitLoad | None:
         """The page, unless the cross-check found it behind."""
         return self._metrics if self._page is None or page_lags(self._page, self._metrics) else self._page
 
@@ -205,7 +206,7 @@ class _UnitWatch:
             log.warning(message, unit=self.name, **values)
 
 
-def page_lags(page: Optional[UnitLoad], metrics: Optional[UnitLoad]) -> bool:
+def page_lags(page: UnitLoad | None, metrics: UnitLoad | None) -> bool:
     """Whether the metrics, though read later, show work that the page does not."""
     if page is None or metrics is None or metrics.generation_tokens is None or metrics.at <= page.at:
         return False
@@ -224,7 +225,7 @@ def host_load(topology: Topology) -> HostLoad:
 
 
 def _unit_snapshot(
-    view: UnitView, load: Optional[UnitLoad], entries: Sequence[InFlight], moving: Sequence[InFlight]
+    view: UnitView, load: UnitLoad | None, entries: Sequence[InFlight], moving: Sequence[InFlight]
 ) -> UnitSnapshot:
     coming = [entry for entry in moving if entry.target == view.name != entry.unit]
     queued = [entry for entry in entries if entry.first_token is None and not entry.silent]

@@ -9,7 +9,7 @@ import mmap
 import os
 import struct
 import zlib
-from typing import NamedTuple, Optional, Tuple
+from typing import NamedTuple
 
 from syshaxd.model.snapshot import UnitLoad
 
@@ -81,7 +81,7 @@ class Page(NamedTuple):
         )
 
 
-def decode(data: bytes) -> Optional[Page]:
+def decode(data: bytes) -> Page | None:
     """The page in `data`, or None where it is torn, empty or of another format."""
     if len(data) < _LAYOUT.size:
         return None
@@ -96,7 +96,7 @@ def encode(page: Page) -> bytes:
     return data + struct.pack("<I", zlib.crc32(data))
 
 
-def kv_token_bytes(header: bytes) -> Optional[int]:
+def kv_token_bytes(header: bytes) -> int | None:
     """Bytes of K and V of one token over all layers and heads, from a pool file's header (syshax/pool_format.h)."""
     if len(header) < _GEOMETRY.size or not header.startswith(_MAGIC):
         return None
@@ -110,10 +110,10 @@ class PageReader:
 
     def __init__(self, path: str) -> None:
         self._path = path
-        self._map: Optional[mmap.mmap] = None
-        self._last: Tuple[bytes, Optional[Page]] = (b"", None)
+        self._map: mmap.mmap | None = None
+        self._last: tuple[bytes, Page | None] = (b"", None)
 
-    def read(self) -> Optional[Page]:
+    def read(self) -> Page | None:
         """The newest whole page, the same object as before where its owner wrote nothing; None where there is none
         (yet)."""
         if self._map is None:
@@ -130,7 +130,7 @@ class PageReader:
                 return page
         return None
 
-    def kv_token_bytes(self) -> Optional[int]:
+    def kv_token_bytes(self) -> int | None:
         """See the function; None before the owner has made the file."""
         return kv_token_bytes(self._map[: _GEOMETRY.size]) if self._map is not None else None
 
@@ -141,7 +141,7 @@ class PageReader:
             self._map = None
 
 
-def _mapped(path: str) -> Optional[mmap.mmap]:
+def _mapped(path: str) -> mmap.mmap | None:
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:

@@ -5,7 +5,7 @@ A gauge that is missing stays None: vLLM renamed several, and a 0 in their place
 
 from __future__ import annotations
 
-from typing import Mapping, Optional, Sequence
+from collections.abc import Mapping, Sequence
 
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -46,10 +46,10 @@ def parse_load(text: str, at: float) -> UnitLoad:
     )
 
 
-def _values(text: str) -> tuple[Mapping[str, float], Optional[int]]:
+def _values(text: str) -> tuple[Mapping[str, float], int | None]:
     """Value by field of UnitLoad, and the size of the KV cache in tokens."""
     series: dict[str, list[float]] = {}
-    tokens: Optional[int] = None
+    tokens: int | None = None
     # A vLLM has a thousand lines; only the wanted ones reach the parser.
     lines = [line for line in text.splitlines() if line.startswith(_WANTED)]
     try:
@@ -77,5 +77,5 @@ def _cache_tokens(labels: Mapping[str, str]) -> int:
     return int(blocks) * int(size) if blocks.isdigit() and size.isdigit() else 0
 
 
-def _whole(value: Optional[float]) -> Optional[int]:
+def _whole(value: float | None) -> int | None:
     return None if value is None or value != value else int(value)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Sequence
+from collections.abc import Sequence
 
 from syshaxd.errors import UnitError
 from syshaxd.model.request import Endpoint

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, Dict, List, Mapping, Optional, Tuple
+from collections.abc import Mapping
+from typing import Any
 
 from syshaxd.model.request import Endpoint
 
@@ -16,7 +17,7 @@ _OURS = ("kv_transfer_params", "request_id")  # a client has no business with ti
 COMPLETIONS_DEFAULT = 16  # OpenAI's and vLLM's max_tokens of /v1/completions
 
 
-def max_tokens_of(body: Body, endpoint: Endpoint) -> Optional[int]:
+def max_tokens_of(body: Body, endpoint: Endpoint) -> int | None:
     """Output tokens that the client allows; None: as many as fit."""
     for name in _LIMITS:
         if body.get(name) is not None:
@@ -24,12 +25,12 @@ def max_tokens_of(body: Body, endpoint: Endpoint) -> Optional[int]:
     return COMPLETIONS_DEFAULT if endpoint is Endpoint.COMPLETIONS else None
 
 
-def relayed(body: Body, model: str) -> Dict[str, Any]:
+def relayed(body: Body, model: str) -> dict[str, Any]:
     """The client's body with the unit's own model name."""
     return {**{key: value for key, value in body.items() if key not in _OURS}, "model": model}
 
 
-def owned(body: Body, model: str) -> Dict[str, Any]:
+def owned(body: Body, model: str) -> dict[str, Any]:
     """For a request whose text the daemon makes: streamed, with token ids, stop strings left to the daemon."""
     made = relayed(body, model)
     for key in ("stop", "include_stop_str_in_output"):
@@ -38,13 +39,13 @@ def owned(body: Body, model: str) -> Dict[str, Any]:
     return made
 
 
-def limited(body: Dict[str, Any], endpoint: Endpoint, tokens: int) -> Dict[str, Any]:
+def limited(body: dict[str, Any], endpoint: Endpoint, tokens: int) -> dict[str, Any]:
     """At most `tokens` more output tokens; both names where the client used both."""
     names = [name for name in _LIMITS if body.get(name) is not None] or ["max_tokens"]
     return {**body, **{name: tokens for name in names}}
 
 
-def continued(body: Dict[str, Any], endpoint: Endpoint, context: List[int], produced: int) -> Dict[str, Any]:
+def continued(body: dict[str, Any], endpoint: Endpoint, context: list[int], produced: int) -> dict[str, Any]:
     """Goes on after `context` (prompt and the first `produced` output tokens)."""
     made = with_context(body, endpoint, context)
     allowed = max_tokens_of(body, endpoint)
@@ -55,7 +56,7 @@ def continued(body: Dict[str, Any], endpoint: Endpoint, context: List[int], prod
     return made
 
 
-def with_context(body: Dict[str, Any], endpoint: Endpoint, context: List[int]) -> Dict[str, Any]:
+def with_context(body: dict[str, Any], endpoint: Endpoint, context: list[int]) -> dict[str, Any]:
     """Exactly these token ids instead of what the unit would render."""
     made = dict(body)
     if endpoint is Endpoint.COMPLETIONS:
@@ -64,7 +65,7 @@ def with_context(body: Dict[str, Any], endpoint: Endpoint, context: List[int]) -
     return with_transfer(made, prompt_token_ids=context)
 
 
-def kept_for_nixl(body: Dict[str, Any]) -> Dict[str, Any]:
+def kept_for_nixl(body: dict[str, Any]) -> dict[str, Any]:
     """The unit keeps the KV for another one, and says in its answer where; it says so in no stream. It does so for
     requests that end by their length only: the one token, which nobody uses, must not end it otherwise."""
     made = {key: value for key, value in body.items() if key not in ("stream_options", "stop", "stop_token_ids")}
@@ -72,17 +73,17 @@ def kept_for_nixl(body: Dict[str, Any]) -> Dict[str, Any]:
     return with_transfer(made, do_remote_decode=True, do_remote_prefill=False)
 
 
-def with_transfer(body: Dict[str, Any], **values: Any) -> Dict[str, Any]:
+def with_transfer(body: dict[str, Any], **values: Any) -> dict[str, Any]:
     """Adds to kv_transfer_params."""
     return {**body, "kv_transfer_params": {**body.get("kv_transfer_params", {}), **values}}
 
 
-def _with_syshax(body: Dict[str, Any], **values: Any) -> Dict[str, Any]:
+def _with_syshax(body: dict[str, Any], **values: Any) -> dict[str, Any]:
     mine = body.get("kv_transfer_params", {}).get("syshax", {})
     return with_transfer(body, syshax={**mine, **values})
 
 
-def body_of(step: Step, request: ClientRequest, record: Record) -> Dict[str, Any]:
+def body_of(step: Step, request: ClientRequest, record: Record) -> dict[str, Any]:
     """The upstream body of a step, from what the request has produced so far."""
     endpoint = request.info.endpoint
     model = step.unit.model or request.info.model
@@ -110,7 +111,7 @@ def body_of(step: Step, request: ClientRequest, record: Record) -> Dict[str, Any
     return made
 
 
-def _prefill(request: ClientRequest, endpoint: Endpoint, model: str) -> Dict[str, Any]:
+def _prefill(request: ClientRequest, endpoint: Endpoint, model: str) -> dict[str, Any]:
     made = limited(owned(request.body, model), endpoint, 1)
     # A minimum above the maximum would be refused; any keeps the first token from being one that ends the answer.
     if made.get("min_tokens"):
@@ -120,7 +121,7 @@ def _prefill(request: ClientRequest, endpoint: Endpoint, model: str) -> Dict[str
     return made
 
 
-def response_ids(endpoint: Endpoint, leg_id: str) -> Tuple[str, ...]:
+def response_ids(endpoint: Endpoint, leg_id: str) -> tuple[str, ...]:
     """Names under which a unit knows the request (docs/kv-handoff.md section 1)."""
     if endpoint is Endpoint.CHAT:
         return (f"chatcmpl-{leg_id}",)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Any, Dict, Optional
+from typing import Any
 
 from syshaxd.unitclient import Chunk
 
@@ -17,11 +17,11 @@ class BytesPath:
     """Of one leg. `think`: tells `<think>` blocks apart, where the unit does not; None: it does, or there are none."""
 
     stopped = False
-    finish: Optional[str] = None
+    finish: str | None = None
     stop_reason: Any = None
     remote = None
 
-    def __init__(self, left: LeftTicket, sink: Sink, think: "Optional[ThinkBlocks]") -> None:
+    def __init__(self, left: LeftTicket, sink: Sink, think: "ThinkBlocks | None") -> None:
         self._left, self._sink, self._think = left, sink, think
 
     def take(self, chunk: Chunk) -> Raw:
@@ -35,7 +35,7 @@ class ThinkBlocks:
     """A splitter for each choice of a chat answer that is passed on. What is no chat answer stays as it is."""
 
     def __init__(self) -> None:
-        self._splitters: Dict[int, ReasoningSplitter] = {}
+        self._splitters: dict[int, ReasoningSplitter] = {}
 
     def split(self, payload: bytes) -> bytes:
         """One event's payload, or a whole response body."""
@@ -47,7 +47,7 @@ class ThinkBlocks:
             return payload
         return json.dumps(message, separators=(",", ":")).encode() if any(changed) else payload
 
-    def _split(self, choice: Dict[str, Any]) -> bool:
+    def _split(self, choice: dict[str, Any]) -> bool:
         said = choice["delta"] if "delta" in choice else choice.get("message")
         if not isinstance(said, dict):
             return False

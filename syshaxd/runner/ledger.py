@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Dict, Optional, Tuple
 
 from syshaxd.model.request import RequestInfo
 from syshaxd.model.snapshot import InFlight
@@ -18,13 +17,13 @@ class Entry:
     unit: str = ""
     prompt_tokens: int = 0
     output_tokens: int = 0
-    first_token: Optional[float] = None
-    last_token: Optional[float] = None
+    first_token: float | None = None
+    last_token: float | None = None
     moves: int = 0
-    last_move: Optional[float] = None
+    last_move: float | None = None
     moving: bool = False
     target: str = ""
-    stays: Optional[str] = None
+    stays: str | None = None
     kept_by: str = ""
     silent: bool = False
 
@@ -52,16 +51,16 @@ class InFlightLedger:
     """Engine makes it first and gives it to Runner and SystemMonitor. A request is in it while a unit holds it."""
 
     def __init__(self) -> None:
-        self._entries: Dict[str, Entry] = {}
+        self._entries: dict[str, Entry] = {}
         self.queued = 0  # requests held in the daemon
 
-    def in_flight(self) -> Tuple[InFlight, ...]:
+    def in_flight(self) -> tuple[InFlight, ...]:
         """One entry a request, oldest first."""
         return tuple(entry.frozen() for entry in self._entries.values())
 
-    def per_unit(self) -> Dict[str, int]:
+    def per_unit(self) -> dict[str, int]:
         """Requests by unit."""
-        counts: Dict[str, int] = {}
+        counts: dict[str, int] = {}
         for entry in self._entries.values():
             counts[entry.unit] = counts.get(entry.unit, 0) + 1
         return counts

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any, AsyncGenerator, Mapping, Union
+from collections.abc import AsyncGenerator, Mapping
+from typing import Any, Union
 
 from syshaxd.errors import UnitErrorKind
 from syshaxd.unitclient import AnswerStream, Deadlines, UnitStream
@@ -37,7 +38,7 @@ class Leg:
         """Whether the unit answers at once, as the client asked, and that is what the client gets."""
         return not (self._request.info.stream or self.step.owned or self.step.prefill_only)
 
-    def _open(self, body: Mapping[str, Any]) -> Union[UnitStream, AnswerStream]:
+    def _open(self, body: Mapping[str, Any]) -> UnitStream | AnswerStream:
         client, limits, endpoint = self._services.client, self._services.config.limits, self._request.info.endpoint
         target = self._services.target(self.step.unit)
         if self.whole:

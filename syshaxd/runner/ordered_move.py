@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Optional
 
 from syshaxd.errors import UnitError, UnitErrorKind
 from syshaxd.model.plan import Move
@@ -23,8 +22,8 @@ class OrderedMove:
         self._services = services
         self._sink = sink
         self._endpoint = endpoint
-        self._timer: Optional[asyncio.TimerHandle] = None
-        self.move: Optional[Move] = None
+        self._timer: asyncio.TimerHandle | None = None
+        self.move: Move | None = None
 
     def begin(self, move: Move, leg: Leg) -> None:
         """Aborts the leg by id; its stream then delivers what is made and finishes with "abort"."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, Mapping, Optional
+from collections.abc import Mapping
+from typing import Any
 
 from syshaxd.unitclient import Chunk, transfer_params
 
@@ -18,16 +19,16 @@ class ParsedPath:
 
     def __init__(self, step: Step, produced: Produced, left: LeftTicket, sink: Sink) -> None:
         self._step, self._produced, self._left, self._sink = step, produced, left, sink
-        self.finish: Optional[str] = None
+        self.finish: str | None = None
         self.stop_reason: Any = None
-        self.remote: Optional[Mapping[str, Any]] = None
+        self.remote: Mapping[str, Any] | None = None
 
     @property
     def stopped(self) -> bool:
         """Whether a stop string has ended the text."""
         return self._produced.stopped_by is not None
 
-    def take(self, chunk: Chunk) -> Optional[Delta]:
+    def take(self, chunk: Chunk) -> Delta | None:
         """What the client gets for a chunk."""
         step, produced = self._step, self._produced
         if chunk.usage is not None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import replace
-from typing import Dict, FrozenSet, Optional
 
 from syshaxd.admission import admit
 from syshaxd.admission.queue import FIRST, Turn, last_ask, turn_of
@@ -52,7 +51,7 @@ class Planner:
         self._timeline = timeline
         self._loop = asyncio.get_running_loop()
         self._arrived = self._loop.time()
-        self._failed: Dict[Failed, float] = {}
+        self._failed: dict[Failed, float] = {}
 
     def note_failure(self, unit: str, epoch: int) -> None:
         """The request failed on that start of a unit."""
@@ -62,7 +61,7 @@ class Planner:
         """Whether it ever failed there: no reason to move there by choice."""
         return (unit, epoch) in self._failed
 
-    def _excluded(self) -> FrozenSet[Failed]:
+    def _excluded(self) -> frozenset[Failed]:
         now = self._loop.time()
         return frozenset(failed for failed, at in self._failed.items() if now - at < PROBATION)
 
@@ -151,6 +150,6 @@ class Planner:
                 raise RequestError(502, "unit_lost", "the unit failed and no other unit became ready in time")
             await asyncio.sleep(RESCUE_POLL)
 
-    def _try_rescue(self) -> Optional[Whole]:
+    def _try_rescue(self) -> Whole | None:
         snapshot = self._services.snapshots.snapshot()
         return self._services.scheduler.rescue(self._info, snapshot, self._excluded())

@@ -3,7 +3,8 @@ reads it."""
 
 from __future__ import annotations
 
-from typing import Any, Dict, Iterator, List, Mapping, NamedTuple, Optional, Sequence, Tuple
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from syshaxd.model.request import Endpoint
 from syshaxd.unitclient import Chunk, Usage
@@ -16,8 +17,8 @@ class Segment(NamedTuple):
     """Tokens whose text is whole characters."""
 
     text: str
-    token_ids: Tuple[int, ...]
-    logprobs: Optional[Mapping[str, Any]]
+    token_ids: tuple[int, ...]
+    logprobs: Mapping[str, Any] | None
 
 
 class Record:
@@ -25,11 +26,11 @@ class Record:
     until text comes; only what is committed counts as produced, and a request is cut only there."""
 
     def __init__(self) -> None:
-        self.prompt_ids: Optional[Tuple[int, ...]] = None
-        self.output_ids: List[int] = []
+        self.prompt_ids: tuple[int, ...] | None = None
+        self.output_ids: list[int] = []
         self.text_length = 0  # characters committed
         self.without_ids = 0  # chunks of text that came without token ids
-        self._pending: List[Chunk] = []
+        self._pending: list[Chunk] = []
         self._leg_base = 0
 
     @property
@@ -43,7 +44,7 @@ class Record:
         return len(self.output_ids) + self.without_ids
 
     @property
-    def pending_ids(self) -> List[int]:
+    def pending_ids(self) -> list[int]:
         """Tokens that brought no text yet: part of a character, or tokens that have none."""
         return [token for chunk in self._pending for token in chunk.token_ids]
 
@@ -52,7 +53,7 @@ class Record:
         """Tokens received, committed or not."""
         return self.output_tokens + len(self.pending_ids)
 
-    def context(self) -> List[int]:
+    def context(self) -> list[int]:
         """Prompt and output token ids."""
         assert self.prompt_ids is not None
         return [*self.prompt_ids, *self.output_ids]
@@ -67,7 +68,7 @@ class Record:
         if self.prompt_ids is None and chunk.prompt_token_ids is not None:
             self.prompt_ids = chunk.prompt_token_ids
 
-    def take(self, chunk: Chunk) -> Optional[Segment]:
+    def take(self, chunk: Chunk) -> Segment | None:
         """Adds a chunk; a segment when its text completes one."""
         self.note_prompt(chunk)
         if not chunk.text:
@@ -79,7 +80,7 @@ class Record:
         self._pending.append(chunk)
         return self.flush()
 
-    def flush(self) -> Optional[Segment]:
+    def flush(self) -> Segment | None:
         """Commits what is pending: at the end of the text nothing more completes it."""
         chunks, self._pending = self._pending, []
         if not chunks:
@@ -93,19 +94,19 @@ class Record:
         return Segment(text, ids, join_logprobs([_shifted(chunk.logprobs, self._leg_base) for chunk in chunks]))
 
 
-def join_logprobs(parts: Sequence[Optional[Mapping[str, Any]]]) -> Optional[Mapping[str, Any]]:
+def join_logprobs(parts: Sequence[Mapping[str, Any] | None]) -> Mapping[str, Any] | None:
     """One logprobs object of either endpoint out of several: their lists joined."""
     present = [part for part in parts if part]
     if len(present) < 2:
         return present[0] if present else None
-    joined: Dict[str, Any] = {}
+    joined: dict[str, Any] = {}
     for part in present:
         for name, values in part.items():
             joined[name] = [*(joined.get(name) or []), *values] if isinstance(values, list) else joined.get(name)
     return joined
 
 
-def _shifted(logprobs: Optional[Mapping[str, Any]], base: int) -> Optional[Mapping[str, Any]]:
+def _shifted(logprobs: Mapping[str, Any] | None, base: int) -> Mapping[str, Any] | None:
     """Completions count `text_offset` from where a unit began; the client's text began earlier."""
     if not base or not logprobs or not logprobs.get("text_offset"):
         return logprobs
@@ -118,8 +119,8 @@ class Produced:
     def __init__(self, request: ClientRequest, reasoning: bool = False) -> None:
         body, info = request.body, request.info
         self.record = Record()
-        self.usage: Optional[Usage] = None
-        self._text: Optional[TextPipeline] = None
+        self.usage: Usage | None = None
+        self._text: TextPipeline | None = None
         stops, chat = request.stops(), info.endpoint is Endpoint.CHAT
         if info.stays is None and info.first_token_stays is None and (stops or reasoning and chat):
             include, after = bool(body.get("include_stop_str_in_output")), int(body.get("min_tokens") or 0)
@@ -127,18 +128,18 @@ class Produced:
         self._allowed = float("inf") if info.max_tokens is None else float(info.max_tokens)
 
     @property
-    def stopped_by(self) -> Optional[str]:
+    def stopped_by(self) -> str | None:
         """The client's stop string that ended the text."""
         return None if self._text is None else self._text.stopped_by
 
-    def tokens_left(self, context: Optional[int]) -> float:
+    def tokens_left(self, context: int | None) -> float:
         """Output tokens that the client, and a model of so many tokens of context, still allow."""
         left, prompt = self._allowed, self.record.prompt_ids
         if context is not None and prompt is not None:
             left = min(left, context - len(prompt))
         return left - self.record.output_tokens
 
-    def take(self, chunk: Chunk, over: bool) -> Optional[Delta]:
+    def take(self, chunk: Chunk, over: bool) -> Delta | None:
         """Adds what a unit brought; `over`: nothing follows that could complete a character."""
         segment = self.record.take(chunk)
         if segment is None and over:
@@ -148,7 +149,7 @@ class Produced:
         # Clients time tokens by events, so a token without text is one too.
         return Delta() if chunk.token_ids else None
 
-    def commit_pending(self) -> Optional[Delta]:
+    def commit_pending(self) -> Delta | None:
         """Tokens that wait for a character's end will not get one."""
         segment = self.record.flush()
         return None if segment is None else self._delta(segment)

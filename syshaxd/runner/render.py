@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from typing import Any, Dict, List, Mapping, Optional, Tuple
+from collections.abc import Mapping
+from typing import Any
 
 from syshaxd.model.request import Endpoint
 from syshaxd.unitclient import Usage
@@ -14,9 +15,9 @@ from .request import ClientRequest, Delta, Event, Finish, Raw
 DONE = b"data: [DONE]\n\n"
 
 
-def usage_json(usage: Usage) -> Dict[str, Any]:
+def usage_json(usage: Usage) -> dict[str, Any]:
     """The `usage` object."""
-    made: Dict[str, Any] = {
+    made: dict[str, Any] = {
         "prompt_tokens": usage.prompt_tokens,
         "completion_tokens": usage.completion_tokens,
         "total_tokens": usage.prompt_tokens + usage.completion_tokens,
@@ -44,13 +45,13 @@ class StreamRenderer:
         self._ids = bool(body.get("return_token_ids"))
         self._begun = False
         # The text of a plain delta is all that changes from event to event.
-        choice: Dict[str, Any] = {"index": 0, "logprobs": None, "finish_reason": None}
+        choice: dict[str, Any] = {"index": 0, "logprobs": None, "finish_reason": None}
         choice.update({"delta": {"content": "\0"}} if self._chat else {"text": "\0"})
         whole = json.dumps({**self._common, "choices": [choice]}, separators=(",", ":"))
         before, after = whole.split('"\\u0000"')
         self._before, self._after = f"data: {before}".encode(), f"{after}\n\n".encode()
 
-    def render(self, event: Event, prompt_ids: Optional[Tuple[int, ...]] = None) -> bytes:
+    def render(self, event: Event, prompt_ids: tuple[int, ...] | None = None) -> bytes:
         """Bytes for the client; several events where a role or the usage belongs to it."""
         if isinstance(event, Raw):
             return sse(_with_tier(event.payload, self._tier))
@@ -58,7 +59,7 @@ class StreamRenderer:
         self._begun = True
         return first + (self._finish(event) if isinstance(event, Finish) else self._delta(event))
 
-    def _first(self, prompt_ids: Optional[Tuple[int, ...]]) -> bytes:
+    def _first(self, prompt_ids: tuple[int, ...] | None) -> bytes:
         extra = {"prompt_token_ids": list(prompt_ids or ())} if self._ids else {}
         if not self._chat:
             return self._event([self._choice("", None)], extra) if self._ids else b""
@@ -71,7 +72,7 @@ class StreamRenderer:
         if self._chat:
             texts = {"reasoning_content": delta.reasoning, "content": delta.content}
             shown = {name: text for name, text in texts.items() if text}
-            choice: Dict[str, Any] = {"index": 0, "delta": shown, "logprobs": delta.logprobs, "finish_reason": None}
+            choice: dict[str, Any] = {"index": 0, "delta": shown, "logprobs": delta.logprobs, "finish_reason": None}
         else:
             choice = self._choice(delta.content, delta.logprobs)
         if self._ids:
@@ -80,18 +81,18 @@ class StreamRenderer:
 
     def _finish(self, finish: Finish) -> bytes:
         if self._chat:
-            choice: Dict[str, Any] = {"index": 0, "delta": {}, "logprobs": None}
+            choice: dict[str, Any] = {"index": 0, "delta": {}, "logprobs": None}
         else:
             choice = {"index": 0, "text": "", "logprobs": None}
         choice.update(finish_reason=finish.reason, stop_reason=finish.stop_reason)
         end = self._event([choice], {})
         return end + self._event([], {"usage": usage_json(finish.usage)}) if self._usage else end
 
-    def _event(self, choices: List[Dict[str, Any]], extra: Mapping[str, Any]) -> bytes:
+    def _event(self, choices: list[dict[str, Any]], extra: Mapping[str, Any]) -> bytes:
         return sse(json.dumps({**self._common, "choices": choices, **extra}, separators=(",", ":")).encode())
 
     @staticmethod
-    def _choice(text: str, logprobs: Optional[Mapping[str, Any]]) -> Dict[str, Any]:
+    def _choice(text: str, logprobs: Mapping[str, Any] | None) -> dict[str, Any]:
         return {"index": 0, "text": text, "logprobs": logprobs, "finish_reason": None}
 
 
@@ -100,9 +101,9 @@ class Collector:
 
     def __init__(self, request: ClientRequest) -> None:
         self._request = request
-        self._raw: Optional[bytes] = None
-        self._deltas: List[Delta] = []
-        self._finish: Optional[Finish] = None
+        self._raw: bytes | None = None
+        self._deltas: list[Delta] = []
+        self._finish: Finish | None = None
 
     def add(self, event: Event) -> None:
         """Takes the next event of the stream."""
@@ -113,13 +114,13 @@ class Collector:
         else:
             self._deltas.append(event)
 
-    def body(self, prompt_ids: Optional[Tuple[int, ...]] = None) -> bytes:
+    def body(self, prompt_ids: tuple[int, ...] | None = None) -> bytes:
         """The JSON response."""
         if self._raw is not None:
             return _with_tier(self._raw, _tier(self._request))
         assert self._finish is not None
         chat = self._request.info.endpoint is Endpoint.CHAT
-        choice: Dict[str, Any] = {"index": 0}
+        choice: dict[str, Any] = {"index": 0}
         content = "".join(delta.content for delta in self._deltas)
         choice.update({"message": self._message(content)} if chat else {"text": content})
         choice["logprobs"] = join_logprobs([delta.logprobs for delta in self._deltas])
@@ -130,15 +131,15 @@ class Collector:
             made["prompt_token_ids"] = list(prompt_ids or ())
         return json.dumps({**made, "usage": usage_json(self._finish.usage)}).encode()
 
-    def _message(self, content: str) -> Dict[str, Any]:
-        message: Dict[str, Any] = {"role": "assistant", "content": content}
+    def _message(self, content: str) -> dict[str, Any]:
+        message: dict[str, Any] = {"role": "assistant", "content": content}
         reasoning = "".join(delta.reasoning for delta in self._deltas)
         if reasoning:
             message["reasoning_content"] = reasoning
         return message
 
 
-def _tier(request: ClientRequest) -> Dict[str, str]:
+def _tier(request: ClientRequest) -> dict[str, str]:
     """The tier that served it, where the client named one, as at OpenAI."""
     return {"service_tier": request.info.tier.value} if request.body.get("service_tier") is not None else {}
 
@@ -154,7 +155,7 @@ def _with_tier(payload: bytes, tier: Mapping[str, str]) -> bytes:
     return json.dumps({**value, **tier}).encode() if isinstance(value, dict) and "error" not in value else payload
 
 
-def _common(request: ClientRequest, kind: str) -> Dict[str, Any]:
+def _common(request: ClientRequest, kind: str) -> dict[str, Any]:
     prefix = "chatcmpl" if request.info.endpoint is Endpoint.CHAT else "cmpl"
     return {
         "id": f"{prefix}-{request.info.request_id}",

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Union
+from typing import Any, NamedTuple, Union
 
 from syshaxd.errors import RequestError
 from syshaxd.model.plan import Prediction, Reason
@@ -24,7 +25,7 @@ class ClientRequest:
     created: int
     digest: bytes = b""
 
-    def stops(self) -> List[str]:
+    def stops(self) -> list[str]:
         """The stop strings, without empty ones."""
         stop = self.body.get("stop")
         return [text for text in ([stop] if isinstance(stop, str) else stop or []) if text]
@@ -38,7 +39,7 @@ class Head(NamedTuple):
     prediction: Prediction
 
 
-def milliseconds(prediction: Prediction) -> Dict[str, float]:
+def milliseconds(prediction: Prediction) -> dict[str, float]:
     """What is predicted, by name, for headers, log and timeline."""
     named = {"predicted_ttft": prediction.ttft, "predicted_tpot": prediction.tpot}
     return {name: round(value * 1e3, 2) for name, value in named.items() if value is not None}
@@ -50,7 +51,7 @@ class Delta(NamedTuple):
     content: str = ""
     reasoning: str = ""
     token_ids: tuple[int, ...] = ()
-    logprobs: Optional[Mapping[str, Any]] = None
+    logprobs: Mapping[str, Any] | None = None
 
 
 class Finish(NamedTuple):

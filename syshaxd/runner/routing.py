@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, Mapping, Optional, Tuple, Union
+from typing import Any
 
 from syshaxd.admission.refusals import Refusal, error_of
 from syshaxd.errors import UnitError, UnitErrorKind
@@ -27,7 +28,7 @@ class Routing:
         self._sink = sink
         self._planner = Planner(services, request.info, sink.timeline)
 
-    async def first(self) -> Tuple[Union[Whole, Split], Step]:
+    async def first(self) -> tuple[Whole | Split, Step]:
         """Where it begins, or begins anew; raises RequestError."""
         plan = await self._planner.first()
         assert isinstance(plan, (Whole, Split))
@@ -43,7 +44,7 @@ class Routing:
         save = new_ticket(prefill) if fetched else None
         return plan, Step(prefill, owned, plan.reason, plan.decode, k, save=save)
 
-    def decode(self, step: Step, remote: Optional[Mapping[str, Any]]) -> Step:
+    def decode(self, step: Step, remote: Mapping[str, Any] | None) -> Step:
         """Where a split decodes: asked again now that the prefill has taken its time. Raises UnitError."""
         services = self._services
         unit = self._ready(step.then)
@@ -62,7 +63,7 @@ class Routing:
         plan = await self._planner.rescue()
         return self._on(self._known(plan.unit), plan.reason, "failover")
 
-    def why_not_move(self, move: Move) -> Optional[str]:
+    def why_not_move(self, move: Move) -> str | None:
         """Why it can't go on there; None: it can."""
         target = self._services.ready(move.target)
         if target is not None and self._services.parses(target, self._request.info.endpoint):

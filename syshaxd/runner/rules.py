@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, Callable, Mapping, NamedTuple, Optional, Tuple
+from collections.abc import Mapping
+from typing import Any, Callable, NamedTuple
 
 Body = Mapping[str, Any]
-Rule = Tuple[str, Callable[[Body], bool]]
+Rule = tuple[str, Callable[[Body], bool]]
 
 _GUIDED = (
     "guided_json",
@@ -22,8 +23,8 @@ _SAMPLER = ("bad_words", "logits_processors", "thinking_token_budget")
 class Handover(NamedTuple):
     """`stays`: rule by which the request can't be handed over at all; `first_token_stays`: only at k = 0."""
 
-    stays: Optional[str]
-    first_token_stays: Optional[str]
+    stays: str | None
+    first_token_stays: str | None
 
 
 def _more_than_one(name: str) -> Callable[[Body], bool]:
@@ -70,7 +71,7 @@ def _seeded(body: Body) -> bool:
     return body.get("seed") is not None and body.get("temperature") != 0
 
 
-_NEVER: Tuple[Rule, ...] = (
+_NEVER: tuple[Rule, ...] = (
     ("n", _more_than_one("n")),
     ("best_of", _more_than_one("best_of")),
     ("beam_search", _set("use_beam_search")),
@@ -80,7 +81,7 @@ _NEVER: Tuple[Rule, ...] = (
     ("multimodal", _multimodal),
     ("no_text", lambda body: body.get("detokenize") is False),
 )
-_ONLY_BEFORE_THE_FIRST: Tuple[Rule, ...] = (
+_ONLY_BEFORE_THE_FIRST: tuple[Rule, ...] = (
     ("response_format", _format),
     ("guided_decoding", _set(*_GUIDED)),
     ("tools", _tools),
@@ -96,5 +97,5 @@ def handover_rules(body: Body) -> Handover:
     return Handover(_first(_NEVER, body), _first(_ONLY_BEFORE_THE_FIRST, body))
 
 
-def _first(rules: Tuple[Rule, ...], body: Body) -> Optional[str]:
+def _first(rules: tuple[Rule, ...], body: Body) -> str | None:
     return next((name for name, applies in rules if applies(body)), None)

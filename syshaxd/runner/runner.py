@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, Dict, Mapping
+from typing import Any
 
 from syshaxd.admission.queue import RequestQueue
 from syshaxd.config.types import Config
@@ -46,7 +47,7 @@ class Runner:
         self._tasks = TaskSet("runner", self._task_failed)
         self._queue = RequestQueue()
         self._timelines = Timelines()
-        self._streams: Dict[str, Stream] = {}
+        self._streams: dict[str, Stream] = {}
         self._busy = asyncio.Event()  # while there are streams
         self._services = Services(
             client, units, snapshots, scheduler, metrics, ledger, self, self._tasks, self._queue, self._log

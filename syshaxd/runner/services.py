@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Optional, Protocol
+from typing import Protocol
 
 from syshaxd.admission.queue import RequestQueue
 from syshaxd.config.types import Config
@@ -50,11 +50,11 @@ class Services:
         """How to reach a unit."""
         return Target(view.name, view.url, self.units.api_key(view.name))
 
-    def view(self, name: str) -> Optional[UnitView]:
+    def view(self, name: str) -> UnitView | None:
         """The unit as it is now; None when it is not configured any more."""
         return next((view for view in self.units.views() if view.name == name), None)
 
-    def ready(self, name: str) -> Optional[UnitView]:
+    def ready(self, name: str) -> UnitView | None:
         """The same, None unless it is READY."""
         view = self.view(name)
         return view if view is not None and view.ready else None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import replace
-from typing import Any, Dict, List, Optional, Tuple
+from typing import Any
 
 from syshaxd.errors import UnitError
 from syshaxd.model.plan import Move, Prediction, Reason
@@ -27,10 +27,10 @@ class Sink:
         self._metrics = services.metrics
         self._clock = asyncio.get_running_loop().time
         self._arrived = request.arrived
-        self._sides: List[str] = []  # in order of visit
-        self._handoff: Optional[Tuple[str, float]] = None  # kind, last token before it
+        self._sides: list[str] = []  # in order of visit
+        self._handoff: tuple[str, float] | None = None  # kind, last token before it
         self._ended = False
-        self._reason: Optional[Reason] = None
+        self._reason: Reason | None = None
         self._expected = Prediction()
         self._planned_at = request.arrived
         timeline.add(request.arrived, "admitted", endpoint=request.info.endpoint.value, stream=request.info.stream)
@@ -44,7 +44,7 @@ class Sink:
         self._handoff = None
         self._reason, self._expected, self._planned_at = reason, expected, self._clock()
 
-    def stays(self, rule: Optional[str]) -> None:
+    def stays(self, rule: str | None) -> None:
         """A rule by which it must stay on its unit; the first one is told and counted."""
         if rule is not None and self.entry.stays is None:
             self.entry.stays = rule
@@ -179,7 +179,7 @@ class Sink:
                 values = {"expected_ms": round(expected * 1e3, 2), "observed_ms": round(observed * 1e3, 2)}
                 self.timeline.add(self._clock(), f"{what}_error", **values)
 
-    def summary(self) -> Dict[str, Any]:
+    def summary(self) -> dict[str, Any]:
         """For the access line; milliseconds."""
         entry = self.entry
         tpot = self._tpot(entry.output_tokens)
@@ -199,7 +199,7 @@ class Sink:
     def _route(self) -> str:
         return ">".join(self._sides) or "none"
 
-    def _tpot(self, output_tokens: int) -> Optional[float]:
+    def _tpot(self, output_tokens: int) -> float | None:
         entry = self.entry
         if entry.first_token is None or entry.last_token is None or output_tokens < 2:
             return None

@@ -1,18 +1,18 @@
 """Where a request goes on after a leg, as a pure transition function: how the leg ended comes in, what to do goes out.
 
-    (new) -> leg -> END                     the answer is complete
-               |-> DECODE -> leg            a prefill is done, another unit goes on
-               |-> MOVE -> leg              the daemon ended it, to hand it over
-               |-> ANEW -> leg              it failed before the client saw anything
-               |-> RESCUE -> leg            it failed after that: another unit goes on from the tokens sent
-               `-> FAIL                     the client is told
+(new) -> leg -> END                     the answer is complete
+           |-> DECODE -> leg            a prefill is done, another unit goes on
+           |-> MOVE -> leg              the daemon ended it, to hand it over
+           |-> ANEW -> leg              it failed before the client saw anything
+           |-> RESCUE -> leg            it failed after that: another unit goes on from the tokens sent
+           `-> FAIL                     the client is told
 """
 
 from __future__ import annotations
 
 import enum
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple, Optional
+from typing import Any, NamedTuple
 
 from syshaxd.errors import UnitError, UnitErrorKind
 
@@ -41,7 +41,7 @@ class State:
     legs: int = 0
     failures: int = 0
     delivered: bool = False
-    doom: Optional[RequestError] = None
+    doom: RequestError | None = None
 
 
 @dataclass(frozen=True)
@@ -50,12 +50,12 @@ class Ending:
     that ended it here; `left`: output tokens that may still come; `stuck`: why no other unit could go on from here;
     `moving`: the daemon has ordered its end."""
 
-    finish: Optional[str] = None
+    finish: str | None = None
     stop_reason: Any = None
-    stop: Optional[str] = None
-    error: Optional[UnitError] = None
+    stop: str | None = None
+    error: UnitError | None = None
     left: float = float("inf")
-    stuck: Optional[str] = None
+    stuck: str | None = None
     moving: bool = False
 
 
@@ -65,8 +65,8 @@ class Transition(NamedTuple):
 
     state: State
     act: Act
-    fault: Optional[UnitError] = None
-    refusal: Optional[RequestError] = None
+    fault: UnitError | None = None
+    refusal: RequestError | None = None
     finish: str = ""
     stop_reason: Any = None
     left: bool = False

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import secrets
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Mapping, Optional
+from typing import Any
 
 from syshaxd.model.plan import Reason
 from syshaxd.model.snapshot import Snapshot
@@ -34,9 +35,9 @@ class Step:
     then: str = ""
     k: int = 0
     handoff: str = ""
-    load: Optional[Ticket] = None
-    save: Optional[Ticket] = None
-    remote: Optional[Mapping[str, Any]] = None
+    load: Ticket | None = None
+    save: Ticket | None = None
+    remote: Mapping[str, Any] | None = None
 
     @property
     def keeps_for_nixl(self) -> bool:

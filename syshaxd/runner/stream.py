@@ -7,8 +7,9 @@ nothing itself, and never from text.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncGenerator, Mapping
 from dataclasses import replace
-from typing import Any, AsyncGenerator, Mapping, Optional, Union
+from typing import Any
 
 from syshaxd.admission.refusals import Refusal, error_of
 from syshaxd.errors import UnitError, UnitErrorKind
@@ -51,9 +52,9 @@ class Stream:
         self._expiry = asyncio.get_running_loop().call_at(deadline, self._expire)
         # What changes, and nothing else does:
         self._state = State()
-        self._leg: Optional[Leg] = None
+        self._leg: Leg | None = None
         self._produced = Produced(request)
-        self._head: Optional[Head] = None
+        self._head: Head | None = None
         self._first = b""
 
     # ---- for the conductor ----
@@ -97,10 +98,10 @@ class Stream:
         """Its line in the ledger."""
         return self._sink.entry
 
-    def request_move(self, move: Move) -> Optional[str]:
+    def request_move(self, move: Move) -> str | None:
         """Begins a handoff; returns why not, or None. After a refusal it is left alone for a while."""
         leg = self._leg
-        refusal: Optional[str] = "not_running"
+        refusal: str | None = "not_running"
         if leg is not None and leg.runs and leg.step.owned and not leg.step.prefill_only and self._order.move is None:
             can_continue = self._produced.record.can_continue
             refusal = self._routing.why_not_move(move) if can_continue else "no_token_ids"
@@ -110,7 +111,7 @@ class Stream:
             self._sink.move_refused(move, refusal)
         return refusal
 
-    def unit_gone(self, view: Optional[UnitView]) -> None:
+    def unit_gone(self, view: UnitView | None) -> None:
         """Given the present view of the unit it is on: gives the leg up when that unit was stopped or replaced."""
         if self._leg is not None:
             unit = self._leg.step.unit
@@ -187,7 +188,7 @@ class Stream:
         record = self._produced.record
         record.begin_leg()
         self._sink.leg(step, record.output_tokens)
-        path: Union[BytesPath, ParsedPath]
+        path: BytesPath | ParsedPath
         if step.owned or step.prefill_only:
             path = ParsedPath(step, self._produced, self._left, self._sink)
         else:
@@ -199,7 +200,7 @@ class Stream:
             self._sink.silent()
         return leg
 
-    async def _settle_pending(self, step: Step) -> Optional[Delta]:
+    async def _settle_pending(self, step: Step) -> Delta | None:
         """Decides at a cut about tokens without text. Up to three may be a part of a character and are cheap to compute
         again; more are something else (special tokens, as a rule), which the next unit's /detokenize tells apart."""
         pending = self._produced.record.pending_ids
@@ -216,7 +217,7 @@ class Stream:
 
     # ---- what follows a leg ----
 
-    async def _follow(self, leg: Leg, error: Optional[UnitError]) -> Union[Step, Transition]:
+    async def _follow(self, leg: Leg, error: UnitError | None) -> Step | Transition:
         """The next step, or how the answer ends; raises RequestError."""
         while True:
             done = next_step(self._state, leg.step, self._ending(leg, error))
@@ -232,7 +233,7 @@ class Stream:
             except UnitError as err:  # where it was to go is gone
                 error = err
 
-    def _ending(self, leg: Leg, error: Optional[UnitError]) -> Ending:
+    def _ending(self, leg: Leg, error: UnitError | None) -> Ending:
         info, path = self._request.info, leg.path
         if leg.step.owned:
             stuck = None if self._produced.record.can_continue else "its unit gave no token ids"
@@ -242,7 +243,7 @@ class Stream:
         stop, moving = self._produced.stopped_by, self._order.move is not None
         return Ending(path.finish, path.stop_reason, stop, error, left, stuck, moving)
 
-    async def _do(self, done: Transition, leg: Leg) -> Union[Step, Transition]:
+    async def _do(self, done: Transition, leg: Leg) -> Step | Transition:
         if done.act is Act.END:
             self._order.over("finished_first")
             return done

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import List, NamedTuple, Optional, Sequence, Tuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
 
 def partial_suffix(text: str, words: Sequence[str]) -> int:
@@ -26,7 +27,7 @@ class StopMatcher:
         self._include = include
         self._held = ""
         self._passed = ""  # the end of what was let through, as far as a later stop may begin in it
-        self.matched: Optional[str] = None
+        self.matched: str | None = None
 
     def feed(self, text: str, armed: bool = True) -> str:
         """Text that may be delivered now. After a match nothing more comes."""
@@ -48,8 +49,8 @@ class StopMatcher:
         held, self._held = self._held, ""
         return held
 
-    def _first_hit(self, whole: str, old: int) -> Optional[Tuple[int, str]]:
-        hits: List[Tuple[int, str]] = []
+    def _first_hit(self, whole: str, old: int) -> tuple[int, str] | None:
+        hits: list[tuple[int, str]] = []
         for stop in self._stops:
             start = whole.find(stop, max(0, old - len(stop) + 1))
             if start >= 0:
@@ -113,7 +114,7 @@ class TextPipeline:
         self._min_tokens = min_tokens
 
     @property
-    def stopped_by(self) -> Optional[str]:
+    def stopped_by(self) -> str | None:
         """The stop string that ended the text."""
         return self._matcher.matched
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Optional
-
 from .aborts import discard_later
 from .services import Services
 from .sink import Sink
@@ -16,9 +14,9 @@ class LeftTicket:
     def __init__(self, services: Services, sink: Sink) -> None:
         self._services = services
         self._sink = sink
-        self._step: Optional[Step] = None
+        self._step: Step | None = None
 
-    def offer(self, allowed: bool) -> Optional[Ticket]:
+    def offer(self, allowed: bool) -> Ticket | None:
         """KV for the next unit to begin with, where KV may go from unit to unit; else nobody will come for it."""
         if not allowed:
             self.discard()
@@ -40,6 +38,6 @@ class LeftTicket:
         if step is not None:
             discard_later(self._services, step)
 
-    def _keep(self, step: Optional[Step]) -> None:
+    def _keep(self, step: Step | None) -> None:
         self._step = step
         self._sink.kept_by(step.unit.name if step is not None else "")

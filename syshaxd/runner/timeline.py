@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Dict, List, Mapping, Optional, Tuple
+from typing import Any
 
 MAX_EVENTS = 128  # of one request; the end is always kept
 MAX_REQUESTS = 1024
@@ -25,7 +26,7 @@ class Timeline:
 
     request_id: str
     started: float
-    events: List[Event] = field(default_factory=list)
+    events: list[Event] = field(default_factory=list)
     dropped: int = 0
 
     def add(self, at: float, what: str, **values: Any) -> None:
@@ -35,7 +36,7 @@ class Timeline:
             self.events.pop()
         self.events.append(Event(at, what, {key: value for key, value in values.items() if value is not None}))
 
-    def as_json(self) -> Dict[str, Any]:
+    def as_json(self) -> dict[str, Any]:
         """Times in milliseconds since admission; with the same as text and as Chrome trace."""
         events = [{"ms": self._ms(event), "event": event.what, **event.values} for event in self.events]
         return {
@@ -54,16 +55,16 @@ class Timeline:
         )
         return "\n".join([f"request {self.request_id}", *(line.rstrip() for line in lines)])
 
-    def as_trace(self) -> Dict[str, Any]:
+    def as_trace(self) -> dict[str, Any]:
         """Chrome's trace event format: a span per stay on a unit, an instant per event."""
-        spans: List[Dict[str, Any]] = []
+        spans: list[dict[str, Any]] = []
         for event in self.events:
             spans.append(self._entry(event.what, event, ph="i", s="t", args=dict(event.values)))
         return {"traceEvents": [*self._legs(), *spans], "displayTimeUnit": "ms"}
 
-    def _legs(self) -> List[Dict[str, Any]]:
-        opened: Optional[Event] = None
-        spans: List[Dict[str, Any]] = []
+    def _legs(self) -> list[dict[str, Any]]:
+        opened: Event | None = None
+        spans: list[dict[str, Any]] = []
         for event in self.events:
             if opened is not None and event.what in ("leg", "end"):
                 duration = round((event.at - opened.at) * 1e6)
@@ -73,7 +74,7 @@ class Timeline:
                 opened = event
         return spans
 
-    def _entry(self, name: str, event: Event, **values: Any) -> Dict[str, Any]:
+    def _entry(self, name: str, event: Event, **values: Any) -> dict[str, Any]:
         return {"name": name, "pid": 1, "tid": 1, "ts": round((event.at - self.started) * 1e6), **values}
 
     def _ms(self, event: Event) -> float:
@@ -96,10 +97,10 @@ class Timelines:
             self._kept.popitem(last=False)
         return timeline
 
-    def find(self, request_id: str) -> Optional[Timeline]:
+    def find(self, request_id: str) -> Timeline | None:
         """By id; None when never seen or forgotten."""
         return self._kept.get(request_id)
 
-    def ids(self) -> Tuple[str, ...]:
+    def ids(self) -> tuple[str, ...]:
         """Oldest first."""
         return tuple(self._kept)

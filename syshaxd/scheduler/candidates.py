@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import FrozenSet, NamedTuple, Optional, Tuple
+from typing import NamedTuple
 
 from syshaxd.model.request import RequestInfo
 from syshaxd.model.snapshot import InFlight, Snapshot, UnitSnapshot
@@ -11,7 +11,7 @@ from syshaxd.model.unit import Role
 from .policy import Policy
 
 STANDSTILL = 0.3  # seconds without a token, where others wait, that mean a preemption
-Failed = Tuple[str, int]  # name and epoch: a unit that was started again deserves another try
+Failed = tuple[str, int]  # name and epoch: a unit that was started again deserves another try
 
 
 def serves(unit: UnitSnapshot, model: str, policy: Policy) -> bool:
@@ -20,8 +20,8 @@ def serves(unit: UnitSnapshot, model: str, policy: Policy) -> bool:
 
 
 def candidates(
-    info: RequestInfo, snapshot: Snapshot, policy: Policy, failed: FrozenSet[Failed], role: Role
-) -> Tuple[UnitSnapshot, ...]:
+    info: RequestInfo, snapshot: Snapshot, policy: Policy, failed: frozenset[Failed], role: Role
+) -> tuple[UnitSnapshot, ...]:
     """READY units of a role that serve the model and have not failed this request, least loaded first."""
     usable = (
         unit
@@ -31,7 +31,7 @@ def candidates(
     return tuple(sorted(usable, key=_load_order))
 
 
-def _load_order(unit: UnitSnapshot) -> Tuple[float, int]:
+def _load_order(unit: UnitSnapshot) -> tuple[float, int]:
     return (kv_usage(unit) or 0.0, requests(unit))
 
 
@@ -41,7 +41,7 @@ def may_move(entry: InFlight) -> bool:
     return stays is None and entry.first_token is not None and not entry.moving
 
 
-def preempted(entry: InFlight, unit: Optional[UnitSnapshot], at: float) -> bool:
+def preempted(entry: InFlight, unit: UnitSnapshot | None, at: float) -> bool:
     """Whether its unit has taken its KV blocks away: requests wait there, and it gets no token any more."""
     load = unit.load if unit is not None else None
     if load is None or not load.waiting or entry.last_token is None:
@@ -56,14 +56,14 @@ def requests(unit: UnitSnapshot) -> int:
     return max(theirs, unit.in_flight)
 
 
-def kv_used(unit: UnitSnapshot) -> Optional[int]:
+def kv_used(unit: UnitSnapshot) -> int | None:
     """KV tokens held, the larger of the unit's own figure and the daemon's exact count; None: unknown."""
     if unit.load is None or unit.load.kv_total is None:
         return None
     return max(unit.load.kv_used or 0, unit.in_flight_tokens)
 
 
-def kv_usage(unit: UnitSnapshot, extra: int = 0) -> Optional[float]:
+def kv_usage(unit: UnitSnapshot, extra: int = 0) -> float | None:
     """Share 0..1 of the KV cache in use when `extra` tokens are added; None: unknown."""
     used = kv_used(unit)
     total = unit.load.kv_total if unit.load is not None else None
@@ -80,7 +80,7 @@ class Bounds(NamedTuple):
     waiting: int
 
 
-def full(unit: UnitSnapshot, bounds: Bounds, prompt_tokens: int) -> Optional[str]:
+def full(unit: UnitSnapshot, bounds: Bounds, prompt_tokens: int) -> str | None:
     """Why the unit should not get a request of that many prompt tokens now; None: it may."""
     count = requests(unit)
     if count >= bounds.max_num_seqs:

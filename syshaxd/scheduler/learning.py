@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from typing import Deque, Dict, Iterable, Mapping, Optional, Tuple
 
 from syshaxd.model.snapshot import InFlight, Snapshot, UnitLoad, UnitSnapshot
 
@@ -26,14 +26,14 @@ class Learner:
     """Fits step models, output lengths, prefill rates and the cost of a handoff."""
 
     def __init__(self) -> None:
-        self._fits: Dict[str, StepFit] = {}
+        self._fits: dict[str, StepFit] = {}
         # By name; epochs beside: a unit started anew is measured anew, from what was known of it.
-        self._last_step: Dict[str, Tuple[int, int]] = {}
-        self._last_prompt: Dict[str, Tuple[int, float, int]] = {}
-        self._prefill_rate: Dict[str, Tuple[float, float]] = {}  # at, tokens/s
-        self._drift: Dict[str, Drifts] = {}
-        self._running: Dict[str, int] = {}
-        self._moving: Dict[str, float] = {}
+        self._last_step: dict[str, tuple[int, int]] = {}
+        self._last_prompt: dict[str, tuple[int, float, int]] = {}
+        self._prefill_rate: dict[str, tuple[float, float]] = {}  # at, tokens/s
+        self._drift: dict[str, Drifts] = {}
+        self._running: dict[str, int] = {}
+        self._moving: dict[str, float] = {}
         self._lengths = LengthLog()
         self._handoff = Handoff()
         self._looked = 0.0
@@ -124,7 +124,7 @@ class Drifts:
 
     def __init__(self) -> None:
         self._at = 0.0
-        self._seen: Deque[Tuple[int, int, int]] = deque(maxlen=DRIFT_LOOKS)
+        self._seen: deque[tuple[int, int, int]] = deque(maxlen=DRIFT_LOOKS)
 
     def look(self, unit: UnitSnapshot, load: UnitLoad) -> None:
         """Takes a new figure into account; one seen before changes nothing."""
@@ -145,7 +145,7 @@ class Drifts:
         return Drift(seqs, beyond if beyond > 0 else min(0, shared))
 
 
-def step_sample(load: UnitLoad) -> Optional[StepSample]:
+def step_sample(load: UnitLoad) -> StepSample | None:
     """The unit's last step in the terms of the model; None where the page does not tell.
 
     A step computes one token for every decoding request and a chunk for the request in prefill, if there is one.

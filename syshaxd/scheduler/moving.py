@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Iterator, Optional
 
 from syshaxd.model.plan import Move, Reason
 from syshaxd.model.snapshot import InFlight, Snapshot
@@ -65,7 +65,7 @@ def _move_out(
     knowledge: Knowledge,
     memory: Memory,
     policy: PredictivePolicy,
-) -> Optional[Move]:
+) -> Move | None:
     if snapshot.at - memory.last_out < policy.move_out_pause:
         return None
     for side in accelerators:
@@ -84,7 +84,7 @@ def _move_out(
 
 def _victim(
     side: Side, cpu: Side, snapshot: Snapshot, knowledge: Knowledge, policy: PredictivePolicy
-) -> Optional[InFlight]:
+) -> InFlight | None:
     """One that was preempted, or else the largest KV, whose banked time lets the CPU unit finish it in time."""
     seen: list[tuple[Candidate, InFlight]] = [
         (candidate(entry, snapshot.at, knowledge.lengths, policy), entry)
@@ -104,7 +104,7 @@ def _move_back(
     knowledge: Knowledge,
     memory: Memory,
     policy: PredictivePolicy,
-) -> Optional[Move]:
+) -> Move | None:
     if snapshot.at - memory.last_back < policy.move_back_pause:
         return None
     for side in accelerators:
@@ -125,7 +125,7 @@ def _has_room(side: Side, knowledge: Knowledge, policy: PredictivePolicy) -> boo
 
 def _latest(
     cpus: list[Side], side: Side, snapshot: Snapshot, knowledge: Knowledge, policy: PredictivePolicy
-) -> Optional[InFlight]:
+) -> InFlight | None:
     """The CPU resident whose projected mean TPOT is furthest over its limit, if the accelerator can take it."""
     worst, worst_ratio = None, policy.safety
     for cpu in cpus:

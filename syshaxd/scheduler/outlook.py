@@ -5,8 +5,8 @@ Formulas and their simulation results: docs/scheduling.md.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Mapping, Optional
 
 from syshaxd.model.request import RequestInfo, Tier
 from syshaxd.model.snapshot import InFlight, Snapshot, UnitLoad, UnitSnapshot
@@ -73,7 +73,7 @@ class UnitTraits:
     prefill_chunk: int = 2048
 
 
-def traits_of(view: UnitView, load: Optional[UnitLoad]) -> UnitTraits:
+def traits_of(view: UnitView, load: UnitLoad | None) -> UnitTraits:
     """As the unit's stats page tells them, else as they are configured."""
     seqs, tokens = (load.max_num_seqs, load.max_step_tokens) if load is not None else (None, None)
     default = UnitTraits()
@@ -309,7 +309,7 @@ def decode_rate(side: Side, per_request_kv: float, tpot: float) -> float:
     return best
 
 
-def cpu_gain(accelerator: Side, cpu: Side, per_request_kv: float, tpot: float) -> Optional[float]:
+def cpu_gain(accelerator: Side, cpu: Side, per_request_kv: float, tpot: float) -> float | None:
     """Relative goodput that the CPU side adds, C(SLO) / D(SLO); None while a model is not trusted."""
     if not (accelerator.model.trusted and cpu.model.trusted):
         return None

@@ -5,8 +5,9 @@ Pure: `decide(info, snapshot, knowledge, memory, policy)` returns the plan and t
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Mapping, NamedTuple, Optional
+from typing import NamedTuple
 
 from syshaxd.admission import admit
 from syshaxd.admission.refusals import Refusal
@@ -228,7 +229,7 @@ def _serve_late(seen: Outlook, policy: PredictivePolicy) -> bool:
 
 def _split(
     info: RequestInfo, seen: Outlook, snapshot: Snapshot, knowledge: Knowledge, policy: PredictivePolicy
-) -> Optional[Plan]:
+) -> Plan | None:
     if not policy.split or info.stays is not None or not snapshot.pd.enabled:
         return None
     remaining = knowledge.lengths.mean

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import FrozenSet, Iterable, List, Optional, Tuple
+from collections.abc import Iterable
 
 from syshaxd.model.plan import Move, Reason, Whole
 from syshaxd.model.request import RequestInfo, Route
@@ -10,7 +10,16 @@ from syshaxd.model.snapshot import InFlight, Snapshot, UnitSnapshot
 from syshaxd.model.unit import Role, UnitState
 
 from .candidates import (
-    Failed, accelerator_bounds, candidates, cpu_bounds, full, kv_usage, may_move, preempted, requests, serves,
+    Failed,
+    accelerator_bounds,
+    candidates,
+    cpu_bounds,
+    full,
+    kv_usage,
+    may_move,
+    preempted,
+    requests,
+    serves,
 )  # fmt: skip
 from .policy import Policy
 
@@ -22,7 +31,7 @@ RETURN_GAP = 0.25  # seconds between two returns
 WORTH = 16  # tokens left below which a move costs more than it brings
 
 
-def rescue(info: RequestInfo, snapshot: Snapshot, policy: Policy, failed: FrozenSet[Failed]) -> Optional[Whole]:
+def rescue(info: RequestInfo, snapshot: Snapshot, policy: Policy, failed: frozenset[Failed]) -> Whole | None:
     """Any ready unit that goes on from token ids, one with room first, the accelerator side before the CPU side."""
     options = [
         (unit, route, full(unit, bounds, info.prompt_tokens) is not None)
@@ -39,7 +48,7 @@ def rescue(info: RequestInfo, snapshot: Snapshot, policy: Policy, failed: Frozen
     return Whole(unit.view.name, route, Reason("failover", "its unit failed"))
 
 
-def moves(snapshot: Snapshot, policy: Policy) -> Tuple[Move, ...]:
+def moves(snapshot: Snapshot, policy: Policy) -> tuple[Move, ...]:
     """All moves that should begin now."""
     if not (policy.pd.enabled and snapshot.pd.enabled):
         return ()
@@ -52,7 +61,7 @@ def moves(snapshot: Snapshot, policy: Policy) -> Tuple[Move, ...]:
     return tuple(chosen)
 
 
-def drains(snapshot: Snapshot, policy: Policy) -> Tuple[Move, ...]:
+def drains(snapshot: Snapshot, policy: Policy) -> tuple[Move, ...]:
     """Requests that leave a unit which is draining."""
     return tuple(_drains(snapshot, policy)) if policy.pd.enabled and snapshot.pd.enabled else ()
 
@@ -77,19 +86,19 @@ def _drains(snapshot: Snapshot, policy: Policy) -> Iterable[Move]:
                 yield Move(entry.info.request_id, target, Reason("drain", f"{entry.unit} is draining"))
 
 
-def _other(entry: InFlight, snapshot: Snapshot, policy: Policy) -> Optional[str]:
+def _other(entry: InFlight, snapshot: Snapshot, policy: Policy) -> str | None:
     ready = snapshot.ready(Role.ACCELERATOR) + snapshot.ready(Role.CPU)
     fit = (unit for unit in ready if unit.view.name != entry.unit and serves(unit, entry.info.model, policy))
     return next((unit.view.name for unit in fit if unit.view.can_hand_over), None)
 
 
-def _offloads(unit: UnitSnapshot, snapshot: Snapshot, policy: Policy) -> List[Move]:
+def _offloads(unit: UnitSnapshot, snapshot: Snapshot, policy: Policy) -> list[Move]:
     excess = _excess_tokens(unit, snapshot, policy)
     if excess <= 0 or not unit.view.can_hand_over:
         return []
     reason = Reason("kv_pressure", f"{unit.view.name}: KV cache {kv_usage(unit) or 0:.0%} used and growing")
     room = _cpu_room(snapshot, policy)
-    chosen: List[Move] = []
+    chosen: list[Move] = []
     for entry in _victims(unit, snapshot, policy):
         if excess <= 0 or not room:
             break
@@ -125,7 +134,7 @@ def _growth(unit: UnitSnapshot) -> float:
     return min(load.running * LOOK_AHEAD / load.step_seconds, MAX_GROWTH * (load.kv_total or 0))
 
 
-def _victims(unit: UnitSnapshot, snapshot: Snapshot, policy: Policy) -> List[InFlight]:
+def _victims(unit: UnitSnapshot, snapshot: Snapshot, policy: Policy) -> list[InFlight]:
     """Preempted ones first: they stand still, and their KV is saved already. Then the largest KV: the fewest moves for
     the room needed. Nearly finished requests are left to finish."""
     here = (
@@ -149,10 +158,10 @@ def _tokens(entry: InFlight) -> int:
     return entry.prompt_tokens + entry.output_tokens
 
 
-def _cpu_room(snapshot: Snapshot, policy: Policy) -> List[UnitSnapshot]:
+def _cpu_room(snapshot: Snapshot, policy: Policy) -> list[UnitSnapshot]:
     """CPU units that can take a request over, each as often as it has room; requests on their way count."""
     bounds = cpu_bounds(policy)
-    room: List[UnitSnapshot] = []
+    room: list[UnitSnapshot] = []
     for unit in snapshot.ready(Role.CPU):
         coming = sum(entry.moving and entry.target == unit.view.name for entry in snapshot.in_flight)
         usage = kv_usage(unit)
@@ -161,7 +170,7 @@ def _cpu_room(snapshot: Snapshot, policy: Policy) -> List[UnitSnapshot]:
     return room
 
 
-def _returns(snapshot: Snapshot, policy: Policy) -> List[Move]:
+def _returns(snapshot: Snapshot, policy: Policy) -> list[Move]:
     """At most one at a time, the one with the most left: its place on the accelerator pays longest."""
     recent = (entry.last_move for entry in snapshot.in_flight if entry.last_move is not None)
     if any(entry.moving for entry in snapshot.in_flight) or any(snapshot.at - at < RETURN_GAP for at in recent):
@@ -180,7 +189,7 @@ def _returns(snapshot: Snapshot, policy: Policy) -> List[Move]:
     return []
 
 
-def _accelerator_with_room(entry: InFlight, snapshot: Snapshot, policy: Policy) -> Optional[UnitSnapshot]:
+def _accelerator_with_room(entry: InFlight, snapshot: Snapshot, policy: Policy) -> UnitSnapshot | None:
     for unit in snapshot.ready(Role.ACCELERATOR):
         usage = kv_usage(unit, _tokens(entry) + int(_growth(unit)))
         idle = unit.load is not None and not unit.load.waiting

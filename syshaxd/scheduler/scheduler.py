@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
-from typing import FrozenSet, Iterable, Optional, Tuple
 
 from syshaxd.admission.queue import ASKED
 from syshaxd.config.types import Config
@@ -45,7 +45,7 @@ class Scheduler:
         """Seeds the step model of a unit from a saved calibration."""
         self._learner.seed(unit, samples)
 
-    def decide(self, info: RequestInfo, snapshot: Snapshot, failed: FrozenSet[Failed] = frozenset()) -> Plan:
+    def decide(self, info: RequestInfo, snapshot: Snapshot, failed: frozenset[Failed] = frozenset()) -> Plan:
         """Where a request that has no token yet goes; `failed`: units that it has already failed on."""
         usable = _usable(info, snapshot, self._policy, failed)
         if info.route is not None or not self._predicts(usable):
@@ -78,11 +78,11 @@ class Scheduler:
             info, decode, prompt_tokens, snapshot, self._learner.knowledge(snapshot.at), self._predictive
         )
 
-    def rescue(self, info: RequestInfo, snapshot: Snapshot, failed: FrozenSet[Failed]) -> Optional[Whole]:
+    def rescue(self, info: RequestInfo, snapshot: Snapshot, failed: frozenset[Failed]) -> Whole | None:
         """Where a running request goes on after its unit failed; None: nowhere at the moment."""
         return pressure.rescue(info, snapshot, self._policy, failed)
 
-    def moves(self, snapshot: Snapshot) -> Tuple[Move, ...]:
+    def moves(self, snapshot: Snapshot) -> tuple[Move, ...]:
         """Running requests to hand over now. Called every cycle: what it sees is also what it learns from."""
         self._learner.look(snapshot)
         if not self._predicts(snapshot) or not self._policy.pd.auto_offload:
@@ -104,7 +104,7 @@ class Scheduler:
         )
 
 
-def _usable(info: RequestInfo, snapshot: Snapshot, policy: Policy, failed: FrozenSet[Failed]) -> Snapshot:
+def _usable(info: RequestInfo, snapshot: Snapshot, policy: Policy, failed: frozenset[Failed]) -> Snapshot:
     """The snapshot without units that lack the model or have failed this request."""
     units = tuple(
         unit

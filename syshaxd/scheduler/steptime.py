@@ -9,8 +9,8 @@ forgotten least squares with non-negative coefficients.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Iterable, Optional, Sequence
 
 FORGETTING = 0.998
 SOLVE_EVERY = 25
@@ -55,7 +55,7 @@ class StepSample:
     seconds: float
 
 
-def _solve(matrix: Sequence[Sequence[float]], right: Sequence[float]) -> Optional[list[float]]:
+def _solve(matrix: Sequence[Sequence[float]], right: Sequence[float]) -> list[float] | None:
     """Gaussian elimination with pivoting; None for a singular matrix."""
     size = len(right)
     rows = [list(row) + [value] for row, value in zip(matrix, right)]
@@ -156,7 +156,7 @@ class StepFit:
             # Non-negative by active set: drop the most negative coefficient, relative to what it weighs.
             active.remove(min(zip(active, found), key=lambda pair: pair[1] * self._scale[pair[0]])[0])
 
-    def _solve_for(self, active: Sequence[int]) -> Optional[list[float]]:
+    def _solve_for(self, active: Sequence[int]) -> list[float] | None:
         # A small ridge, relative to each column, keeps columns never exercised (no prefill seen yet) at zero.
         gram = [
             [self._gram[i][j] + (1e-6 * self._gram[i][i] + 1e-9 if i == j else 0.0) for j in active] for i in active

@@ -6,8 +6,6 @@ always, not only without a sequence limit; a missing signal is unknown, not 0; o
 
 from __future__ import annotations
 
-from typing import FrozenSet, Optional, Tuple
-
 from syshaxd.admission import admit
 from syshaxd.model.plan import Plan, Reason, Split, Whole
 from syshaxd.model.request import RequestInfo, Route
@@ -17,10 +15,10 @@ from syshaxd.model.unit import Role
 from .candidates import Failed, accelerator_bounds, candidates, cpu_bounds, full, kv_usage
 from .policy import Policy
 
-Units = Tuple[UnitSnapshot, ...]
+Units = tuple[UnitSnapshot, ...]
 
 
-def decide(info: RequestInfo, snapshot: Snapshot, policy: Policy, failed: FrozenSet[Failed] = frozenset()) -> Plan:
+def decide(info: RequestInfo, snapshot: Snapshot, policy: Policy, failed: frozenset[Failed] = frozenset()) -> Plan:
     """A plan for a request that has no token yet."""
     accelerators = candidates(info, snapshot, policy, failed, Role.ACCELERATOR)
     cpus = candidates(info, snapshot, policy, failed, Role.CPU)
@@ -56,7 +54,7 @@ def _cpu_only(info: RequestInfo, snapshot: Snapshot, policy: Policy, cpu: UnitSn
 
 
 def _accelerator_first(
-    info: RequestInfo, snapshot: Snapshot, policy: Policy, accelerator: UnitSnapshot, cpu: Optional[UnitSnapshot]
+    info: RequestInfo, snapshot: Snapshot, policy: Policy, accelerator: UnitSnapshot, cpu: UnitSnapshot | None
 ) -> Plan:
     name = accelerator.view.name
     busy = full(accelerator, accelerator_bounds(policy), info.prompt_tokens)
@@ -90,7 +88,7 @@ def _split(info: RequestInfo, accelerator: UnitSnapshot, cpu: UnitSnapshot, reas
 
 def split_obstacle(
     info: RequestInfo, snapshot: Snapshot, policy: Policy, accelerators: Units, cpus: Units
-) -> Optional[str]:
+) -> str | None:
     """Why prefill and decode can't be on two units; None: they can."""
     if not accelerators or not cpus:
         return "it needs a ready accelerator unit and a ready CPU unit"

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from statistics import median
 from time import perf_counter
-from typing import Callable, Iterator, Mapping, Optional, Sequence
+from typing import Callable
 
 from syshaxd.model.plan import Move, Plan, Reason, Refuse, Split, Whole
 from syshaxd.model.request import Endpoint, RequestInfo, Route, left_of
@@ -31,7 +32,7 @@ VIEWS = {
 }
 
 
-def snapshot_of(world: World, only: Optional[str] = None, asking: Optional[Request] = None) -> Snapshot:
+def snapshot_of(world: World, only: str | None = None, asking: Request | None = None) -> Snapshot:
     """The world as SystemMonitor would show it; `only`: list the requests of that unit alone (enough for arrivals);
     `asking`: whom the decision is about."""
     units = tuple(_unit_snapshot(world, unit) for unit in (world.accelerator, world.cpu))
@@ -192,7 +193,7 @@ class Predictive(AcceleratorOnly):
         self._lengths, self._rate, self._rate_at, self._steps = LengthLog(), 0.0, 0.0, 0
         handoff = Handoff(host.handoff, host.model.kv_bytes / host.link)
         self._knowledge = Knowledge(handoff=handoff)
-        self.predictions: dict[int, tuple[float, float, Optional[float]]] = {}  # seconds: when, TTFT from then on, TPOT
+        self.predictions: dict[int, tuple[float, float, float | None]] = {}  # seconds: when, TTFT from then on, TPOT
         for law in (host.accelerator, host.cpu):
             self._fits[law.name].seed(
                 self._profile(law.seconds, law.prefill_chunk, law is host.accelerator, calibration)

@@ -7,8 +7,8 @@ this formula.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Mapping
 
 BANDWIDTH_EFFICIENCY = 0.70
 FLOP_EFFICIENCY = 0.50

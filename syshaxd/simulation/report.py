@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Callable, Mapping, Optional, Sequence
+from typing import Callable
 
 from syshaxd.scheduler.outlook import PredictivePolicy, limits_of
 
@@ -33,8 +34,8 @@ class Score:
     splits: int
     moves_out: int
     moves_back: int
-    ttft_error: Optional[float] = None  # median relative error of the predictions
-    tpot_error: Optional[float] = None
+    ttft_error: float | None = None  # median relative error of the predictions
+    tpot_error: float | None = None
 
     def as_json(self) -> Mapping[str, object]:
         """For --json and saved results."""
@@ -63,7 +64,7 @@ def _kept(request: Request, policy: PredictivePolicy) -> bool:
     return not request.refused and ttft(request) <= limits.ttft and tpot(request) <= limits.tpot
 
 
-def _error(pairs: Sequence[tuple[Optional[float], float]]) -> Optional[float]:
+def _error(pairs: Sequence[tuple[float | None, float]]) -> float | None:
     errors = [abs(seen - said) / seen for said, seen in pairs if said is not None and seen > 0]
     return percentile(errors, 0.5) if errors else None
 
@@ -102,7 +103,7 @@ def play(
     contestants: Sequence[Contestant],
     *,
     seed: int = 0,
-    clients: Optional[int] = None,
+    clients: int | None = None,
     progress: Callable[[str], None] = lambda name: None,
 ) -> list[Score]:
     """Every contestant on the same load."""

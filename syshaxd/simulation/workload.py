@@ -7,11 +7,12 @@ import json
 import random
 import re
 import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Callable, Iterable, Iterator, Mapping, NamedTuple, Optional, Sequence
+from typing import Callable, NamedTuple
 
 from syshaxd.errors import SysHaxError
 from syshaxd.model.request import Tier
@@ -31,7 +32,7 @@ class Row(NamedTuple):
     at: float
     prompt: int
     output: int
-    tier: Optional[Tier] = None
+    tier: Tier | None = None
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ class Demand:
     """How a trace is used. `rate` in requests/s (None: as in the trace); longer requests than `longest` tokens are
     left out; `flex_share`: of requests whose tier the trace does not tell."""
 
-    rate: Optional[float]
+    rate: float | None
     count: int
     longest: int = 8192
     flex_share: float = 0.5
@@ -115,7 +116,7 @@ def _values(line: str) -> Mapping[str, object]:
     return {name.lower()[len(_PREFIX) * name.lower().startswith(_PREFIX) :]: value for name, value in found.items()}
 
 
-def _row(values: Mapping[str, object]) -> Optional[Row]:
+def _row(values: Mapping[str, object]) -> Row | None:
     try:
         row = Row(_time(values), int(str(values["prompt_tokens"])), _output(values), _tier(values))
     except (KeyError, ValueError, OverflowError):
@@ -136,7 +137,7 @@ def _output(values: Mapping[str, object]) -> int:
     return int(str(values["output_tokens" if "output_tokens" in values else "completion_tokens"]))
 
 
-def _tier(values: Mapping[str, object]) -> Optional[Tier]:
+def _tier(values: Mapping[str, object]) -> Tier | None:
     return Tier(values["tier"]) if "tier" in values else None
 
 

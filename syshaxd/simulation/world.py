@@ -14,8 +14,9 @@ import itertools
 import math
 import random
 from collections import Counter, deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Callable, Optional, Protocol, Sequence
+from typing import Callable, Protocol
 
 from syshaxd.admission.queue import ASKED, FIRST, Turn, last_ask, turn_of
 from syshaxd.model.plan import Move, Plan, Queue, Refuse, Split
@@ -41,22 +42,22 @@ class Request:
     info: RequestInfo
     attempts: int = 0
     generated: int = 0
-    first_token: Optional[float] = None
-    end: Optional[float] = None
+    first_token: float | None = None
+    end: float | None = None
     unit: str = ""
     cpu_bound: bool = False  # planned as a split
     moving: bool = False
     moves: int = 0
-    last_move: Optional[float] = None
+    last_move: float | None = None
     joined_step: int = 0
     joined_generated: int = 0
     ends_at_step: int = 0
     prefill_left: int = 0
     need: int = 0
     preemptions: int = 0
-    preempted_at: Optional[float] = None  # while it waits for its KV
+    preempted_at: float | None = None  # while it waits for its KV
     refused: bool = False
-    turn: Optional[Turn] = None  # while it waits in the daemon
+    turn: Turn | None = None  # while it waits in the daemon
 
 
 class Decider(Protocol):
@@ -136,7 +137,7 @@ class World:
     host: Host
     decider: Decider
     seed: int = 0
-    slow_cpu_after: Optional[float] = None  # seconds after which the CPU takes twice as long (noisy neighbour)
+    slow_cpu_after: float | None = None  # seconds after which the CPU takes twice as long (noisy neighbour)
     now: float = 0.0
     requests: list[Request] = field(default_factory=list)
     count: Counter[str] = field(default_factory=Counter)
@@ -155,7 +156,7 @@ class World:
         """By name."""
         return self.accelerator if name == self.accelerator.law.name else self.cpu
 
-    def run(self, arrivals: Sequence[Arrival], clients: Optional[int] = None, think: float = 1.0) -> None:
+    def run(self, arrivals: Sequence[Arrival], clients: int | None = None, think: float = 1.0) -> None:
         """Open loop: requests come at their times. Closed loop: `clients` send `think` seconds after an answer."""
         for number, arrival in enumerate(arrivals):
             info = RequestInfo(str(number), Endpoint.COMPLETIONS, "m", True, arrival.prompt, None, tier=arrival.tier)

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import math
 import posixpath
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Mapping, Optional
 
 from syshaxd.backends.container_spec import ContainerSpec, Mount, Publish
 from syshaxd.config.types import UnitConfig
@@ -162,7 +162,7 @@ def _mounts(unit: UnitConfig, around: Inside) -> tuple[Mount, ...]:
     return (*(mount for mount in mounts if mount is not None and mount.target not in taken), *own)
 
 
-def _read_only(path: str) -> Optional[Mount]:
+def _read_only(path: str) -> Mount | None:
     """The same place inside. A name instead of a path (a model to download) is not mounted."""
     return Mount(posixpath.normpath(path), posixpath.normpath(path)) if path.startswith("/") else None
 

@@ -6,8 +6,8 @@ import contextlib
 import os
 import secrets
 import socket
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Mapping, Sequence
 
 from syshaxd.errors import BackendError
 

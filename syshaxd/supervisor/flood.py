@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Optional
-
 BURST = 1000  # lines that may come at once: a start with all its warnings
 RATE = 100.0  # lines a second after that; the journal's default takes 333 a second from a service
 
@@ -17,7 +15,7 @@ class LineBudget:
         self._missed = 0
         self._full = False  # used up: silent until a second's worth is back, so that the note of it is rare
 
-    def take(self, now: float) -> Optional[int]:
+    def take(self, now: float) -> int | None:
         """None: leave this line out. Else log it; the number of lines left out since the last one that was logged."""
         self._left = min(self._burst, self._left + self._rate * max(0.0, now - self._at))
         self._at = now

@@ -1,14 +1,13 @@
 """Life of a unit as a pure transition function. What happens outside comes in as events, what to do goes out as an act.
 
-    STOPPED -> STARTING -> WARMING -> READY -> DRAINING -> STOPPING -> STOPPED
-                  any of the first three that breaks -> FAILED -> (backoff) -> STARTING
+STOPPED -> STARTING -> WARMING -> READY -> DRAINING -> STOPPING -> STOPPED
+              any of the first three that breaks -> FAILED -> (backoff) -> STARTING
 """
 
 from __future__ import annotations
 
 import enum
 from dataclasses import dataclass, replace
-from typing import Optional
 
 from syshaxd.config.types import RestartConfig
 from syshaxd.model.unit import UnitState
@@ -53,7 +52,7 @@ class Event:
 
     what: What
     reason: str = ""
-    epoch: Optional[int] = None
+    epoch: int | None = None
     own: bool = False
     passing: bool = False
 
@@ -68,7 +67,7 @@ class Life:
     failures: int = 0  # in a row
     reason: str = ""
     since: float = 0.0
-    retry_at: Optional[float] = None
+    retry_at: float | None = None
     broken: bool = False  # in STOPPING: because of a fault
 
 
@@ -76,7 +75,7 @@ _LIVE = (UnitState.STARTING, UnitState.WARMING, UnitState.READY)
 _LEAVING = (UnitState.DRAINING, UnitState.STOPPING)
 
 
-def step(life: Life, event: Event, now: float, policy: RestartConfig) -> tuple[Life, Optional[Act]]:
+def step(life: Life, event: Event, now: float, policy: RestartConfig) -> tuple[Life, Act | None]:
     """The next life, and the act that replaces the one in progress (None: it goes on)."""
     if event.epoch is not None and event.epoch != life.epoch:
         return life, None
@@ -98,7 +97,7 @@ def backoff(failures: int, policy: RestartConfig) -> float:
     return min(policy.backoff_max, policy.backoff * 2.0 ** min(failures - 1, 60))
 
 
-def _onward(life: Life, what: What, now: float) -> tuple[Life, Optional[Act]]:
+def _onward(life: Life, what: What, now: float) -> tuple[Life, Act | None]:
     if what is What.ANSWERS and life.state is UnitState.STARTING:
         return _enter(life, UnitState.WARMING, now), Act.WARM_UP
     if what is What.WARM and life.state is UnitState.WARMING:
@@ -110,14 +109,14 @@ def _onward(life: Life, what: What, now: float) -> tuple[Life, Optional[Act]]:
     return life, None
 
 
-def _start(life: Life, now: float) -> tuple[Life, Optional[Act]]:
+def _start(life: Life, now: float) -> tuple[Life, Act | None]:
     life = replace(life, wanted=True)
     if life.state in (UnitState.STOPPED, UnitState.FAILED):
         return _launch(replace(life, failures=0), now)
     return life, None
 
 
-def _leave(life: Life, reason: str, now: float) -> tuple[Life, Optional[Act]]:
+def _leave(life: Life, reason: str, now: float) -> tuple[Life, Act | None]:
     """Stop it, or, where it is wanted, start it anew after that."""
     life = replace(life, reason=reason or life.reason)
     if life.state is UnitState.READY:
@@ -131,7 +130,7 @@ def _leave(life: Life, reason: str, now: float) -> tuple[Life, Optional[Act]]:
     return replace(_enter(life, UnitState.STOPPED, now), retry_at=None), Act.NOTHING
 
 
-def _broken(life: Life, reason: str, now: float) -> tuple[Life, Optional[Act]]:
+def _broken(life: Life, reason: str, now: float) -> tuple[Life, Act | None]:
     if life.state in _LIVE:
         ready_for = now - life.since if life.state is UnitState.READY else 0.0
         failures = 0 if ready_for >= STABLE else life.failures
@@ -142,7 +141,7 @@ def _broken(life: Life, reason: str, now: float) -> tuple[Life, Optional[Act]]:
     return life, None
 
 
-def _exited(life: Life, event: Event, now: float, policy: RestartConfig) -> tuple[Life, Optional[Act]]:
+def _exited(life: Life, event: Event, now: float, policy: RestartConfig) -> tuple[Life, Act | None]:
     if life.state in _LIVE and event.passing:
         failed = replace(_enter(life, UnitState.FAILED, now), reason=event.reason)
         return replace(failed, retry_at=now + min(PASSING, policy.backoff_max)), Act.AWAIT_RETRY
@@ -158,7 +157,7 @@ def _exited(life: Life, event: Event, now: float, policy: RestartConfig) -> tupl
     return replace(_enter(life, UnitState.STOPPED, now), broken=False), Act.NOTHING
 
 
-def _failed(life: Life, reason: str, now: float, policy: RestartConfig) -> tuple[Life, Optional[Act]]:
+def _failed(life: Life, reason: str, now: float, policy: RestartConfig) -> tuple[Life, Act | None]:
     failures = life.failures + 1
     retry_at = now + backoff(failures, policy) if failures < policy.limit else None
     life = replace(
@@ -167,7 +166,7 @@ def _failed(life: Life, reason: str, now: float, policy: RestartConfig) -> tuple
     return life, Act.NOTHING if retry_at is None else Act.AWAIT_RETRY
 
 
-def _launch(life: Life, now: float) -> tuple[Life, Optional[Act]]:
+def _launch(life: Life, now: float) -> tuple[Life, Act | None]:
     life = replace(life, epoch=life.epoch + 1, retry_at=None, broken=False)
     return _enter(life, UnitState.STARTING, now), Act.LAUNCH
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from typing import Any, Callable, Mapping, NamedTuple, Optional, Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any, Callable, NamedTuple
 
 from syshaxd.errors import UnitError
 from syshaxd.model.unit import UnitKind
@@ -29,7 +30,7 @@ class Activity(NamedTuple):
     """Signs of work before a unit answers."""
 
     lines: int  # written so far
-    busy: Optional[int]  # grows with CPU time and I/O
+    busy: int | None  # grows with CPU time and I/O
 
 
 class Deadline:
@@ -39,14 +40,14 @@ class Deadline:
         self._began = self._moved_at = now
         self._limit = limit
         self._idle = idle
-        self._last: Optional[Activity] = None
+        self._last: Activity | None = None
 
     def saw(self, activity: Activity, now: float) -> None:
         """Take note."""
         if activity != self._last:
             self._last, self._moved_at = activity, now
 
-    def passed(self, now: float) -> Optional[str]:
+    def passed(self, now: float) -> str | None:
         """The reason to give up, or None."""
         if now - self._began > self._limit:
             return f"did not answer within {self._limit:g} s (start_timeout)"
@@ -67,7 +68,7 @@ class Probe:
         self._target = target
         self.model = model
 
-    async def health_error(self, timeout: float) -> Optional[str]:
+    async def health_error(self, timeout: float) -> str | None:
         """None where /health says yes."""
         try:
             return None if await self._client.health(self._target, timeout) else "HTTP 503 from /health"
@@ -84,7 +85,7 @@ class Probe:
         names = ", ".join(card.id for card in cards) or "nothing"
         raise WrongModel(f"it serves {names}; the configuration expects {self.model or 'one model'}")
 
-    async def generation_error(self, timeout: float, more: Mapping[str, Any] = {}) -> Optional[str]:
+    async def generation_error(self, timeout: float, more: Mapping[str, Any] = {}) -> str | None:
         """None where it generates, with `more` in the request."""
         try:
             await self._client.generate_once(self._target, self.model, WARM_TOKENS, timeout, more)
@@ -92,7 +93,7 @@ class Probe:
             return str(err)
         return None
 
-    async def warm_up_error(self, kind: UnitKind, timeout: float) -> Optional[str]:
+    async def warm_up_error(self, kind: UnitKind, timeout: float) -> str | None:
         """The same after everything that this kind of unit makes ready at its first use. It may refuse that."""
         until = time.monotonic() + timeout
         for more in VLLM_WARM_UPS if kind is UnitKind.VLLM else ():
@@ -108,7 +109,7 @@ class WrongModel(Exception):
 
 async def await_answer(
     probe: Probe, deadline: Deadline, activity: Callable[[], Activity], clock: Callable[[], float] = time.monotonic
-) -> Optional[str]:
+) -> str | None:
     """Poll /health until it says yes (None) or the deadline passes (the reason)."""
     pause, looked_at = POLL_FIRST, clock() - ACTIVITY_INTERVAL
     while True:

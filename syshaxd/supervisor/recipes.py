@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Mapping, Optional
 
 from syshaxd.backends.base import LaunchSpec
 from syshaxd.config import unit_digest
@@ -173,7 +173,7 @@ def _sysinfer(unit: UnitConfig, around: Surroundings) -> tuple[str, ...]:
     return (*words, *_options(options))
 
 
-def _options(options: Mapping[str, Optional[object]]) -> tuple[str, ...]:
+def _options(options: Mapping[str, object | None]) -> tuple[str, ...]:
     return tuple(word for name, value in options.items() if value is not None for word in (name, str(value)))
 
 

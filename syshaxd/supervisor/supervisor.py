@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Callable, Mapping, Optional, Sequence
+from typing import Callable
 
 from syshaxd.backends.base import Backend
 from syshaxd.config.types import Config, UnitConfig
@@ -112,7 +113,7 @@ class Supervisor:
         self._on_change()
         return Applied(added, removed, replaced)
 
-    async def action(self, name: str, action: str, timeout: Optional[float] = None) -> UnitView:
+    async def action(self, name: str, action: str, timeout: float | None = None) -> UnitView:
         """`start`, `stop` or `restart` a unit and wait until that is done. Raises ControlError."""
         unit = self._named(name)
         command = unit.post(What(action), f"{action} asked for")
@@ -232,7 +233,7 @@ class Supervisor:
     async def _donor(self, name: str) -> str:
         """The container of a unit once it runs: its IPC namespace exists only then. Raises BackendError."""
 
-        def view() -> Optional[UnitView]:
+        def view() -> UnitView | None:
             return self._units[name].view if name in self._units else None
 
         def decided() -> bool:

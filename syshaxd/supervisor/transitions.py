@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Optional, Protocol
+from typing import Protocol
 
 from syshaxd import log as logging
 from syshaxd.backends.base import LaunchSpec
@@ -20,7 +20,7 @@ class Started(Protocol):
     began: float
 
 
-def tell_transition(unit: str, before: Life, life: Life, event: Event, start: Optional[Started], now: float) -> None:
+def tell_transition(unit: str, before: Life, life: Life, event: Event, start: Started | None, now: float) -> None:
     """One log line for each change of state that an operator wants to know of."""
     if life.state is before.state and life.epoch == before.epoch:
         return

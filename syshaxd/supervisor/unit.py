@@ -8,8 +8,9 @@ import contextlib
 import functools
 import sys
 import time
+from collections.abc import Awaitable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Awaitable, Callable, Coroutine, Mapping, Optional, Sequence
+from typing import Any, Callable
 from urllib.parse import urlsplit
 
 from syshaxd import log as logging
@@ -87,11 +88,11 @@ class Start:
     running: Running
     probe: Probe
     pool_file: str
-    page: Optional[PageReader]
+    page: PageReader | None
     began: float
     contract: str = ""  # that its packages speak
     abilities: Abilities = Abilities()
-    granted: Optional[Granted] = None
+    granted: Granted | None = None
 
 
 class Unit:
@@ -105,17 +106,17 @@ class Unit:
         self._line_count = 0
         self._budget = LineBudget()
         self._line_told = 0.0
-        self._failure: Optional[Failure] = None
+        self._failure: Failure | None = None
         self._tools = tools
         self._life = Life(since=tools.clock())
-        self._start: Optional[Start] = None
+        self._start: Start | None = None
         self._launched = desired
         self._events: asyncio.Queue[Event] = asyncio.Queue(MAX_EVENTS)
         self._posted = 0
         self.taken = 0  # commands
         self._suspicion = ""
         self._suspected = asyncio.Event()
-        self._activity: Optional[asyncio.Task[None]] = None
+        self._activity: asyncio.Task[None] | None = None
         self._tasks = TaskSet(f"unit.{self.name}", on_failure)
         self.view = self._make_view()
 
@@ -344,7 +345,7 @@ class Unit:
         self._suspected.clear()
         return suspicion
 
-    async def _examine(self, vitals: Vitals, suspicion: str) -> Optional[str]:
+    async def _examine(self, vitals: Vitals, suspicion: str) -> str | None:
         start, health, clock = self._alive(), self.desired.config.health, self._tools.clock
         if suspicion:
             log.warning("unit is under suspicion", unit=self.name, reason=suspicion)
@@ -412,7 +413,7 @@ class Unit:
         if not self._backend().capabilities.keeps_log:
             self._log_line(line, self._budget.take(now))
 
-    def _log_line(self, line: str, missed: Optional[int]) -> None:
+    def _log_line(self, line: str, missed: int | None) -> None:
         if missed:
             unit_log.warning(f"lines left out: it writes more than {RATE:g} a second", unit=self.name, lines=missed)
         if missed is not None:

@@ -6,8 +6,8 @@ without any progress count, and a real generation (the canary) where nothing els
 
 from __future__ import annotations
 
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from typing import Hashable, Optional, Sequence
 
 from syshaxd.config.types import HealthConfig
 from syshaxd.model.snapshot import InFlight
@@ -23,7 +23,7 @@ class Pulse:
     certain: bool  # the unit itself tells of its progress (stats page)
 
 
-def pulse(page: Optional[Page], entries: Sequence[InFlight]) -> Pulse:
+def pulse(page: Page | None, entries: Sequence[InFlight]) -> Pulse:
     """From the unit's page and the ledger's entries on this unit.
 
     An entry that has its first token may wait for a slow client, so only the others count as held by the unit.
@@ -44,7 +44,7 @@ class Vitals:
         self._worked_at = now  # last proof that it generates
         self._failures = 0
 
-    def saw_pulse(self, seen: Pulse, now: float, stall_timeout: float) -> Optional[str]:
+    def saw_pulse(self, seen: Pulse, now: float, stall_timeout: float) -> str | None:
         """Progress, or the lack of it."""
         if seen.progress != self._progress:
             if self._progress is not None and seen.held:
@@ -57,7 +57,7 @@ class Vitals:
             return f"stalled: it holds {seen.held} requests and has made no token for {now - self._moved_at:.0f} s"
         return None
 
-    def saw_health(self, error: Optional[str], config: HealthConfig, suspected: bool) -> Optional[str]:
+    def saw_health(self, error: str | None, config: HealthConfig, suspected: bool) -> str | None:
         """Result of /health; None: it said yes. A suspected unit gets no second chance."""
         self._failures = 0 if error is None else self._failures + 1
         if error is not None and (suspected or self._failures >= config.failures):
@@ -73,7 +73,7 @@ class Vitals:
         """Whether a generation is needed as proof."""
         return suspected or 0 < config.canary_interval <= now - self._worked_at
 
-    def saw_canary(self, error: Optional[str], began: float, now: float) -> Optional[str]:
+    def saw_canary(self, error: str | None, began: float, now: float) -> str | None:
         """Result of a generation. A busy unit may be late with it: progress since `began` speaks for it."""
         if error is None:
             self._worked_at = now

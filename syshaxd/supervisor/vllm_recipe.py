@@ -6,7 +6,8 @@ What depends on vLLM's version is left to the plugin's own start module, which r
 from __future__ import annotations
 
 import json
-from typing import Any, Iterator, List, Mapping, NamedTuple, Optional, Tuple
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
 
 from syshaxd.config.types import UnitConfig
 from syshaxd.errors import BackendError
@@ -26,7 +27,7 @@ CPU_BLOCK = 32  # tokens; vLLM's CPU attention takes multiples of it
 CPU_KV_SPACE = 4  # GiB, where nothing is said: vLLM's own choice is a share of all memory
 MODULE = ("-m", "syshax_vllm.serve")
 _TRANSFER = "--kv-transfer-config"
-_GONE: Mapping[str, Tuple[bool, str]] = {  # flag: whether a value follows, and what stands in its place
+_GONE: Mapping[str, tuple[bool, str]] = {  # flag: whether a value follows, and what stands in its place
     "--swap-space": (True, "preempted requests keep their KV in the pool: pd.pool_size is its size"),
     "--preemption-mode": (True, "preempted requests keep their KV in the pool, as with swap"),
     "--enable-auto-pd-offload": (False, "sysHAX does it: pd.auto_offload"),
@@ -39,21 +40,21 @@ class Flag(NamedTuple):
     """One flag of a command line with the words that belong to it."""
 
     name: str  # with dashes
-    value: Optional[str]
-    words: Tuple[str, ...]
+    value: str | None
+    words: tuple[str, ...]
 
 
 class Translated(NamedTuple):
     """Arguments that today's vLLM takes."""
 
-    arguments: Tuple[str, ...]
+    arguments: tuple[str, ...]
     transfer: str  # the user's own --kv-transfer-config
-    notes: Tuple[str, ...]
+    notes: tuple[str, ...]
 
 
-def flags(words: Tuple[str, ...]) -> Iterator[Flag]:
+def flags(words: tuple[str, ...]) -> Iterator[Flag]:
     """Groups words into flags; a word without a dash belongs to the flag before it."""
-    group: List[str] = []
+    group: list[str] = []
     for word in (*words, "--"):
         if word.startswith("--") and group:
             name, equals, value = group[0].partition("=")
@@ -63,10 +64,10 @@ def flags(words: Tuple[str, ...]) -> Iterator[Flag]:
         group.append(word)
 
 
-def translate(words: Tuple[str, ...], on_cpu: bool) -> Translated:
+def translate(words: tuple[str, ...], on_cpu: bool) -> Translated:
     """The user's flags, old ones replaced."""
-    kept: List[str] = []
-    notes: List[str] = []
+    kept: list[str] = []
+    notes: list[str] = []
     transfer = ""
     for flag in flags(words):
         gone = _GONE.get(flag.name)
@@ -83,16 +84,16 @@ def translate(words: Tuple[str, ...], on_cpu: bool) -> Translated:
     return Translated(tuple(kept), transfer, tuple(notes))
 
 
-def _block(value: Optional[str]) -> object:
+def _block(value: str | None) -> object:
     """The next size that CPU attention takes; what is no number stays."""
     return -(-int(value) // CPU_BLOCK) * CPU_BLOCK if value and value.isdecimal() else value
 
 
-def _block_note(value: Optional[str]) -> str:
+def _block_note(value: str | None) -> str:
     return f"vLLM's CPU attention takes multiples of {CPU_BLOCK}: {_block(value)} is used"
 
 
-def notes(unit: UnitConfig) -> Tuple[str, ...]:
+def notes(unit: UnitConfig) -> tuple[str, ...]:
     """What a person should know of a start: one line each."""
     on_cpu = unit.accelerator == "none"
     found = translate(unit.extra_args, on_cpu).notes
@@ -104,19 +105,19 @@ def notes(unit: UnitConfig) -> Tuple[str, ...]:
     return found
 
 
-def _text(value: object) -> Optional[str]:
+def _text(value: object) -> str | None:
     return None if value is None else str(value)
 
 
 def command(
-    unit: UnitConfig, served: str, port: int, transport: str, start: Tuple[str, ...] = MODULE
-) -> Tuple[str, ...]:
+    unit: UnitConfig, served: str, port: int, transport: str, start: tuple[str, ...] = MODULE
+) -> tuple[str, ...]:
     """The whole start command. The secret goes by the environment, never here. `transport`: pool, nixl, or "" for no
     handoff; `start`: how Python finds the plugin."""
     on_cpu = unit.accelerator == "none"
     extra = translate(unit.extra_args, on_cpu)
     size = unit.block_size
-    options: Mapping[str, Optional[object]] = {
+    options: Mapping[str, object | None] = {
         "--model": unit.model_path,
         "--served-model-name": served,
         "--host": unit.host,
@@ -132,7 +133,7 @@ def command(
     return (unit.python or "python3", *start, *words, *extra.arguments)
 
 
-def _transfer(transport: str, users: str, on_cpu: bool) -> Optional[str]:
+def _transfer(transport: str, users: str, on_cpu: bool) -> str | None:
     if transport == "nixl":
         buffer = {"kv_buffer_device": "cpu"} if on_cpu else {}
         return json.dumps({**NIXL, **buffer, **(_parsed(users) if users else {})})

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Mapping, NamedTuple, Optional, Sequence, Union
+from typing import Any, NamedTuple
 
 import aiohttp
 
@@ -35,15 +36,15 @@ class ModelCard(NamedTuple):
     """One entry of /v1/models; `max_model_len` in tokens."""
 
     id: str
-    max_model_len: Optional[int]
-    granted: Optional[Granted] = None
+    max_model_len: int | None
+    granted: Granted | None = None
 
 
 class Tokenized(NamedTuple):
     """Answer of /tokenize."""
 
     tokens: tuple[int, ...]
-    max_model_len: Optional[int]
+    max_model_len: int | None
 
 
 class Generated(NamedTuple):
@@ -70,7 +71,7 @@ class UnitClient:
 
     def __init__(self, connect_timeout: float = 5.0) -> None:
         self._timeout = aiohttp.ClientTimeout(total=None, sock_connect=connect_timeout)
-        self._session: Optional[aiohttp.ClientSession] = None
+        self._session: aiohttp.ClientSession | None = None
 
     async def start(self) -> None:
         """Opens the session (needs the running loop)."""
@@ -196,7 +197,7 @@ class UnitClient:
             raise _status_error(target, answer)
 
     async def forward(
-        self, target: Target, method: str, path: str, body: Optional[bytes], timeout: float, request_id: str = ""
+        self, target: Target, method: str, path: str, body: bytes | None, timeout: float, request_id: str = ""
     ) -> Answer:
         """One call as it is; HTTP error statuses are answers, not errors."""
         try:
@@ -204,7 +205,7 @@ class UnitClient:
         except FAILURES as err:
             raise from_exception(err, target.name, path) from err
 
-    async def _call(self, target: Target, method: str, path: str, body: Optional[bytes], request_id: str) -> Answer:
+    async def _call(self, target: Target, method: str, path: str, body: bytes | None, request_id: str) -> Answer:
         headers = self._headers(target, request_id)
         async with self._opened().request(
             method,
@@ -241,7 +242,7 @@ class UnitClient:
         target: Target,
         method: str,
         path: str,
-        body: Optional[Mapping[str, Any]],
+        body: Mapping[str, Any] | None,
         timeout: float,
         request_id: str = "",
     ) -> Mapping[str, Any]:
@@ -279,13 +280,13 @@ class _Reading:
     def __enter__(self) -> None:
         return None
 
-    def __exit__(self, kind: object, err: Optional[BaseException], trace: object) -> None:
+    def __exit__(self, kind: object, err: BaseException | None, trace: object) -> None:
         if isinstance(err, (ValueError, KeyError, TypeError, IndexError, AttributeError)):
             text = f"{self._what}: not the answer that the contract describes ({type(err).__name__}: {err})"
             raise UnitError(self._target.name, UnitErrorKind.GARBAGE, text) from err
 
 
-def _payload(body: Optional[bytes]) -> Union[None, bytes, io.BytesIO]:
+def _payload(body: bytes | None) -> None | bytes | io.BytesIO:
     """aiohttp writes large bytes in one go, which holds up the loop; a file it sends in pieces."""
     return io.BytesIO(body) if body is not None and len(body) > _LARGE else body
 
@@ -303,7 +304,7 @@ def _card(card: Mapping[str, Any]) -> ModelCard:
     return ModelCard(str(card["id"]), card.get("max_model_len"), _granted(card.get("binding")))
 
 
-def _granted(said: Any) -> Optional[Granted]:
+def _granted(said: Any) -> Granted | None:
     """What our own engine adds to its card; None for other servers."""
     values = said if isinstance(said, dict) else {}
     numbers = {name: values.get(name) for name in ("threads", "pinned", "nodes", "unbound")}

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from typing import Any, Mapping, NamedTuple, Optional
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 from syshaxd.errors import UnitError, UnitErrorKind
-
 
 _FIELDS = (b"event", b"id", b"retry")
 
@@ -48,14 +48,14 @@ class SseParser:
         return bool(self._tail.strip())
 
 
-def _payload(block: bytes) -> Optional[bytes]:
+def _payload(block: bytes) -> bytes | None:
     if block.startswith(b"data: ") and b"\n" not in block:
         return block[6:]
     lines = [part for part in map(_data_of, block.split(b"\n")) if part is not None]
     return b"\n".join(lines) if lines else None
 
 
-def _data_of(line: bytes) -> Optional[bytes]:
+def _data_of(line: bytes) -> bytes | None:
     line = line[3:] if line.startswith(b"\xef\xbb\xbf") else line
     name, _, value = line.partition(b":")
     if name == b"data":
@@ -70,7 +70,7 @@ class Usage(NamedTuple):
 
     prompt_tokens: int
     completion_tokens: int
-    details: Optional[Mapping[str, Any]] = None
+    details: Mapping[str, Any] | None = None
 
 
 class Chunk(NamedTuple):
@@ -79,11 +79,11 @@ class Chunk(NamedTuple):
     payload: bytes
     text: str = ""
     token_ids: tuple[int, ...] = ()
-    prompt_token_ids: Optional[tuple[int, ...]] = None
-    logprobs: Optional[Mapping[str, Any]] = None
-    finish_reason: Optional[str] = None
+    prompt_token_ids: tuple[int, ...] | None = None
+    logprobs: Mapping[str, Any] | None = None
+    finish_reason: str | None = None
     stop_reason: Any = None
-    usage: Optional[Usage] = None
+    usage: Usage | None = None
     has_choice: bool = False
 
 
@@ -141,7 +141,7 @@ def remote_kv(message: Any, unit: str) -> Mapping[str, Any]:
     return found
 
 
-def parse_usage(usage: Optional[Mapping[str, Any]]) -> Optional[Usage]:
+def parse_usage(usage: Mapping[str, Any] | None) -> Usage | None:
     """The `usage` object of a chunk or a response."""
     if not usage:
         return None

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Awaitable, Coroutine
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Awaitable, Callable, Coroutine, Deque, Optional, Type
+from typing import Any, Callable
 
 import aiohttp
 
@@ -39,15 +40,15 @@ class UnitStream:
         self._opener = opener
         self._deadlines = deadlines
         self._loop = asyncio.get_running_loop()
-        self._response: Optional[aiohttp.ClientResponse] = None
+        self._response: aiohttp.ClientResponse | None = None
         self._parser = SseParser()
-        self._ready: Deque[Chunk] = deque()
-        self._failure: Optional[UnitError] = None
+        self._ready: deque[Chunk] = deque()
+        self._failure: UnitError | None = None
         self._done = False
         self._finished = False
         self._given_up: "asyncio.Future[UnitError]" = self._loop.create_future()
-        self._timer: Optional[asyncio.TimerHandle] = None
-        self._waiting_since: Optional[float] = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._waiting_since: float | None = None
         self._limit = deadlines.first_token
 
     async def __aenter__(self) -> "UnitStream":
@@ -70,7 +71,7 @@ class UnitStream:
         return self
 
     async def __aexit__(
-        self, kind: Optional[Type[BaseException]], err: Optional[BaseException], trace: Optional[TracebackType]
+        self, kind: type[BaseException] | None, err: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._stop_timer()
         if self._response is not None:

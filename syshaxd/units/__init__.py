@@ -3,7 +3,7 @@ one; nobody else asks what kind a unit is."""
 
 from __future__ import annotations
 
-from typing import Mapping
+from collections.abc import Mapping
 
 from .base import Kind
 from .openai import OPENAI

@@ -11,7 +11,7 @@ import contextlib
 import json
 import os
 import signal
-from typing import Any, Dict, List, Set
+from typing import Any
 
 import aiohttp
 from aiohttp import web
@@ -22,13 +22,13 @@ FAULTS = (
 )  # fmt: skip
 # How long the end waits for handlers: an option of the runner, before aiohttp 3.9 of the site.
 OF_RUNNER = tuple(int(part) for part in aiohttp.__version__.split(".")[:2]) >= (3, 9)
-SHUTDOWN: Dict[str, Any] = {"shutdown_timeout": 0.1}
+SHUTDOWN: dict[str, Any] = {"shutdown_timeout": 0.1}
 
 
 class FakeContainer:
     """One child process and what it wrote."""
 
-    def __init__(self, number: int, name: str, request: Dict[str, Any]) -> None:
+    def __init__(self, number: int, name: str, request: dict[str, Any]) -> None:
         self.id = f"{number:064x}"
         self.name = name
         self.request = request
@@ -73,9 +73,9 @@ class FakeContainer:
 class FakeEngine:
     """All containers and images."""
 
-    def __init__(self, faults: Set[str]) -> None:
+    def __init__(self, faults: set[str]) -> None:
         self.faults = faults
-        self.containers: List[FakeContainer] = []
+        self.containers: list[FakeContainer] = []
         self.images = {"here:1"}
         self.made = 0
         self.log_calls = 0

@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, List, Mapping, Optional, Tuple
+from typing import Any, Optional
 
 from .language import EOS, Detokenizer, Speaker
 from .tickets import Outbox, ticket_of
 
-Emitted = Tuple[int, str, Optional[str]]  # token, text, finish reason
+Emitted = tuple[int, str, Optional[str]]  # token, text, finish reason
 
 
 @dataclass
@@ -32,13 +33,13 @@ class Law:
 class Sequence:
     """One request inside the unit."""
 
-    ids: Tuple[str, ...]
+    ids: tuple[str, ...]
     body: Mapping[str, Any]
-    prompt: List[int]
+    prompt: list[int]
     max_tokens: int
     speaker: Speaker = field(init=False)
     detokenizer: Detokenizer = field(init=False)
-    output: List[int] = field(default_factory=list)
+    output: list[int] = field(default_factory=list)
     computed: int = 0
     loaded: int = -1
     kept: int = 0  # tokens whose KV is in its ticket since a preemption
@@ -59,8 +60,8 @@ class Engine:
 
     def __init__(self, law: Law, outbox: Outbox, faults: "Any") -> None:
         self.law, self.outbox, self.faults = law, outbox, faults
-        self.running: List[Sequence] = []
-        self.waiting: List[Sequence] = []
+        self.running: list[Sequence] = []
+        self.waiting: list[Sequence] = []
         self.totals: Counter[str] = Counter()
         self._wake = asyncio.Event()
 
@@ -77,7 +78,7 @@ class Engine:
         """KV blocks of all running."""
         return sum(map(self.blocks, self.running))
 
-    def abort(self, ids: List[str]) -> None:
+    def abort(self, ids: list[str]) -> None:
         """Ends requests by id and publishes their KV."""
         for sequence in [s for s in self.running + self.waiting if set(s.ids) & set(ids)]:
             self.end(sequence, "abort", publish=True)
@@ -152,7 +153,7 @@ class Engine:
                 budget -= plan[sequence]
         return plan
 
-    def _advance(self, prefill: "dict[Sequence, int]", decodes: List[Sequence]) -> None:
+    def _advance(self, prefill: "dict[Sequence, int]", decodes: list[Sequence]) -> None:
         for sequence, count in prefill.items():
             if not sequence.done:
                 sequence.computed += count

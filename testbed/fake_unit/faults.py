@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Any, Dict
+from typing import Any
 
 KNOWN = {
     "start_delay": "seconds of 503 from /health",
@@ -35,10 +35,10 @@ class Faults:
     """What is wrong with this unit now. A fault with `times` wears off after so many uses."""
 
     def __init__(self) -> None:
-        self._active: Dict[str, Any] = {}
-        self._times: Dict[str, int] = {}
+        self._active: dict[str, Any] = {}
+        self._times: dict[str, int] = {}
 
-    def set(self, values: Dict[str, Any]) -> None:
+    def set(self, values: dict[str, Any]) -> None:
         """Sets faults; null clears one; `times`: how often a request may meet each of them."""
         times = values.pop("times", None)
         for name, value in values.items():

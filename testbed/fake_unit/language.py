@@ -4,15 +4,32 @@ from __future__ import annotations
 
 import struct
 import zlib
-from typing import Any, Iterable, List, Optional, Sequence
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 EOS = 256
-WORDS = (" the", " of", " KV", " cache", " decode", "你好", "，", "世界", " é", " naïve", "e\u0301", " a", "\n", ".", " 42")
+WORDS = (
+    " the",
+    " of",
+    " KV",
+    " cache",
+    " decode",
+    "你好",
+    "，",
+    "世界",
+    " é",
+    " naïve",
+    "e\u0301",
+    " a",
+    "\n",
+    ".",
+    " 42",
+)
 FIRST_WORD = 300
 SCRIPT_MARK, SCRIPT_END = b"SAY:", b"|"
 
 
-def encode(text: str) -> List[int]:
+def encode(text: str) -> list[int]:
     """One token a byte: characters beyond ASCII are several tokens, as with byte fallback."""
     return list(text.encode())
 
@@ -29,7 +46,7 @@ def decode(tokens: Iterable[int]) -> str:
     return b"".join(map(token_bytes, tokens)).decode(errors="replace")
 
 
-def render(body: dict[str, Any]) -> List[int]:
+def render(body: dict[str, Any]) -> list[int]:
     """Prompt tokens of a request of either endpoint."""
     given = (body.get("kv_transfer_params") or {}).get("prompt_token_ids")
     if given is not None:
@@ -80,7 +97,7 @@ def _missing(tail: bytes) -> int:
     return 0
 
 
-def _script_of(context: Sequence[int]) -> Optional[Any]:
+def _script_of(context: Sequence[int]) -> Any | None:
     """`SAY:text|` in the prompt: the output is that text. What follows the bar (and the turn's end) is already said."""
     whole = b"".join(map(token_bytes, context))
     start = whole.rfind(SCRIPT_MARK)

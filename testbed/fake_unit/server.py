@@ -7,7 +7,8 @@ import json
 import os
 import signal
 import time
-from typing import Any, AsyncIterator, Dict, List, Optional
+from collections.abc import AsyncIterator
+from typing import Any
 
 from aiohttp import web
 
@@ -35,9 +36,9 @@ class Server:
         self.engine, self.faults, self.name = engine, faults, name
         self.model, self.max_model_len, self.key = model, max_model_len, key
         self.started = time.monotonic()
-        self.bodies: List[Dict[str, Any]] = []
-        self.request_ids: List[str] = []
-        self.aborted: List[str] = []
+        self.bodies: list[dict[str, Any]] = []
+        self.request_ids: list[str] = []
+        self.aborted: list[str] = []
         self.open_streams = 0
 
     def app(self) -> web.Application:
@@ -148,7 +149,7 @@ class Server:
             return web.json_response({"error": error}, status=400)
         return await Generation(self, http, body).answer()
 
-    def refusal(self, body: Dict[str, Any]) -> Optional[str]:
+    def refusal(self, body: dict[str, Any]) -> str | None:
         """Why vLLM would say 400."""
         if body.get("model") not in (None, self.model):
             return f"the model {body['model']} does not exist"
@@ -162,7 +163,7 @@ class Server:
 class Generation:
     """One request: its stream, its stop strings, its faults."""
 
-    def __init__(self, server: Server, http: web.Request, body: Dict[str, Any]) -> None:
+    def __init__(self, server: Server, http: web.Request, body: dict[str, Any]) -> None:
         self.server, self.http, self.body = server, http, body
         self.chat = "messages" in body
         request_id = http.headers.get("X-Request-Id", os.urandom(8).hex())
@@ -176,7 +177,7 @@ class Generation:
         limit = min(limit, server.max_model_len - len(prompt))
         names = (self.id,) if self.chat else (self.id, f"{self.id}-0")
         self.sequence = Sequence(names, body, prompt, limit)
-        self.stop_reason: Optional[str] = None
+        self.stop_reason: str | None = None
         self.sent = 0
 
     async def answer(self) -> web.StreamResponse:
@@ -312,7 +313,7 @@ class Generation:
             if strike.name in ("die_after", "stall_after", "reset_after"):
                 await self.strike(web.StreamResponse(), strike.name)
             return web.json_response({"error": {"message": "told to fail", "code": 500}}, status=500)
-        content: Dict[str, Any] = {"message": {"role": "assistant", "content": text}} if self.chat else {"text": text}
+        content: dict[str, Any] = {"message": {"role": "assistant", "content": text}} if self.chat else {"text": text}
         choices = [{"index": i, **content, "finish_reason": finish} for i in range(self.body.get("n") or 1)]
         made = {**self.common(), "choices": choices, "usage": self.usage()}
         if self.body.get("return_token_ids"):
@@ -322,24 +323,24 @@ class Generation:
             made["kv_transfer_params"] = self.remote()
         return web.json_response(made)
 
-    def remote(self) -> Dict[str, Any]:
+    def remote(self) -> dict[str, Any]:
         """What vLLM's NixlConnector says of the KV it keeps."""
         where = {"remote_host": "127.0.0.1", "remote_port": 5600, "remote_engine_id": self.server.engine.outbox.name}
         what = {"remote_block_ids": [[1]], "remote_request_id": self.id, "tp_size": 1}
         return {"do_remote_prefill": True, "do_remote_decode": False, **where, **what}
 
-    def common(self) -> Dict[str, Any]:
+    def common(self) -> dict[str, Any]:
         return {"id": self.id, "object": "chunk", "created": 1, "model": self.server.model}
 
-    def usage(self) -> Dict[str, Any]:
+    def usage(self) -> dict[str, Any]:
         prompt, output = len(self.sequence.prompt), len(self.sequence.output)
         made = {"prompt_tokens": prompt, "completion_tokens": output, "total_tokens": prompt + output}
         if ticket_of(self.body)[2] is None:
             return made
         return {**made, "prompt_tokens_details": {"cached_tokens": max(0, self.sequence.loaded)}}
 
-    def chunk(self, content: Dict[str, Any], first: bool = False) -> Dict[str, Any]:
-        choice: Dict[str, Any] = {"index": 0, "logprobs": None, "finish_reason": None}
+    def chunk(self, content: dict[str, Any], first: bool = False) -> dict[str, Any]:
+        choice: dict[str, Any] = {"index": 0, "logprobs": None, "finish_reason": None}
         choice.update({"delta": content} if self.chat else content)
         made = {**self.common(), "choices": [choice]}
         if first and self.body.get("return_token_ids") and not self.server.faults.on("no_token_ids"):
@@ -349,7 +350,7 @@ class Generation:
                 choice["prompt_token_ids"] = self.sequence.prompt
         return made
 
-    def annotate(self, choice: Dict[str, Any], token: int) -> None:
+    def annotate(self, choice: dict[str, Any], token: int) -> None:
         """Token ids and log-probabilities."""
         if self.body.get("return_token_ids") and not self.server.faults.on("no_token_ids"):
             choice["token_ids"] = [token]
@@ -362,7 +363,7 @@ class Generation:
             offset = len(decode(self.sequence.output[: self.sent - 1]))
             choice["logprobs"] = {"tokens": [name], "token_logprobs": [-0.5], "text_offset": [offset]}
 
-    async def send(self, response: web.StreamResponse, chunk: Dict[str, Any]) -> None:
+    async def send(self, response: web.StreamResponse, chunk: dict[str, Any]) -> None:
         await self.raw(response, b"data: " + json.dumps(chunk, separators=(",", ":")).encode() + b"\n\n")
 
     async def raw(self, response: web.StreamResponse, data: bytes) -> None:

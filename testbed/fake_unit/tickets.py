@@ -8,8 +8,9 @@ import struct
 import time
 import zlib
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Mapping, Optional, Sequence
+from typing import Any
 
 STATS_OFFSET = 4096
 STATS = struct.Struct("<IIQQQIIIIIIQQQQQIIIIHH")  # sx_unit_stats without its crc
@@ -121,7 +122,7 @@ def pool_of(environment: Mapping[str, str]) -> Outbox:
     return Outbox(environment.get("SYSHAX_POOL_DIR", ""), environment.get("SYSHAX_POOL_NAME", ""))
 
 
-def ticket_of(body: Mapping[str, Any]) -> tuple[Optional[str], str, Optional[Mapping[str, Any]]]:
+def ticket_of(body: Mapping[str, Any]) -> tuple[str | None, str, Mapping[str, Any] | None]:
     """save, save_on and load of a request; NIXL's parameters are taken for a ticket named as the request."""
     params = body.get("kv_transfer_params") or {}
     if params.get("do_remote_decode"):

@@ -11,20 +11,19 @@ import shutil
 import signal
 import sys
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Dict, Iterator
 
 import psutil
 import pytest
 
 from syshaxd.backends.container_spec import EngineKind
-from tests.deployed import image
 from testbed import daemon_real_units as house
-from testbed.daemon_real_units import ROUTES, Daemon
-from testbed.processes import wait_for
-from testbed.container_engines import RealEngine
-from testbed.processes import run
 from testbed import twin_models as twins
+from testbed.container_engines import RealEngine
+from testbed.daemon_real_units import ROUTES, Daemon
+from testbed.processes import run, wait_for
+from tests.deployed import image
 from tests.vllm.pairs import NEW as VLLM_PYTHON
 from tests.vllm.pairs import complete, externals, splits
 
@@ -117,7 +116,7 @@ def test_the_line_for_a_person_tells_the_same(daemon: Daemon, engine: RealEngine
     assert "--volume=/dev/shm/" in line and "/opt/syshax/python/syshax_vllm" in line
 
 
-def _containers(daemon: Daemon) -> Dict[str, str]:
+def _containers(daemon: Daemon) -> dict[str, str]:
     """Container ids by unit, of those that are ready."""
     daemon.status()
     return {name: unit["container"] for name, unit in daemon.units.items() if unit["state"] == "ready"}

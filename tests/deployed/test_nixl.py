@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Dict, Iterator, Tuple
 
 import pytest
 
 from testbed import daemon_real_units as house
-from testbed.daemon_real_units import ROOT, ROUTES, Daemon
-from testbed.processes import wait_for
-from testbed.far_host import FarHost
 from testbed import twin_models as twins
+from testbed.daemon_real_units import ROOT, ROUTES, Daemon
+from testbed.far_host import FarHost
+from testbed.processes import wait_for
 from tests.vllm.pairs import NEW as PYTHON
 from tests.vllm.pairs import complete, splits
 
@@ -62,7 +62,7 @@ def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
                 yield running
 
 
-def _server(model: Path, address: str) -> Tuple[object, ...]:
+def _server(model: Path, address: str) -> tuple[object, ...]:
     """As docs/containers.md tells the owner of the other host."""
     config = '{"kv_connector":"NixlConnector","kv_role":"kv_both","kv_buffer_device":"cpu"}'
     return (
@@ -71,7 +71,7 @@ def _server(model: Path, address: str) -> Tuple[object, ...]:
     )
 
 
-def _environment(address: str) -> Dict[str, str]:
+def _environment(address: str) -> dict[str, str]:
     return {
         "VLLM_NIXL_SIDE_CHANNEL_HOST": address, "VLLM_NIXL_SIDE_CHANNEL_PORT": str(SIDE), "OMP_NUM_THREADS": "1",
         "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "TORCHDYNAMO_DISABLE": "1",

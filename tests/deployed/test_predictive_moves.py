@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
-from typing import Any, Callable, Dict, List
+from typing import Any, Callable
 
 import pytest
 
@@ -57,24 +57,24 @@ PROMISED, BACK = "keeps the request's promise", "would miss the request's target
 PREDICTED = [1400, 1400, *[500] * 6]  # the first two are the first victims, and outlive the others
 
 
-def slo(tpot: float) -> Dict[str, Any]:
+def slo(tpot: float) -> dict[str, Any]:
     return {tier: {"ttft": 60, "tpot": tpot} for tier in ("default", "flex")}
 
 
-async def plain(daemon: Daemon, index: int, headers: Dict[str, str]) -> Any:
+async def plain(daemon: Daemon, index: int, headers: dict[str, str]) -> Any:
     tokens = PREDICTED[index]
     prompt = f"What is number {index}?" + " Tell me all of it." * (tokens > 1000)
     body = {"prompt": prompt, "temperature": 0, "max_tokens": tokens, "min_tokens": tokens}
     return (await daemon.post("/v1/completions", body, headers))["choices"][0]["text"]
 
 
-async def wanted(daemon: Daemon, config: Dict[str, Any], limits: Dict[str, Any]) -> None:
+async def wanted(daemon: Daemon, config: dict[str, Any], limits: dict[str, Any]) -> None:
     """These limits from now on."""
     daemon.rewrite({**config, "scheduler": {"decider": "predictive", "slo": limits}})
     await asyncio.to_thread(daemon.control, "reload")
 
 
-async def every(daemon: Daemon) -> List[Any]:
+async def every(daemon: Daemon) -> list[Any]:
     return list(await asyncio.gather(*(plain(daemon, index, {}) for index in range(len(PREDICTED)))))
 
 

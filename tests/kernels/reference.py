@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Dict, List, Sequence, Tuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -62,16 +63,25 @@ class Weights:
     """Tensors of a random model by (role, layer), as f32 after a round trip through their type."""
 
     shape: ModelShape
-    tensors: Dict[Tuple[Role, int], Tuple[DType, bytes, NDArray[Any]]] = field(default_factory=dict)
+    tensors: dict[tuple[Role, int], tuple[DType, bytes, NDArray[Any]]] = field(default_factory=dict)
 
     def get(self, role: Role, layer: int = 0) -> NDArray[Any]:
         return self.tensors[role, layer][2].astype(np.float64)
 
 
-def _sizes(shape: ModelShape, biases: bool) -> List[Tuple[Role, int, int]]:
+def _sizes(shape: ModelShape, biases: bool) -> list[tuple[Role, int, int]]:
     d, q, kv, ff = shape.d_model, shape.n_heads * shape.head_dim, shape.n_kv_heads * shape.head_dim, shape.d_ff
-    sizes = [(Role.WQ, q, d), (Role.WK, kv, d), (Role.WV, kv, d), (Role.WO, d, q), (Role.W_GATE, ff, d),
-             (Role.W_UP, ff, d), (Role.W_DOWN, d, ff), (Role.ATTN_NORM, 1, d), (Role.FFN_NORM, 1, d)]
+    sizes = [
+        (Role.WQ, q, d),
+        (Role.WK, kv, d),
+        (Role.WV, kv, d),
+        (Role.WO, d, q),
+        (Role.W_GATE, ff, d),
+        (Role.W_UP, ff, d),
+        (Role.W_DOWN, d, ff),
+        (Role.ATTN_NORM, 1, d),
+        (Role.FFN_NORM, 1, d),
+    ]
     return sizes + ([(Role.BQ, 1, q), (Role.BK, 1, kv), (Role.BV, 1, kv)] if biases else [])
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, List, Sequence
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,21 +20,33 @@ from tests.kernels.reference import build, logits, random_weights
 ISAS = available_isas()
 
 
-def freqs(dim: int) -> List[float]:
+def freqs(dim: int) -> list[float]:
     return [float(10000.0 ** (-2 * i / dim)) for i in range(dim // 2)]
 
 
 SHAPE = ModelShape(
-    n_layers=2, d_model=96, n_heads=6, n_kv_heads=2, head_dim=32, d_ff=160, vocab=130, rope_freqs=freqs(32),
-    norm_eps=1e-5, max_context=1024, kv_blocks=80, kv_block_size=16, kv_type=DType.F32, max_batch_tokens=700,
+    n_layers=2,
+    d_model=96,
+    n_heads=6,
+    n_kv_heads=2,
+    head_dim=32,
+    d_ff=160,
+    vocab=130,
+    rope_freqs=freqs(32),
+    norm_eps=1e-5,
+    max_context=1024,
+    kv_blocks=80,
+    kv_block_size=16,
+    kv_type=DType.F32,
+    max_batch_tokens=700,
 )
 
 
-def tokens(n: int, seed: int = 0) -> List[int]:
+def tokens(n: int, seed: int = 0) -> list[int]:
     return [int(t) for t in np.random.default_rng(seed).integers(0, SHAPE.vocab, n)]
 
 
-def blocks_for(shape: ModelShape, n: int) -> List[int]:
+def blocks_for(shape: ModelShape, n: int) -> list[int]:
     return list(range((n + shape.kv_block_size - 1) // shape.kv_block_size))
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 
 import dataclasses
 import random
+from collections.abc import Iterator
 from contextlib import ExitStack
-from typing import Any, Dict, Iterator, List, Tuple
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,15 +21,25 @@ from syshax_kernels.types import DType
 from tests.kernels.reference import build, random_weights
 
 SHAPE = ModelShape(
-    n_layers=2, d_model=64, n_heads=6, n_kv_heads=2, head_dim=16, d_ff=96, vocab=67,
+    n_layers=2,
+    d_model=64,
+    n_heads=6,
+    n_kv_heads=2,
+    head_dim=16,
+    d_ff=96,
+    vocab=67,
     rope_freqs=[1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001, 0.0003],
-    norm_eps=1e-5, max_context=640, kv_blocks=130, kv_block_size=16, max_batch_tokens=640,
+    norm_eps=1e-5,
+    max_context=640,
+    kv_blocks=130,
+    kv_block_size=16,
+    max_batch_tokens=640,
 )
 LENGTHS = (1, 17, 270, 530)  # within one piece of 256 tokens, over two, over three
 KINDS = (DType.Q4_0, DType.Q8_0, DType.F16)
 THREADS = (1, 2, 3)
 
-Key = Tuple[str, DType, int]
+Key = tuple[str, DType, int]
 
 
 class Bench:
@@ -38,8 +49,8 @@ class Bench:
         rng = np.random.default_rng(1)
         self.shape = shape
         self.tokens = [[int(t) for t in rng.integers(0, shape.vocab, n)] for n in LENGTHS]
-        self.models: Dict[Key, Model] = {}
-        self.alone: Dict[Tuple[str, DType], List[NDArray[Any]]] = {}
+        self.models: dict[Key, Model] = {}
+        self.alone: dict[tuple[str, DType], list[NDArray[Any]]] = {}
         for kind in KINDS:
             weights = random_weights(shape, kind, seed=2)
             for isa in available_isas():
@@ -58,7 +69,7 @@ def stack() -> Iterator[ExitStack]:
 
 @pytest.fixture(scope="module", params=["plain", "window", "alibi"])
 def bench(request: pytest.FixtureRequest, stack: ExitStack) -> Bench:
-    changes: Dict[str, Any] = {
+    changes: dict[str, Any] = {
         "plain": {},
         "window": {"sliding_window": 100},
         "alibi": {"alibi_slopes": [0.5, 0.25, 0.1, 0.05, 0.02, 0.01]},
@@ -67,10 +78,10 @@ def bench(request: pytest.FixtureRequest, stack: ExitStack) -> Bench:
 
 
 @st.composite
-def plans(draw: st.DrawFn) -> List[List[Tuple[int, int]]]:
+def plans(draw: st.DrawFn) -> list[list[tuple[int, int]]]:
     """Steps; each is a list of (sequence, tokens). Decode rows mix with chunks of every size."""
     left = {i: n for i, n in enumerate(LENGTHS) if draw(st.booleans()) or i == 2}
-    steps: List[List[Tuple[int, int]]] = []
+    steps: list[list[tuple[int, int]]] = []
     while left and len(steps) < 12:
         step = []
         for i in draw(st.permutations(sorted(left))):
@@ -95,7 +106,7 @@ def plans(draw: st.DrawFn) -> List[List[Tuple[int, int]]]:
     order=st.randoms(use_true_random=False),
 )
 def test_any_mix_gives_the_same_bits(
-    bench: Bench, plan: List[List[Tuple[int, int]]], isa: str, kind: DType, threads: int, order: random.Random
+    bench: Bench, plan: list[list[tuple[int, int]]], isa: str, kind: DType, threads: int, order: random.Random
 ) -> None:
     model, expected = bench.models[isa, kind, threads], bench.alone[isa, kind]
     numbers = list(range(SHAPE.kv_blocks))

@@ -9,7 +9,6 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Dict, List, Optional
 
 import pytest
 
@@ -24,7 +23,7 @@ GLIBC_FLOOR = (2, 34)  # openEuler 22.03 and everything newer
 ISA_FOLDERS = {"x86_64": ["avx2", "avx512"], "aarch64": ["neon", "i8mm", "sve"]}
 
 
-def run(command: List[str], env: Optional[Dict[str, str]] = None) -> str:
+def run(command: list[str], env: dict[str, str] | None = None) -> str:
     done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=env)
     assert done.returncode == 0, f"{command} failed with {done.returncode}:\n{done.stdout[-4000:]}"
     return done.stdout
@@ -55,11 +54,11 @@ def aarch64() -> Path:
     return make(f"CROSS={CROSS}")
 
 
-def emulated(folder: Path, cpu: str, program: str) -> List[str]:
+def emulated(folder: Path, cpu: str, program: str) -> list[str]:
     return ["qemu-aarch64-static", "-L", "/usr/aarch64-linux-gnu", "-cpu", cpu, str(folder / "tests" / program)]
 
 
-def digests(output: str) -> Dict[str, str]:
+def digests(output: str) -> dict[str, str]:
     return dict(re.findall(r"^(\w+): \d+ cases agree with the oracle, packed weights (\w+)$", output, re.M))
 
 

@@ -6,7 +6,6 @@ import os
 import re
 import time
 from pathlib import Path
-from typing import List
 
 import numpy as np
 import pytest
@@ -37,7 +36,7 @@ def test_waiting_threads_sleep() -> None:
             assert time.monotonic() < end, "waiting threads do not sleep"
 
 
-def tasks() -> List[str]:
+def tasks() -> list[str]:
     return os.listdir("/proc/self/task")
 
 

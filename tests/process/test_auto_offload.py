@@ -12,7 +12,7 @@ import json
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Dict, List, Optional
+from typing import Any
 
 import pytest
 
@@ -31,21 +31,21 @@ pytestmark = [
 class Run:
     """What one of the three brought."""
 
-    texts: List[str]  # with token ids
+    texts: list[str]  # with token ids
     seconds: float
     preemptions: float
     loaded: float  # tokens whose KV came from the other unit, on both units, without the self-check's
     restored: float  # tokens whose KV a preempted request took back
     with_kv: int  # requests of which a unit says that it loaded most of what another had computed
-    daemon: Dict[str, float]
-    stories: List[str]
+    daemon: dict[str, float]
+    stories: list[str]
 
     def handoffs(self, kind: str) -> int:
         return int(self.daemon.get(f'syshax_handoffs_total{{kind="{kind}",result="ok"}}', 0))
 
 
-async def run(folder: Path, blocks: Optional[int], offload: bool, cpu_seats: int = 16) -> Run:
-    gpu: Dict[str, Any] = {"block_size": BLOCK, **({"kv_blocks": blocks} if blocks else {})}
+async def run(folder: Path, blocks: int | None, offload: bool, cpu_seats: int = 16) -> Run:
+    gpu: dict[str, Any] = {"block_size": BLOCK, **({"kv_blocks": blocks} if blocks else {})}
     config = demo_config(
         gpu,
         pd={"auto_offload": offload, "pool_size": "256MiB"},
@@ -85,7 +85,7 @@ def name_of(index: int) -> str:
     return f"long{index}"
 
 
-def moved_with_kv(story: Dict[str, Any]) -> bool:
+def moved_with_kv(story: dict[str, Any]) -> bool:
     loads = [event for event in story["events"] if event["event"] == "loaded"]
     return any(event["tokens"] >= event["of"] - 8 for event in loads)
 
@@ -131,6 +131,6 @@ async def test_offload_saves_preemptions_and_changes_no_text(tmp_path: Path) -> 
     assert not await leftovers(tmp_path / "moved")
 
 
-async def leftovers(folder: Path) -> List[str]:
+async def leftovers(folder: Path) -> list[str]:
     """Files of the pool that outlived the daemon."""
     return [str(path) for path in folder.rglob("*.pool")]

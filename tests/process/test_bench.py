@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
+from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any, AsyncIterator, Tuple
+from typing import Any
 
 import pytest
 
-from testbed.fake_unit.language import encode
-
 from testbed.daemon_fake_units import HUP, ROOT, Daemon, unit
+from testbed.fake_unit.language import encode
 
 FIELDS = (
     "Successful requests:", "Benchmark duration (s):", "Total input tokens:", "Total generated tokens:",
@@ -33,7 +33,7 @@ async def daemon(tmp_path: Path) -> AsyncIterator[Daemon]:
     await made.close()
 
 
-async def bench(daemon: Daemon, *words: Any) -> Tuple[int, str, str]:
+async def bench(daemon: Daemon, *words: Any) -> tuple[int, str, str]:
     """`syshax bench ...`; exit code, stdout, stderr."""
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "syshaxd.cli", "bench", *map(str, words), cwd=ROOT,

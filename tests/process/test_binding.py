@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Iterator, List
 
 import pytest
 
@@ -46,7 +46,7 @@ def test_every_compute_thread_has_its_cpu_and_status_says_so(daemon: Daemon) -> 
     assert (granted["threads"], granted["pinned"], granted["unbound"]) == (len(CPUS), len(CPUS), 0)
     assert bound["memory"]["weights"] > 0 and bound["memory"]["kv"] > 0 and bound["memory"]["pool"] == 64 << 20
     seen = [allowed(int(task.name), tasks) for task in tasks.iterdir()]
-    places: List[frozenset[int]] = [one.cpus for one in seen if one is not None]
+    places: list[frozenset[int]] = [one.cpus for one in seen if one is not None]
     assert frozenset().union(*places) == frozenset(CPUS), "no thread leaves the unit's CPUs"
     # The first compute thread borrows its CPU for each step; the others are pinned for good.
     assert len(CPUS) == 1 or frozenset(CPUS[1:]) in places

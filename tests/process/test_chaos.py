@@ -6,8 +6,9 @@ import asyncio
 import os
 import re
 import signal
+from collections.abc import AsyncIterator
 from dataclasses import replace
-from typing import Any, AsyncIterator, Dict, List, Tuple
+from typing import Any
 
 import pytest
 import pytest_asyncio
@@ -15,8 +16,8 @@ import pytest_asyncio
 from syshaxd.model.plan import Move, Reason
 from syshaxd.model.unit import UnitState
 from syshaxd.units import OPENAI, SYSINFER
-from testbed.fake_unit.language import render, text_after
 from testbed.daemon_in_process import House, Reply
+from testbed.fake_unit.language import render, text_after
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 TOKENS = 60
@@ -68,11 +69,11 @@ async def house(shared: House) -> AsyncIterator[House]:
     await settled(before)
 
 
-def resources() -> Dict[str, int]:
+def resources() -> dict[str, int]:
     return {"tasks": len(asyncio.all_tasks()), "descriptors": len(os.listdir("/proc/self/fd"))}
 
 
-async def settled(before: Dict[str, int]) -> None:
+async def settled(before: dict[str, int]) -> None:
     """Nothing of the daemon's own is left over."""
     now = resources()
     for _ in range(150):
@@ -83,7 +84,7 @@ async def settled(before: Dict[str, int]) -> None:
     raise AssertionError(f"{before} became {now}: {[task.get_name() for task in asyncio.all_tasks()]}")
 
 
-def bodies() -> List[Dict[str, Any]]:
+def bodies() -> list[dict[str, Any]]:
     """Streamed or not, chat and completions."""
     common = {"model": "fake-model", "max_tokens": TOKENS, "temperature": 0}
     chat = {"messages": [{"role": "user", "content": "chaos"}], **common}
@@ -111,7 +112,7 @@ async def arm(house: House, fault: str, phase: str, victim: str) -> None:
         await house.faults("gpu", corrupt_tickets=True)
 
 
-async def strike(house: House, fault: str, phase: str, victim: str, names: List[str]) -> None:
+async def strike(house: House, fault: str, phase: str, victim: str, names: list[str]) -> None:
     """What needs a moment of its own: the move, and the signals."""
     if phase == "handoff" or (fault in ("pool_full", "corrupt_ticket") and phase == "mid"):
         await reached(house, names, "gpu", 15)
@@ -126,7 +127,7 @@ async def strike(house: House, fault: str, phase: str, victim: str, names: List[
     house.world.units[victim].send(signal.SIGKILL if fault == "kill" else signal.SIGSTOP)
 
 
-async def reached(house: House, names: List[str], unit: str, tokens: int) -> None:
+async def reached(house: House, names: list[str], unit: str, tokens: int) -> None:
     """All requests are on the unit, with so many tokens."""
 
     def there() -> int:
@@ -150,7 +151,7 @@ async def test_the_text_is_that_of_an_undisturbed_run(house: House, fault: str, 
         for body, name in zip(requests, names)
     ]
     await strike(house, fault, phase, victim, names)
-    replies: List[Reply] = await asyncio.gather(*calls)
+    replies: list[Reply] = await asyncio.gather(*calls)
     for body, reply, name in zip(requests, replies, names):
         story = house.runner.explain(name)
         assert reply.status == 200, (reply.data, story["text"])
@@ -193,7 +194,7 @@ async def test_the_unit_that_hands_over_dies_in_the_middle_of_it(
     await nothing_left(house, "kill" if number is signal.SIGKILL else "sigstop", "gpu")
 
 
-def as_if_one_unit_had_served_it(reply: Reply, body: Dict[str, Any], name: str) -> None:
+def as_if_one_unit_had_served_it(reply: Reply, body: dict[str, Any], name: str) -> None:
     """One id, one role, the usage of the whole."""
     parts = reply.events if body["stream"] else [reply.json]
     assert {part["id"] for part in parts} == {("chatcmpl-" if "messages" in body else "cmpl-") + name}
@@ -206,7 +207,7 @@ def as_if_one_unit_had_served_it(reply: Reply, body: Dict[str, Any], name: str) 
         assert sum("role" in delta for delta in deltas) == 1
 
 
-async def errors_of(house: House) -> Dict[Tuple[str, str], float]:
+async def errors_of(house: House) -> dict[tuple[str, str], float]:
     """The daemon's own count of failed calls, by unit and kind."""
     async with house.http.get(house.url + "/metrics") as response:
         text = await response.text()
@@ -214,7 +215,7 @@ async def errors_of(house: House) -> Dict[Tuple[str, str], float]:
     return {(unit, kind): float(value) for kind, unit, value in found}
 
 
-def path_of(body: Dict[str, Any]) -> str:
+def path_of(body: dict[str, Any]) -> str:
     return CHAT if "messages" in body else COMPLETIONS
 
 

@@ -9,9 +9,10 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Dict, Iterator, List
+from typing import Any
 from urllib.parse import urlsplit
 
 import openai
@@ -37,7 +38,7 @@ def daemon(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
         yield running
 
 
-def prompt(length: int, salt: int = 0) -> List[int]:
+def prompt(length: int, salt: int = 0) -> list[int]:
     """Token ids of that many bytes; other lengths and salts begin otherwise, so that no prefix cache helps."""
     return [4 + (7 * length + 101 * salt + 31 * i + i * i) % 250 for i in range(length)]
 
@@ -100,7 +101,7 @@ def test_the_openai_client(daemon: Daemon) -> None:
     with openai.OpenAI(base_url=f"{daemon.url}/v1", api_key="none", max_retries=0) as client:
         texts = set()
         for route in ROUTES:
-            ask: Dict[str, Any] = dict(
+            ask: dict[str, Any] = dict(
                 model=MODEL,
                 messages=[{"role": "user", "content": "Tell me of the sea, 你好 🌊."}],
                 max_tokens=OUTPUT,
@@ -199,9 +200,7 @@ def stream_through_death(daemon: Daemon, length: int, route: str) -> None:
     assert answer.text == daemon.ask("/v1/completions", {**body, "stream": False}, {"x-syshax-route": other}).text
 
 
-def handed_over(
-    daemon: Daemon, salt: int, ticket: str, spoil: Any = None, asked: str = "", generation: int = 0
-) -> str:
+def handed_over(daemon: Daemon, salt: int, ticket: str, spoil: Any = None, asked: str = "", generation: int = 0) -> str:
     """Two legs by hand, straight to the units: what the second one generates when its ticket is spoilt in between."""
     tokens = prompt(150, salt)
     leg = {"prompt": tokens, "max_tokens": 1, **GREEDY}

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, AsyncIterator, Dict, List, Tuple
+from typing import Any
 
 import pytest
 import pytest_asyncio
@@ -13,8 +14,8 @@ import pytest_asyncio
 from syshaxd.model.plan import Move, Reason
 from syshaxd.model.unit import UnitState
 from syshaxd.units import VLLM
-from testbed.fake_unit.language import encode, render, text_after
 from testbed.daemon_in_process import CONFIG, House, Reply
+from testbed.fake_unit.language import encode, render, text_after
 
 CHAT = "/v1/chat/completions"
 COMPLETIONS = "/v1/completions"
@@ -34,12 +35,12 @@ async def house(shared: House) -> AsyncIterator[House]:
     await shared.clear()
 
 
-def body_for(path: str, text: str, tokens: int, **more: Any) -> Dict[str, Any]:
-    given: Dict[str, Any] = {"messages": [{"role": "user", "content": text}]} if "chat" in path else {"prompt": text}
+def body_for(path: str, text: str, tokens: int, **more: Any) -> dict[str, Any]:
+    given: dict[str, Any] = {"messages": [{"role": "user", "content": text}]} if "chat" in path else {"prompt": text}
     return {"model": "fake-model", "max_tokens": tokens, "temperature": 0, **given, **more}
 
 
-async def moved(house: House, path: str, body: Dict[str, Any], at: List[int], name: str) -> Reply:
+async def moved(house: House, path: str, body: dict[str, Any], at: list[int], name: str) -> Reply:
     """Posts the request and orders a move to the other unit each time its output has reached the next of `at`."""
     call = asyncio.ensure_future(house.post(path, body, {"x-syshax-route": "accelerator", "x-request-id": name}))
     for number, position in enumerate(at):
@@ -148,7 +149,7 @@ async def test_reasoning_of_answers_that_are_passed_through(tmp_path: Path, stre
             assert "rule=reasoning_parser" in house.runner.explain(f"own.{route}")["text"]
 
 
-def parts_of(reply: Reply) -> Tuple[str, str]:
+def parts_of(reply: Reply) -> tuple[str, str]:
     """Reasoning and content."""
     if reply.headers["Content-Type"].startswith("application/json"):
         message = reply.json["choices"][0]["message"]

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, AsyncIterator, Dict
+from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
 import pytest_asyncio
 
-from testbed.fake_unit.language import render, text_after
 from testbed.daemon_in_process import House
+from testbed.fake_unit.language import render, text_after
 
 from .test_moves import CHAT, COMPLETIONS, body_for
 
@@ -61,7 +62,7 @@ async def test_a_stop_string_in_the_first_token_ends_it_at_the_decode_unit(house
 
 @pytest.mark.parametrize("fault", [{"no_remote": True}, {"http_status": 500}])
 @pytest.mark.parametrize("path", [CHAT, COMPLETIONS])
-async def test_a_prefill_unit_that_fails_is_gone_round(house: House, path: str, fault: Dict[str, Any]) -> None:
+async def test_a_prefill_unit_that_fails_is_gone_round(house: House, path: str, fault: dict[str, Any]) -> None:
     await house.faults("gpu", **fault)
     body = body_for(path, "a question", 9)
     reply = await house.post(path, body, SPLIT)

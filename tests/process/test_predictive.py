@@ -5,17 +5,17 @@ from __future__ import annotations
 import asyncio
 import re
 import sys
+from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, AsyncIterator, Dict, List, Mapping, Sequence
+from typing import Any
 
 import aiohttp
 import pytest
 
 from syshaxd.cli.bench.units import keep
 from syshaxd.engine.calibration import calibration_path
-from testbed.fake_unit.language import encode, text_after
-
 from testbed.daemon_fake_units import HUP, MODEL, ROOT, Daemon, clients, unit
+from testbed.fake_unit.language import encode, text_after
 
 PROMPT, OUTPUT = 300, 40
 SPLIT, STAY, HELD = ("split", "offload"), ("stay", "split_late"), ("queue", "queue_backlog")
@@ -56,7 +56,7 @@ async def started(folder: Path, gpu: Law, cpu: Law, slo: Mapping[str, Any], bloc
     return daemon
 
 
-def slo(ttft: float, tpot: float) -> Dict[str, Any]:
+def slo(ttft: float, tpot: float) -> dict[str, Any]:
     return {tier: {"ttft": ttft, "tpot": tpot} for tier in ("default", "flex")}
 
 
@@ -73,7 +73,7 @@ async def post(
         return answer.status, answer.headers, data
 
 
-async def decisions(session: aiohttp.ClientSession) -> Dict["tuple[str, str]", int]:
+async def decisions(session: aiohttp.ClientSession) -> dict["tuple[str, str]", int]:
     async with session.get("/metrics") as answer:
         text = await answer.text()
     found = re.findall(r'syshax_scheduler_decisions_total\{plan="(\w+)",reason="(\w+)"\} (\d+)', text)
@@ -81,15 +81,15 @@ async def decisions(session: aiohttp.ClientSession) -> Dict["tuple[str, str]", i
 
 
 @pytest.fixture
-async def closing() -> AsyncIterator[List[Daemon]]:
-    daemons: List[Daemon] = []
+async def closing() -> AsyncIterator[list[Daemon]]:
+    daemons: list[Daemon] = []
     yield daemons
     for daemon in daemons:
         await daemon.close()
 
 
 @pytest.mark.timeout(120)
-async def test_a_burst_is_split_until_the_cpu_is_full_and_the_rest_stays(tmp_path: Path, closing: List[Daemon]) -> None:
+async def test_a_burst_is_split_until_the_cpu_is_full_and_the_rest_stays(tmp_path: Path, closing: list[Daemon]) -> None:
     daemon = await started(tmp_path, GPU, TWO_AT_MOST, slo(60, 0.1))
     closing.append(daemon)
     async with clients(daemon) as session:
@@ -124,7 +124,7 @@ async def simulated(daemon: Daemon) -> None:
 
 
 @pytest.mark.timeout(120)
-async def test_what_a_weak_cpu_and_hints_do(tmp_path: Path, closing: List[Daemon]) -> None:
+async def test_what_a_weak_cpu_and_hints_do(tmp_path: Path, closing: list[Daemon]) -> None:
     daemon = await started(tmp_path, (0.002, 0.00001, 0.002, 0.0), WEAK, slo(60, 0.5), blocks=40)
     closing.append(daemon)
     async with clients(daemon) as session:
@@ -163,7 +163,7 @@ async def test_what_a_weak_cpu_and_hints_do(tmp_path: Path, closing: List[Daemon
 
 @pytest.mark.timeout(120)
 async def test_who_will_be_late_is_refused_before_his_prefill_and_known_when_he_comes_back(
-    tmp_path: Path, closing: List[Daemon]
+    tmp_path: Path, closing: list[Daemon]
 ) -> None:
     """Prefill takes 0.6 s a prompt, and the limit is 2 s: of ten at once some wait and are too late."""
     daemon = await started(tmp_path, GPU, WEAK, slo(2, 0.2), blocks=400)
@@ -210,7 +210,7 @@ async def long_answer(session: aiohttp.ClientSession, number: int, tokens: int) 
 
 @pytest.mark.timeout(180)
 async def test_victims_go_when_kv_is_short_and_return_when_a_limit_would_break(
-    tmp_path: Path, closing: List[Daemon]
+    tmp_path: Path, closing: list[Daemon]
 ) -> None:
     law = (0.040, 0.0005, 0.0001, 0.0)
     daemon = await started(tmp_path, law, law, slo(60, 5.0), blocks=60)

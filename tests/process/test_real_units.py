@@ -7,8 +7,9 @@ import json
 import os
 import re
 import signal
+from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any, AsyncIterator, Dict, List, Tuple
+from typing import Any
 
 import pytest
 import pytest_asyncio
@@ -30,15 +31,15 @@ async def daemon(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Daem
         yield made
 
 
-def body_for(path: str, question: str = "What is a glacier?", **more: Any) -> Dict[str, Any]:
-    given: Dict[str, Any] = {"messages": [{"role": "user", "content": question}]} if "chat" in path else {}
+def body_for(path: str, question: str = "What is a glacier?", **more: Any) -> dict[str, Any]:
+    given: dict[str, Any] = {"messages": [{"role": "user", "content": question}]} if "chat" in path else {}
     given = given or {"prompt": question}
     return {**given, "max_tokens": TOKENS, "min_tokens": TOKENS, "temperature": 0, "return_token_ids": True, **more}
 
 
-async def streamed(daemon: Daemon, path: str, strike_at: int, strike: Any, **more: Any) -> Tuple[List[int], str, int]:
+async def streamed(daemon: Daemon, path: str, strike_at: int, strike: Any, **more: Any) -> tuple[list[int], str, int]:
     """Token ids, finish reason and number of roles; `strike` is called once so many tokens have come."""
-    tokens: List[int] = []
+    tokens: list[int] = []
     finish, roles = "", 0
     body = body_for(path, stream=True, **more)
     async with daemon.http.post(daemon.url + path, json=body, headers={"x-syshax-route": "accelerator"}) as response:
@@ -101,7 +102,7 @@ async def test_a_restart_gives_the_streams_away_with_their_kv(daemon: Daemon, pa
     question = f"What does a river carry to {path}?"  # in no cache of the other unit
     whole = await daemon.post(path, body_for(path, question), {"x-syshax-route": "accelerator"})
     before, moves = await loaded(daemon, "cpu"), await drained(daemon)
-    orders: List[Any] = []
+    orders: list[Any] = []
 
     def restart() -> None:
         orders.append(asyncio.ensure_future(asyncio.to_thread(daemon.control, "units", "gpu", "restart")))

@@ -8,7 +8,7 @@ from __future__ import annotations
 import statistics
 from dataclasses import replace
 from multiprocessing import get_context
-from typing import Any, Dict, Tuple
+from typing import Any
 
 import pytest
 
@@ -23,7 +23,7 @@ MOST_REFUSED = 0.25  # by predictive, at 1.3 of what the accelerator can serve
 LONG = tuple(replace(p, requests=p.requests // 3) for p in MORE if p.trace in ("mooncake_conv", "azure_code"))
 MOST_REFUSED_LONG = 0.6  # of prompts of which many could not be in time on an empty unit either
 KV_BOUND = ("A100x1-32B / servegen_r1_sampled", "A10-8B / azure_conv")
-Scores = Dict[Tuple[str, float, str], Dict[str, Any]]
+Scores = dict[tuple[str, float, str], dict[str, Any]]
 
 
 @pytest.fixture(scope="module")

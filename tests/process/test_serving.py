@@ -5,15 +5,16 @@ from __future__ import annotations
 import asyncio
 import io
 import time
-from typing import Any, AsyncIterator, Dict
+from collections.abc import AsyncIterator
+from typing import Any
 from urllib.parse import urlsplit
 
 import aiohttp
 import pytest
 import pytest_asyncio
 
-from testbed.fake_unit.language import encode, render, text_after
 from testbed.daemon_in_process import House
+from testbed.fake_unit.language import encode, render, text_after
 
 CHAT = "/v1/chat/completions"
 COMPLETIONS = "/v1/completions"
@@ -34,12 +35,12 @@ async def house(shared: House) -> AsyncIterator[House]:
     await shared.clear()
 
 
-def body_for(path: str, text: str, tokens: int, **more: Any) -> Dict[str, Any]:
-    given: Dict[str, Any] = {"messages": [{"role": "user", "content": text}]} if "chat" in path else {"prompt": text}
+def body_for(path: str, text: str, tokens: int, **more: Any) -> dict[str, Any]:
+    given: dict[str, Any] = {"messages": [{"role": "user", "content": text}]} if "chat" in path else {"prompt": text}
     return {"model": "fake-model", "max_tokens": tokens, "temperature": 0, **given, **more}
 
 
-def expected(body: Dict[str, Any]) -> str:
+def expected(body: dict[str, Any]) -> str:
     return text_after(render(body), body["max_tokens"])
 
 

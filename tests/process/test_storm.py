@@ -9,17 +9,17 @@ import random
 import signal
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Dict, List
+from typing import Any
 
 import pytest
 
 from syshaxd.model.plan import Move, Reason
 from syshaxd.model.unit import UnitState
-from testbed.fake_unit.language import render, text_after
 from testbed.daemon_in_process import CONFIG, House, Reply
+from testbed.fake_unit.language import render, text_after
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
-FORMS: List[Dict[str, Any]] = [
+FORMS: list[dict[str, Any]] = [
     {},
     {"stream": True},
     {"stream": True, "stream_options": {"include_usage": True}},
@@ -33,10 +33,10 @@ FORMS: List[Dict[str, Any]] = [
 KNOWN = {"stream_lost", "unit_failed", "unit_lost", "queue_timeout", "queue_full", "no_unit_ready"}
 
 
-def request(rng: random.Random, number: int) -> Dict[str, Any]:
+def request(rng: random.Random, number: int) -> dict[str, Any]:
     form = dict(rng.choice(FORMS))
     if rng.random() < 0.5 or "tools" in form:
-        given: Dict[str, Any] = {"messages": [{"role": "user", "content": f"storm {number}"}]}
+        given: dict[str, Any] = {"messages": [{"role": "user", "content": f"storm {number}"}]}
     else:
         given = {"prompt": f"storm {number}"}
         form.update(logprobs=1) if "logprobs" in form else None
@@ -60,7 +60,7 @@ async def ask(house: House, rng: random.Random, number: int, gate: asyncio.Semap
     return "ok"
 
 
-async def leave(house: House, path: str, body: Dict[str, Any], headers: Dict[str, str], after: float) -> str:
+async def leave(house: House, path: str, body: dict[str, Any], headers: dict[str, str], after: float) -> str:
     call = asyncio.ensure_future(house.post(path, body, headers))
     await asyncio.wait({call}, timeout=after)
     call.cancel()
@@ -96,7 +96,7 @@ async def trouble(house: House, rng: random.Random, over: asyncio.Event, deaths:
     house.runner.reconfigure(house.config)
 
 
-async def storm(house: House, seed: int, count: int) -> List[str]:
+async def storm(house: House, seed: int, count: int) -> list[str]:
     rng, over, gate = random.Random(seed), asyncio.Event(), asyncio.Semaphore(16)
     making = asyncio.ensure_future(trouble(house, rng, over, 8))
     ends = await asyncio.gather(*(ask(house, rng, number, gate) for number in range(count)))
@@ -106,7 +106,7 @@ async def storm(house: House, seed: int, count: int) -> List[str]:
     return list(ends)
 
 
-def held() -> Dict[str, int]:
+def held() -> dict[str, int]:
     gc.collect()
     return {
         "tasks": len(asyncio.all_tasks()),

@@ -6,8 +6,8 @@ import ast
 import re
 import statistics
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Iterator
 
 import pytest
 

@@ -5,9 +5,10 @@ Files are written with the `gguf` package, and with the row order that llama.cpp
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Iterator, Tuple
+from typing import Any
 
 import gguf
 import numpy as np
@@ -119,7 +120,7 @@ def gguf_name(name: str) -> str:
     return name
 
 
-def tensors(shape: Shape, model: Any) -> Iterator[Tuple[str, Array]]:
+def tensors(shape: Shape, model: Any) -> Iterator[tuple[str, Array]]:
     for name, value in model.state_dict().items():
         array = value.float().numpy()
         if name == "lm_head.weight" and shape.tied:

@@ -10,10 +10,11 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Callable, Iterator, Mapping, Optional
+from typing import Any, Callable
 from urllib.parse import urlsplit
 
 START_S = 40.0
@@ -76,7 +77,7 @@ class Unit:
         return http.client.HTTPConnection(urlsplit(self.url).netloc, timeout=ANSWER_S)
 
     def ask(
-        self, method: str, path: str, body: Optional[bytes] = None, headers: Mapping[str, str] = {}
+        self, method: str, path: str, body: bytes | None = None, headers: Mapping[str, str] = {}
     ) -> tuple[int, bytes]:
         """Status and body of an answer."""
         connection = self.connect()

@@ -7,7 +7,6 @@ import tempfile
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
-from typing import Optional
 
 import pytest
 from hypothesis import given, settings
@@ -15,7 +14,6 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
 
 from syshax_kernels.pool import Outbox
-
 from sysinfer.blocks import ROOT, BlockPool, chain
 from sysinfer.pace import LEAST, TARGET_S, Pace
 from sysinfer.sampling import SamplingParams
@@ -139,7 +137,7 @@ def test_a_preempted_sequence_takes_its_kv_back(tmp_path: Path, saves: bool) -> 
         assert outbox.info().chunks_free == 64
 
 
-def few_blocks(outbox: Optional[Outbox], saves: bool) -> Bench:
+def few_blocks(outbox: Outbox | None, saves: bool) -> Bench:
     """Four sequences that do not fit, to their ends."""
     bench = Bench(blocks=24, size=8, seqs=4, budget=32, caching=False, outbox=outbox)
     for key in range(4):

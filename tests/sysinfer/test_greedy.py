@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+
 from syshax_kernels.context import Context
 from syshax_kernels.model import Seq as Row
-
 from sysinfer.blocks import BlockPool
 from sysinfer.config import read_config
 from sysinfer.core import EngineCore, Handoffs

@@ -13,12 +13,13 @@ import signal
 import tempfile
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Iterator, NamedTuple, Optional
+from typing import Any, NamedTuple
 
 import pytest
-from syshax_kernels.pool import read_stats
 
+from syshax_kernels.pool import read_stats
 from tests.sysinfer import models
 from tests.sysinfer.conftest import Tiny
 from tests.sysinfer.process import Unit, wait_for
@@ -261,8 +262,8 @@ def test_a_ticket_that_is_no_good_is_recomputed_and_counted(pair: Pair, how: str
     prompt, name = prompt_of(150), ticket()
     expected = models.greedy(pair.hf, prompt, OUTPUT)
     ask(pair.giver, prompt if how != "other tokens" else prompt_of(150), 1, save=name)
-    load: Optional[dict[str, Any]] = load_from(name)
-    reason: Optional[str] = "missing"
+    load: dict[str, Any] | None = load_from(name)
+    reason: str | None = "missing"
     if how == "missing":
         load = load_from(ticket())
     elif how == "stale":

@@ -115,6 +115,7 @@ def test_the_whole_vocabulary_as_stop_ids_and_a_long_context_cost_little() -> No
 
 def test_a_character_costs_the_same_however_long_the_stop_strings_are() -> None:
     """The text is the beginning of one stop string; another is met and missed at every place of it."""
+
     def run(length: int) -> float:
         stops = StopStrings(["a" * length + "!", *("ab" * (length // 2) + str(i) for i in range(15))])
         begin = time.perf_counter()

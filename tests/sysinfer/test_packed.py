@@ -7,16 +7,16 @@ import os
 import random
 import shutil
 import threading
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Iterator, List, Optional
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+
 from syshax_kernels.context import Context
 from syshax_kernels.model import packed_bytes
 from syshax_kernels.types import DType
-
 from sysinfer import packed
 from sysinfer.config import read_config
 from sysinfer.gguf import GgufFile
@@ -39,7 +39,7 @@ def source(tmp_path: Path) -> Path:
     return Path(shutil.copy(DEMO, tmp_path / "m.gguf"))
 
 
-def start(context: Context, source: Path, cache: Optional[Path], weights: str = "keep") -> NDArray[np.float32]:
+def start(context: Context, source: Path, cache: Path | None, weights: str = "keep") -> NDArray[np.float32]:
     """A start of the engine: the logits of a short text."""
     file = GgufFile(source)
     runner = NativeRunner(context, file, read_config(file), SIZES, weights, cache)
@@ -114,7 +114,7 @@ def test_starts_at_the_same_time_all_come_up_and_leave_one_whole_file(
     context: Context, source: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     expected, ready = start(context, source, None), threading.Barrier(4)
-    same: List[bool] = []
+    same: list[bool] = []
 
     def some_starts() -> None:
         with Context(threads=1) as own:

@@ -6,8 +6,9 @@ import concurrent.futures
 import json
 import socket
 import threading
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Iterator
+from typing import Any
 from urllib.parse import urlsplit
 
 import openai
@@ -96,7 +97,8 @@ def test_several_prompts_and_choices(unit: Unit) -> None:
     single = unit.post(COMPLETION, {**body, "n": 1, "prompt": "the cat"})
     assert single["choices"][0]["text"] == texts[0]
     assert whole["usage"]["prompt_tokens"] == sum(
-        unit.post("/tokenize", {"prompt": p})["count"] for p in body["prompt"]  # type: ignore[attr-defined]
+        unit.post("/tokenize", {"prompt": p})["count"]
+        for p in body["prompt"]  # type: ignore[attr-defined]
     )
 
 
@@ -313,9 +315,10 @@ def test_few_blocks_show_preemptions_and_the_same_text(
     asks = [{**GREEDY, "prompt": [20 + i] * 40, "max_tokens": 100, "return_token_ids": True} for i in range(6)]
     expected = [unit.post(COMPLETION, a)["choices"] for a in asks]
     options = ("--threads", "1", "--kv-blocks", "12", "--kv-dtype", "f32")
-    with Unit.start(tiny_llama.path, tmp_path, *options, pool=outbox) as small, concurrent.futures.ThreadPoolExecutor(
-        6
-    ) as pool:
+    with (
+        Unit.start(tiny_llama.path, tmp_path, *options, pool=outbox) as small,
+        concurrent.futures.ThreadPoolExecutor(6) as pool,
+    ):
         assert list(pool.map(lambda a: small.post(COMPLETION, a)["choices"], asks)) == expected
         counts = small.metrics()
         assert counts["vllm:num_preemptions_total"] > 0

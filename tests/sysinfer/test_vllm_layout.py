@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Tuple
+from typing import Any, Callable
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from syshax_kernels.errors import KernelError
 from syshax_kernels.pages import Chunk, Part
 from syshax_kernels.pool import BF16, F16, F32, Geometry, Inbox, Outbox
 from syshax_vllm.layout import CHUNK_TOKENS, Fill, Indexed, LayerKV, Strided, kernel_blocks, layer_of, pages_of, pieces
-
 from tests.crc32c import crc32c
 
 HEADS, HEAD_SIZE, TOKENS = 2, 32, 300
-Rows = Tuple[torch.Tensor, torch.Tensor]
+Rows = tuple[torch.Tensor, torch.Tensor]
 
 
 def fill_vec(k: torch.Tensor, v: torch.Tensor, cache: torch.Tensor) -> None:
@@ -38,7 +38,7 @@ def joined_by_token(blocks: int, size: int) -> Any:
     return torch.zeros(blocks, size, HEADS, 2 * HEAD_SIZE).transpose(1, 2)
 
 
-MAKERS: Dict[str, Callable[[int, int], Any]] = {
+MAKERS: dict[str, Callable[[int, int], Any]] = {
     "cuda, heads first": lambda blocks, size: torch.zeros(blocks, HEADS, size, 2 * HEAD_SIZE),
     "cuda, tokens first": joined_by_token,
     "cuda, every second block of a larger cache": lambda blocks, size: torch.zeros(
@@ -52,7 +52,7 @@ MAKERS: Dict[str, Callable[[int, int], Any]] = {
     "cpu, K and V apart": lambda blocks, size: torch.zeros(2, blocks, HEADS, size, HEAD_SIZE),
 }
 TYPES = {torch.float32: F32, torch.float16: F16, torch.bfloat16: BF16}
-FILLS: Dict[str, Fill] = {"cpu, vectors": fill_vec, "cpu, tiles": fill_pairs, "cpu, K and V apart": fill_vec}
+FILLS: dict[str, Fill] = {"cpu, vectors": fill_vec, "cpu, tiles": fill_pairs, "cpu, K and V apart": fill_vec}
 
 
 def layer(kind: str, size: int, dtype: torch.dtype = torch.float32) -> LayerKV:
@@ -72,7 +72,7 @@ def retyped(cache: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     return torch.zeros(size, dtype=dtype).as_strided(cache.shape, cache.stride())
 
 
-def copy(cache: LayerKV, chunks: torch.Tensor, start: int, end: int, table: List[int], out: bool) -> None:
+def copy(cache: LayerKV, chunks: torch.Tensor, start: int, end: int, table: list[int], out: bool) -> None:
     """Tokens between a cache and `chunks` [chunk, K or V, token, head, head size]."""
     for piece in pieces(start, end, table, cache.block_size):
         for half, data in zip((cache.k, cache.v), chunks[piece.chunk]):
@@ -167,7 +167,7 @@ def tile_row(cache: Any, block: int, at: int) -> Rows:
 
 
 # Where K and V [head, head size] of a token lie, said without the code under test.
-ACCELERATORS: Dict[str, Callable[[Any, int, int], Rows]] = {
+ACCELERATORS: dict[str, Callable[[Any, int, int], Rows]] = {
     "cuda, heads first": joined_row,
     "cuda, tokens first": joined_row,
     "cuda, every second block of a larger cache": joined_row,
@@ -175,7 +175,7 @@ ACCELERATORS: Dict[str, Callable[[Any, int, int], Rows]] = {
     "flashinfer": lambda cache, block, at: (cache[block, 0, at], cache[block, 1, at]),
     "ascend": lambda cache, block, at: (cache[0][block, at], cache[1][block, at]),
 }
-CPUS: Dict[str, Callable[[Any, int, int], Rows]] = {
+CPUS: dict[str, Callable[[Any, int, int], Rows]] = {
     "cpu, vectors": vector_row,
     "cpu, tiles": tile_row,
     "cpu, K and V apart": lambda cache, block, at: (
@@ -217,7 +217,7 @@ def test_an_accelerator_s_kv_comes_to_the_cpus_through_a_pool(
 TICKET = bytes(range(16))
 
 
-def save_as_an_accelerator(outbox: Outbox, layers: List[LayerKV], table: List[int], wire: torch.dtype) -> None:
+def save_as_an_accelerator(outbox: Outbox, layers: list[LayerKV], table: list[int], wire: torch.dtype) -> None:
     """A READY ticket of LENGTH tokens."""
     ticket = outbox.begin(TICKET, 60)
     ticket.append(range(LENGTH))
@@ -232,7 +232,7 @@ def save_as_an_accelerator(outbox: Outbox, layers: List[LayerKV], table: List[in
     ticket.publish(LENGTH)
 
 
-def load_as_cpus(inbox: Inbox, layers: List[LayerKV], table: List[int], wire: torch.dtype) -> None:
+def load_as_cpus(inbox: Inbox, layers: list[LayerKV], table: list[int], wire: torch.dtype) -> None:
     """All of the ticket."""
     view, pages = inbox.pin(TICKET), pages_of(layers, HEAD_SIZE)
     for index in range(view.n_chunks):

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import zlib
 from array import array
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Optional, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from syshax_kernels.pool import F16, Geometry, Outbox
 
+from syshax_kernels.pool import F16, Geometry, Outbox
 from sysinfer.blocks import BlockPool
 from sysinfer.core import EngineCore, Handoffs
 from sysinfer.handoff import SequenceSaver
@@ -101,7 +101,7 @@ class Bench:
         budget: int = 32,
         longest: int = 200,
         caching: bool = True,
-        outbox: Optional[Outbox] = None,
+        outbox: Outbox | None = None,
     ) -> None:
         self.pool = BlockPool(blocks, size, caching)
         self.scheduler = Scheduler(SchedulerConfig(seqs, budget, min(longest, blocks * size)), self.pool)
@@ -113,7 +113,7 @@ class Bench:
         self.made: dict[int, list[int]] = {}
         self.finish: dict[int, list[str]] = {}
 
-    def add(self, key: int, context: Sequence[int], params: SamplingParams, save: Optional[bytes] = None) -> None:
+    def add(self, key: int, context: Sequence[int], params: SamplingParams, save: bytes | None = None) -> None:
         self.made[key], self.finish[key] = [], []
         self.core.add(Seq(key, f"r{key}", 0, list(context), len(context), params, HandoffParams(save)))
 

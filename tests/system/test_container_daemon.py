@@ -8,13 +8,13 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Dict, Iterator, List
+from typing import Any
 
 import pytest
 
 from syshaxd.backends.container_spec import EngineKind
-
 from testbed.container_engines import IMAGE, RealEngine
 from testbed.processes import ROOT, run, wait_for
 
@@ -30,7 +30,7 @@ class Daemon:
         (folder / "syshax.yaml").write_text(json.dumps(self._config(engine)))
         self.process: Any = None
 
-    def _config(self, engine: RealEngine) -> Dict[str, Any]:
+    def _config(self, engine: RealEngine) -> dict[str, Any]:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
@@ -52,15 +52,15 @@ class Daemon:
             self.process = subprocess.Popen(words, stdout=log, stderr=log, cwd=ROOT, start_new_session=True)
         return self
 
-    def units(self) -> List[Dict[str, Any]]:
+    def units(self) -> list[dict[str, Any]]:
         ask = (sys.executable, "-m", "syshaxd.cli", "units", "--json", "--socket", self.folder / "control.sock")
         answer = run(*ask, check=False)
         return list(json.loads(answer.stdout)["units"]) if answer.returncode == 0 else []
 
-    def ready(self) -> Dict[str, str]:
+    def ready(self) -> dict[str, str]:
         """Container ids by unit, once both are ready."""
 
-        def probe() -> Dict[str, str]:
+        def probe() -> dict[str, str]:
             units = self.units()
             good = len(units) == 2 and all(unit["state"] == "ready" for unit in units)
             return {unit["name"]: unit["container"] for unit in units} if good else {}
@@ -72,7 +72,7 @@ class Daemon:
         self.process.wait(60)
 
 
-def _unit(name: str, engine: RealEngine, tag: str, ipc: str) -> Dict[str, Any]:
+def _unit(name: str, engine: RealEngine, tag: str, ipc: str) -> dict[str, Any]:
     python = Path(sys.executable).resolve()
     mounts = [f"{path}:{path}:ro" for path in dict.fromkeys((Path("/usr"), python.parents[1], Path(sys.prefix), ROOT))]
     site = next(path for path in sys.path if path.endswith("site-packages"))

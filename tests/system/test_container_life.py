@@ -9,13 +9,13 @@ import os
 import re
 import signal
 import socket
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Dict, Iterator
+from typing import Any
 
 import pytest
 
 from syshaxd.backends.container_spec import EngineKind
-
 from testbed.container_engines import IMAGE, RealEngine
 from testbed.daemon_containers import LONG, ROUTES, House, alive, resident
 from testbed.processes import run, wait_for
@@ -50,13 +50,13 @@ def house(engine: RealEngine, tmp_path_factory: pytest.TempPathFactory) -> Itera
         one.close()
 
 
-def change(house: House, container: Dict[str, Any] = {}, **more: Any) -> None:
+def change(house: House, container: dict[str, Any] = {}, **more: Any) -> None:
     """Another configuration of the CPU unit."""
     house.config["units"]["cpu"] = house.unit("cpu", container, **more)
     house.reload()
 
 
-def replace(house: House, **more: Any) -> Dict[str, str]:
+def replace(house: House, **more: Any) -> dict[str, str]:
     """The same, until the unit serves again in another container."""
     before = house.ready()["cpu"]
     change(house, **more)
@@ -64,7 +64,7 @@ def replace(house: House, **more: Any) -> Dict[str, str]:
     return house.ready()
 
 
-def shell(script: str) -> Dict[str, Any]:
+def shell(script: str) -> dict[str, Any]:
     """A unit that a shell starts."""
     return {"command": ["sh", "-c", script]}
 
@@ -181,7 +181,7 @@ def test_out_of_memory(house: House) -> None:
     assert len(house.tokens("")) == 40, "the other one serves"
 
 
-def wrong(house: House, taken: int) -> Dict[str, Any]:
+def wrong(house: House, taken: int) -> dict[str, Any]:
     """Faults of one unit's configuration or surroundings: what it says, and the changes that make it so."""
     return {
         "image localhost/nothing:1 is not here, and pull is never": {"container": {"image": "localhost/nothing:1"}},

@@ -9,9 +9,10 @@ import signal
 import socket
 import time
 import uuid
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, AsyncIterator, Callable, Dict, Iterator, List
+from typing import Any, Callable
 
 import pytest
 
@@ -26,7 +27,6 @@ from syshaxd.supervisor.binding.granted import Allowed, allowed
 from syshaxd.supervisor.binding.host import read_host
 from syshaxd.supervisor.recipes import Surroundings, launch_spec
 from syshaxd.topology import format_cpu_list
-
 from testbed.container_engines import IMAGE, RealEngine
 
 SLEEPER = "echo up; exec sleep 600"
@@ -49,8 +49,8 @@ class Bench:
         self.engine = engine
         self.owner = owner
         self.tag = uuid.uuid4().hex[:8]
-        self.lines: List[str] = []
-        self.running: List[Running] = []
+        self.lines: list[str] = []
+        self.running: list[Running] = []
         self.backend = ContainerBackend(engine.kind, owner)
 
     def spec(self, script: str, unit: str = "cpu", **more: object) -> LaunchSpec:
@@ -62,9 +62,7 @@ class Bench:
         return LaunchSpec(unit, (), {}, "http://127.0.0.1:1", digest="d1", container=container)
 
     async def start(self, script: str, unit: str = "cpu", **more: object) -> Running:
-        started = await asyncio.wait_for(
-            self.backend.start(self.spec(script, unit, **more), self.lines.append), 60
-        )
+        started = await asyncio.wait_for(self.backend.start(self.spec(script, unit, **more), self.lines.append), 60)
         self.running.append(started)
         return started
 
@@ -180,7 +178,7 @@ async def test_a_planned_binding_is_in_force_inside(bench: Bench, kind: UnitKind
     spec = launch_spec(config, Surroundings("m", "/dev/shm/none", 0, binding, port=1)).container
     assert spec is not None
     names = ("cpuset_cpus", "cpuset_mems", "cap_add", "env")
-    own: Dict[str, Any] = {name: getattr(spec, name) for name in names}
+    own: dict[str, Any] = {name: getattr(spec, name) for name in names}
     unit = await bench.start(f"python3 -c '{BOUND}'; echo up; exec sleep 600", **own)
     await bench.until_line("up")
     host_config = (await _inspect(bench.engine, unit.container))["HostConfig"]

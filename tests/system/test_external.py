@@ -5,7 +5,8 @@ from __future__ import annotations
 import http.client
 import json
 import sys
-from typing import Any, Callable, Dict, Iterator, List, Tuple
+from collections.abc import Iterator
+from typing import Any, Callable
 from urllib.parse import urlsplit
 
 import pytest
@@ -13,10 +14,8 @@ import pytest
 from testbed import daemon_real_units as house
 from testbed import small_gguf
 from testbed.daemon_real_units import Daemon
-from testbed.processes import wait_for
-
 from testbed.far_host import FarHost
-from testbed.processes import ROOT, run
+from testbed.processes import ROOT, run, wait_for
 
 FAILOVERS = 'syshax_handoffs_total{kind="failover",result="ok"}'
 KEY, PORT, TOKENS = "a-key-of-the-other-host", 8002, 1500
@@ -63,20 +62,20 @@ def daemon(far: FarHost, tmp_path_factory: pytest.TempPathFactory) -> Iterator[D
         assert process.poll() is None, "nobody ended it"
 
 
-def unit(daemon: Daemon) -> Dict[str, Any]:
+def unit(daemon: Daemon) -> dict[str, Any]:
     """The far unit as the daemon sees it."""
     daemon.status()
     return daemon.units["cpu"]
 
 
-def generate(daemon: Daemon, route: str, strike: Callable[[], None] = lambda: None) -> Tuple[List[int], str]:
+def generate(daemon: Daemon, route: str, strike: Callable[[], None] = lambda: None) -> tuple[list[int], str]:
     """Greedy tokens of a stream, and its finish; `strike` is called at its first token."""
     body = {
         "model": house.MODEL, "prompt": [5, 6, 7, 8], "max_tokens": TOKENS, "temperature": 0, "ignore_eos": True,
         "stream": True, "return_token_ids": True,
     }  # fmt: skip
     connection = http.client.HTTPConnection(urlsplit(daemon.url).netloc, timeout=60)
-    tokens: List[int] = []
+    tokens: list[int] = []
     finish = ""
     try:
         headers = {"Content-Type": "application/json", "x-syshax-route": route}

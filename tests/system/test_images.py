@@ -10,8 +10,8 @@ import re
 import subprocess
 import sys
 import tarfile
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Iterator, List, Tuple
 
 import pytest
 
@@ -19,7 +19,6 @@ from syshaxd.backends.container import ensure_image
 from syshaxd.backends.container_spec import EngineKind
 from syshaxd.backends.engineapi import EngineApi
 from syshaxd.errors import BackendError
-
 from testbed.container_engines import IMAGE, RealEngine
 from testbed.processes import ROOT, run
 
@@ -29,7 +28,7 @@ RATE, SIZE = 6_000_000, 36_000_000  # a pull of six seconds: long enough for two
 
 
 @pytest.fixture(scope="module")
-def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tuple[str, str]]:
+def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str]]:
     """Address of the image there, without tag, and its digest."""
     archive = tmp_path_factory.mktemp("registry") / "layer.tar"
     with tarfile.open(archive, "w") as out:
@@ -46,7 +45,7 @@ def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tuple[str, st
 
 @pytest.fixture(scope="module", params=list(EngineKind), ids=lambda kind: str(kind.value))
 def engine(
-    request: pytest.FixtureRequest, registry: Tuple[str, str], tmp_path_factory: pytest.TempPathFactory
+    request: pytest.FixtureRequest, registry: tuple[str, str], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[RealEngine]:
     folder = tmp_path_factory.mktemp(request.param.value)
     host = registry[0].partition("/")[0]
@@ -59,9 +58,9 @@ def engine(
         found.close()
 
 
-def ensure(engine: RealEngine, image: str, policy: str) -> Tuple[str, List[str]]:
+def ensure(engine: RealEngine, image: str, policy: str) -> tuple[str, list[str]]:
     """The image's id after the policy was followed, and the lines of progress."""
-    lines: List[str] = []
+    lines: list[str] = []
 
     async def work() -> str:
         api = EngineApi(engine.socket)
@@ -74,7 +73,7 @@ def ensure(engine: RealEngine, image: str, policy: str) -> Tuple[str, List[str]]
     return asyncio.run(work()), lines
 
 
-def test_pulled_where_missing_with_progress_and_by_digest(engine: RealEngine, registry: Tuple[str, str]) -> None:
+def test_pulled_where_missing_with_progress_and_by_digest(engine: RealEngine, registry: tuple[str, str]) -> None:
     name, digest = registry
     engine.images.append(f"{name}:1")
     found, lines = ensure(engine, f"{name}:1", "missing")
@@ -86,7 +85,7 @@ def test_pulled_where_missing_with_progress_and_by_digest(engine: RealEngine, re
     assert pinned == found
 
 
-def test_what_is_not_there_says_what_to_do(engine: RealEngine, registry: Tuple[str, str]) -> None:
+def test_what_is_not_there_says_what_to_do(engine: RealEngine, registry: tuple[str, str]) -> None:
     name, digest = registry
     wrong = digest[:-4] + "0000"
     for image in (f"{name}:2", f"{name}@{wrong}", "127.0.0.1:1/x:1"):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from typing import Any, Dict, List
+from typing import Any
 
 import pytest
 
@@ -34,7 +34,7 @@ print(json.dumps(seen))
 """
 
 
-def ask(machine: Machine, route: str) -> Dict[str, Any]:
+def ask(machine: Machine, route: str) -> dict[str, Any]:
     """A chat answer over one route."""
     messages = [{"role": "user", "content": PROMPT}]
     body = {"model": "syshax-demo", "messages": messages, "max_tokens": 12, "temperature": 0}
@@ -46,12 +46,12 @@ def ask(machine: Machine, route: str) -> Dict[str, Any]:
     return answer
 
 
-def unit_pids(machine: Machine) -> List[str]:
+def unit_pids(machine: Machine) -> list[str]:
     """Main processes of the units, as systemd knows them."""
     return [machine.show(f"syshax-unit@{name}", "MainPID") for name in UNITS]
 
 
-def journal(machine: Machine, *matches: str) -> List[Dict[str, Any]]:
+def journal(machine: Machine, *matches: str) -> list[dict[str, Any]]:
     """Journal entries of the daemon."""
     lines = machine.output(f"journalctl -o json --no-pager -u syshaxd {' '.join(matches)}").splitlines()
     return [json.loads(line) for line in lines]

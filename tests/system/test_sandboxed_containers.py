@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
-from typing import Any, Dict, Iterator, List
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
 from testbed.machine import Machine, at_work
 from testbed.processes import wait_for
-from tests.system.test_package import ROUTES, ask, journal
 from testbed.unit_image import UNIT_IMAGE
+from tests.system.test_package import ROUTES, ask, journal
 
 pytestmark = pytest.mark.timeout(240, func_only=True)
 CONFIG = "/etc/syshax/containers.yaml"
@@ -28,13 +29,13 @@ def engine(fresh: Machine, request: pytest.FixtureRequest) -> Iterator[str]:
     fresh.run(f"{name} rmi --force {UNIT_IMAGE}", check=False)
 
 
-def containers(machine: Machine) -> Dict[str, str]:
+def containers(machine: Machine) -> dict[str, str]:
     """Container ids by unit, from the status."""
     units: Any = machine.status()["units"]
     return {unit["name"]: unit["container"] for unit in units}
 
 
-def texts(machine: Machine) -> List[str]:
+def texts(machine: Machine) -> list[str]:
     """Answers over all routes."""
     return [ask(machine, route)["choices"][0]["message"]["content"] for route in ROUTES]
 

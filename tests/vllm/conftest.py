@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Iterator, List
+from collections.abc import Iterator
 
 import pytest
 
@@ -32,7 +32,7 @@ def daemon(running_pair: Daemon) -> Iterator[Daemon]:
 
 
 @pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: List[pytest.Item]) -> None:
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Pair by pair: pytest orders by the place of a parameter in its list, and the lists differ."""
     order = list(pairs.KINDS)
     for item in items:

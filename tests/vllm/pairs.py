@@ -7,15 +7,16 @@ import http.client
 import json
 import os
 import secrets
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, Mapping, Optional, Tuple
+from typing import Any
 from urllib.parse import urlsplit
 
 from testbed import daemon_real_units as house
+from testbed import twin_models as twins
 from testbed.daemon_real_units import MODEL, ROUTES, Daemon
 from testbed.processes import wait_for
-from testbed import twin_models as twins
 
 PATIENCE = 300.0  # seconds; a small host that does something else as well may be slow
 START = 600.0
@@ -38,11 +39,11 @@ class Vllm:
 
     block: int
     python: Path = NEW
-    blocks: Optional[int] = None
+    blocks: int | None = None
     ranks: int = 1
     budget: int = 256
 
-    def unit(self, model: twins.Twins) -> Dict[str, Any]:
+    def unit(self, model: twins.Twins) -> dict[str, Any]:
         """Its part of the configuration."""
         return {
             "kind": "vllm", "python": str(self.python), "model_path": str(model.folder), "max_model_len": 2048,
@@ -56,7 +57,7 @@ class Vllm:
 class Sysinfer:
     """A sysinfer unit on the GGUF form."""
 
-    def unit(self, model: twins.Twins) -> Dict[str, Any]:
+    def unit(self, model: twins.Twins) -> dict[str, Any]:
         """Its part of the configuration."""
         return {"kind": "sysinfer", "extra_args": ["--kv-dtype=f32"]}
 
@@ -122,24 +123,24 @@ def splits(daemon: Daemon) -> bool:
     return daemon.ask("/v1/completions", body, {"x-syshax-route": ROUTES[2]}).status == 200
 
 
-def prompt(length: int, salt: int = 0) -> List[int]:
+def prompt(length: int, salt: int = 0) -> list[int]:
     """Token ids; other lengths and salts begin otherwise, so that no prefix cache helps."""
     return [4 + n % 250 for n in (length, length // 250, salt, *(31 * i + i * i for i in range(3, length)))][:length]
 
 
-def greedy(length: int, salt: int = 0, tokens: int = 12, **more: Any) -> Dict[str, Any]:
+def greedy(length: int, salt: int = 0, tokens: int = 12, **more: Any) -> dict[str, Any]:
     """Body of a completion. Random models make broken characters, so only token ids are compared."""
     wanted = {"max_tokens": tokens, "temperature": 0, "ignore_eos": True, "return_token_ids": True}
     return {"prompt": prompt(length, salt), **wanted, **more}
 
 
-def ids(answer: house.Answer) -> Tuple[int, ...]:
+def ids(answer: house.Answer) -> tuple[int, ...]:
     """Generated token ids of an answer."""
     assert answer.status == 200, answer.body
     return tuple(answer.json["choices"][0]["token_ids"])
 
 
-def complete(daemon: Daemon, length: int, route: str, salt: int = 0, tokens: int = 12) -> Tuple[int, ...]:
+def complete(daemon: Daemon, length: int, route: str, salt: int = 0, tokens: int = 12) -> tuple[int, ...]:
     """Greedy tokens after one prompt over one route."""
     answer = daemon.ask("/v1/completions", greedy(length, salt, tokens), {"x-syshax-route": route})
     assert answer.status == 200, answer.body
@@ -153,7 +154,7 @@ def externals(daemon: Daemon, unit: str = "cpu") -> float:
     return sum(value for name, value in daemon.metrics(unit).items() if all(part in name for part in wanted))
 
 
-def failures(daemon: Daemon, unit: str = "cpu") -> Dict[str, float]:
+def failures(daemon: Daemon, unit: str = "cpu") -> dict[str, float]:
     """Loads that failed, by reason."""
     found = {name: value for name, value in daemon.metrics(unit).items() if "load_failures_total" in name}
     return {name.partition('reason="')[2].partition('"')[0]: value for name, value in found.items()}
@@ -169,9 +170,9 @@ class Stream:
         self.name = secrets.token_hex(8)  # its request id
         named = {"Content-Type": "application/json", "x-request-id": self.name}
         self._connection.request("POST", path, data, {**named, **headers})
-        self.tokens: List[int] = []
+        self.tokens: list[int] = []
         self.finish = ""
-        self._response: Optional[http.client.HTTPResponse] = None
+        self._response: http.client.HTTPResponse | None = None
 
     def read(self, tokens: int = 1 << 30) -> "Stream":
         """Until it has so many tokens, or to its end."""

@@ -18,8 +18,9 @@ import sys
 import tempfile
 import time
 import xml.etree.ElementTree as ElementTree
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Dict, Mapping
+from typing import Any
 
 from tests.vllm.pairs import NEW, OLD
 
@@ -37,7 +38,7 @@ print(json.dumps({"python": platform.python_version(), **found}))
 def versions(python: Path) -> Mapping[str, str]:
     """Of what the units run."""
     done = subprocess.run([str(python), "-c", TELL], capture_output=True, text=True, timeout=120, check=True)
-    found: Dict[str, str] = json.loads(done.stdout)
+    found: dict[str, str] = json.loads(done.stdout)
     return found
 
 
@@ -70,7 +71,7 @@ def main() -> int:
         tests = outcomes(report)
     passed = sum(outcome == "passed" for outcome in tests.values())
     called = "make test-vllm-breadth" if breadth else "make test-vllm-version VLLM_OLD_VENV=..."
-    result: Dict[str, Any] = {
+    result: dict[str, Any] = {
         "versions": found, "date": datetime.date.today().isoformat(), "commit": commit(),
         "command": called, "pytest": " ".join(["python", *command]),
         "cpus": len(os.sched_getaffinity(0)), "seconds": round(time.monotonic() - begin), "passed": passed,

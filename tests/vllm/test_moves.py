@@ -11,8 +11,9 @@ import contextlib
 import json
 import os
 import signal
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Callable, Dict, Iterator, List, Sequence, Tuple
+from typing import Any, Callable
 
 import psutil
 import pytest
@@ -30,10 +31,10 @@ COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
 TOKENS = 200  # seconds of work
 BEGUN = 5  # tokens that every stream has when something happens
 LENGTHS = (50, 111, 172)
-Call = Tuple[str, Dict[str, Any]]
+Call = tuple[str, dict[str, Any]]
 
 
-def calls(salt: int) -> List[Call]:
+def calls(salt: int) -> list[Call]:
     """Chat and completions, of several lengths, that together fit into a short cache."""
     plain = greedy(1, tokens=TOKENS)
     del plain["prompt"]
@@ -48,13 +49,13 @@ def streamed(daemon: Daemon, call: Call, route: str) -> Stream:
     return Stream(daemon, path, body, {"x-syshax-route": route})
 
 
-def alone(daemon: Daemon, made: Sequence[Call]) -> List[List[int]]:
+def alone(daemon: Daemon, made: Sequence[Call]) -> list[list[int]]:
     """Token ids of the decode unit, left alone."""
     with ThreadPoolExecutor(len(made)) as threads:
         return list(threads.map(lambda call: streamed(daemon, call, "cpu").read().tokens, made))
 
 
-def struck(daemon: Daemon, made: Sequence[Call], strike: Callable[[], None]) -> List[Stream]:
+def struck(daemon: Daemon, made: Sequence[Call], strike: Callable[[], None]) -> list[Stream]:
     """Streams of the prefill unit, all read at once, to which something happens when each has some tokens."""
     before = generated(daemon)
     streams = [streamed(daemon, call, "accelerator") for call in made]
@@ -111,7 +112,7 @@ def test_a_restart_gives_running_streams_away_with_their_kv(daemon: Daemon) -> N
     assert taken >= sum(LENGTHS) + 3 * 30 + BEGUN * len(made), stories(daemon, streams)
 
 
-def processes(daemon: Daemon, name: str) -> List[psutil.Process]:
+def processes(daemon: Daemon, name: str) -> list[psutil.Process]:
     """Those of the prefill unit; vLLM gives them names."""
     server = psutil.Process(daemon.units["gpu"]["pid"])
     if name == "server":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Dict, List, Tuple
+from typing import Any
 
 import pytest
 
@@ -82,7 +82,7 @@ def test_chat(daemon: Daemon) -> None:
     assert externals(daemon) > before
 
 
-def saved(daemon: Daemon, length: int, salt: int) -> Dict[str, Any]:
+def saved(daemon: Daemon, length: int, salt: int) -> dict[str, Any]:
     """Has the prefill unit save a prompt's KV; what the decode unit has to load."""
     ticket = secrets.token_hex(16)
     save = {"kv_transfer_params": {"syshax": {"save": ticket}}}
@@ -90,7 +90,7 @@ def saved(daemon: Daemon, length: int, salt: int) -> Dict[str, Any]:
     return {"ticket": ticket, "pool": "gpu.pool", "generation": 0}
 
 
-def loaded(daemon: Daemon, length: int, salt: int, load: Dict[str, Any]) -> Tuple[int, ...]:
+def loaded(daemon: Daemon, length: int, salt: int, load: dict[str, Any]) -> tuple[int, ...]:
     """Greedy tokens of the decode unit, which is to load that."""
     wish = {"kv_transfer_params": {"syshax": {"load": load}}}
     return ids(daemon.ask_unit("cpu", COMPLETIONS, {**greedy(length, salt), **wish}))
@@ -98,7 +98,7 @@ def loaded(daemon: Daemon, length: int, salt: int, load: Dict[str, Any]) -> Tupl
 
 @EVERY
 @pytest.mark.parametrize("changed", [{"ticket": "0" * 32}, {"pool": "none.pool"}, {"generation": 5}])
-def test_a_handoff_that_is_not_there_is_computed(daemon: Daemon, changed: Dict[str, Any]) -> None:
+def test_a_handoff_that_is_not_there_is_computed(daemon: Daemon, changed: dict[str, Any]) -> None:
     salt = 10 + len(str(changed))
     before, counted = externals(daemon), failures(daemon)
     load = saved(daemon, 200, salt)
@@ -131,7 +131,7 @@ def test_a_handoff_is_taken_once(daemon: Daemon) -> None:
 @VLLM_ONLY
 def test_clients_that_leave_in_every_state_leave_nothing_behind(daemon: Daemon) -> None:
     """Queued, in prefill, between the legs, while loading, in decode; over each route. The fixture looks for leaks."""
-    leaving: List[Tuple[Stream, int]] = []
+    leaving: list[tuple[Stream, int]] = []
     for number, read in enumerate((0, 0, 0, 0, 1, 1, 2, 5, 20)):
         for route in ROUTES:
             body = greedy(40 if number % 2 else 900, 20 + number, 400)

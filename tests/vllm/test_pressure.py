@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from concurrent.futures import ThreadPoolExecutor
-from typing import Dict, List, NamedTuple, Tuple
+from typing import NamedTuple
 
 import pytest
 
@@ -26,7 +26,7 @@ LENGTHS = [70 + 9 * number for number in range(REQUESTS)]
 class Run(NamedTuple):
     """What all requests at once brought."""
 
-    tokens: List[Tuple[int, ...]]
+    tokens: list[tuple[int, ...]]
     seconds: float
     preemptions: float
     read_back: float  # tokens that the prefill unit took from a pool
@@ -35,10 +35,10 @@ class Run(NamedTuple):
     handed_over: float  # tokens that the decode unit took from a pool
 
 
-def all_at_once(daemon: Daemon, headers: Dict[str, str]) -> Run:
+def all_at_once(daemon: Daemon, headers: dict[str, str]) -> Run:
     """Many requests that together need more KV than the unit has."""
 
-    def ask(length: int) -> Tuple[int, ...]:
+    def ask(length: int) -> tuple[int, ...]:
         return ids(daemon.ask("/v1/completions", greedy(length, 1, TOKENS), headers))
 
     before, began = counted(daemon), time.monotonic()
@@ -48,7 +48,7 @@ def all_at_once(daemon: Daemon, headers: Dict[str, str]) -> Run:
     return Run(tokens, seconds, *(after - count for after, count in zip(counted(daemon), before)))
 
 
-def counted(daemon: Daemon) -> Tuple[float, ...]:
+def counted(daemon: Daemon) -> tuple[float, ...]:
     """The counts of a Run so far, in its order."""
     gpu, own = daemon.metrics("gpu"), daemon.metrics()
     moves = [own.get(f'syshax_handoffs_total{{kind="{kind}",result="ok"}}', 0) for kind in ("offload", "return")]

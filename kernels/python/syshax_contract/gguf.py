@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import os
 import struct
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Dict, List, Mapping, NamedTuple, Protocol, Tuple, Union
+from typing import NamedTuple, Protocol, Union
 
 Scalar = Union[int, float, bool, str]
-Value = Union[Scalar, List[Scalar]]
+Value = Union[Scalar, list[Scalar]]
 
 MAX_DIMS = 4
 MAX_ENTRIES = 1 << 20  # metadata keys or tensors; real files have hundreds
@@ -77,7 +78,7 @@ class TensorEntry(NamedTuple):
     """A tensor as the table of contents states it; `dims` fastest first, `offset` from the data section."""
 
     name: str
-    dims: Tuple[int, ...]
+    dims: tuple[int, ...]
     type: int
     offset: int
     at: int  # byte of the entry
@@ -87,8 +88,8 @@ class TensorEntry(NamedTuple):
 class GgufHeader:
     """Everything before the data section, which begins at byte `data_begin`."""
 
-    metadata: Dict[str, Value]
-    tensors: Dict[str, TensorEntry]
+    metadata: dict[str, Value]
+    tensors: dict[str, TensorEntry]
     alignment: int
     data_begin: int
 
@@ -101,7 +102,7 @@ def read_header(data: Bytes, arrays: bool = True) -> GgufHeader:
     cursor = _Cursor(data)
     n_tensors, n_keys = _counts(cursor)
     metadata = _metadata(cursor, n_keys, arrays)
-    tensors: Dict[str, TensorEntry] = {}
+    tensors: dict[str, TensorEntry] = {}
     for _ in range(n_tensors):
         entry = _entry(cursor)
         if entry.name in tensors:
@@ -139,8 +140,8 @@ class _Cursor:
         self.at = at + count
         return at
 
-    def number(self, kind: struct.Struct, what: str) -> Union[int, float]:
-        value: Union[int, float] = kind.unpack(self.take(kind.size, what))[0]
+    def number(self, kind: struct.Struct, what: str) -> int | float:
+        value: int | float = kind.unpack(self.take(kind.size, what))[0]
         return value
 
     def count(self, what: str, limit: int) -> int:
@@ -158,7 +159,7 @@ class _Cursor:
             raise failure(at, f"{what} is not UTF-8 ({err.reason})") from err
 
 
-def _counts(cursor: _Cursor) -> Tuple[int, int]:
+def _counts(cursor: _Cursor) -> tuple[int, int]:
     magic = cursor.data[:4]
     if magic != b"GGUF":
         raise failure(0, f"expected the magic bytes 'GGUF', found {magic!r}; is it a GGUF model?")
@@ -171,8 +172,8 @@ def _counts(cursor: _Cursor) -> Tuple[int, int]:
     return cursor.count("the number of tensors", MAX_ENTRIES), cursor.count("the number of keys", MAX_ENTRIES)
 
 
-def _metadata(cursor: _Cursor, count: int, arrays: bool) -> Dict[str, Value]:
-    found: Dict[str, Value] = {}
+def _metadata(cursor: _Cursor, count: int, arrays: bool) -> dict[str, Value]:
+    found: dict[str, Value] = {}
     seen = set()
     for _ in range(count):
         at = cursor.at
@@ -197,7 +198,7 @@ def _scalar(cursor: _Cursor, kind: int, key: str, at: int) -> Scalar:
     return bool(value) if kind == _BOOL else value
 
 
-def _array_head(cursor: _Cursor, key: str) -> Tuple[int, int]:
+def _array_head(cursor: _Cursor, key: str) -> tuple[int, int]:
     """Element type and count."""
     at = cursor.at
     kind = int(cursor.number(_U32, f"the element type of {key}"))
@@ -207,7 +208,7 @@ def _array_head(cursor: _Cursor, key: str) -> Tuple[int, int]:
     return kind, cursor.count(f"the length of {key}", (cursor.end - cursor.at) // size)
 
 
-def _array(cursor: _Cursor, key: str) -> List[Scalar]:
+def _array(cursor: _Cursor, key: str) -> list[Scalar]:
     kind, count = _array_head(cursor, key)
     if kind == _STRING:
         return [cursor.string(key) for _ in range(count)]

@@ -8,10 +8,11 @@ from __future__ import annotations
 import json
 import os
 import stat
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Any, Dict, Mapping, Tuple
+from typing import Any
 
 from .gguf import BF16, F32, Q8_0, FileBytes, GgufHeader, TensorEntry, read_header
 
@@ -39,7 +40,7 @@ class Part:
 class ModelFacts:
     """`kv_elements`: of K and V of one token over all layers; sizes are in elements."""
 
-    parts: Tuple[Part, ...]
+    parts: tuple[Part, ...]
     kv_elements: int
     context: int  # tokens
     width: int  # d_model
@@ -134,8 +135,8 @@ def gguf_facts(header: GgufHeader) -> ModelFacts:
     )
 
 
-def _parts(tensors: Mapping[str, TensorEntry]) -> Tuple[Part, ...]:
-    sums: Dict[Tuple[Any, ...], int] = {}
+def _parts(tensors: Mapping[str, TensorEntry]) -> tuple[Part, ...]:
+    sums: dict[tuple[Any, ...], int] = {}
     for name, tensor in tensors.items():
         whole = name in ("token_embd.weight", "output.weight")
         place = (tensor.type, whole, prod(tensor.dims[1:]) == 1, tensor.dims[0] % 32 == 0)

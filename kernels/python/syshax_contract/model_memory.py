@@ -6,8 +6,8 @@ counted; the kernel takes those pages back.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Mapping, Optional
 
 from .gguf import BF16, F16, F32, Q4_0, Q8_0, TENSOR_TYPES
 from .model_files import ModelFacts, Part
@@ -38,7 +38,7 @@ class EngineMemory:
         return SERVER_BYTES + self.step
 
 
-def engine_memory(facts: ModelFacts, sizing: EngineSizing, memory: Optional[int]) -> EngineMemory:
+def engine_memory(facts: ModelFacts, sizing: EngineSizing, memory: int | None) -> EngineMemory:
     """Blocks and context length that fit together: with few blocks the longest sequence gets shorter.
 
     `memory`: bytes that are there for weights and KV cache; None: unknown, and then as much as is needed.
@@ -61,7 +61,7 @@ def kv_bytes(facts: ModelFacts, tokens: int, dtype: str) -> int:
     return tokens * (facts.kv_elements * _KV_BYTES.get(dtype, _HALF) + scales)
 
 
-def held_type(source: int, wanted: Optional[int], whole: bool = False, blocks: bool = True) -> int:
+def held_type(source: int, wanted: int | None, whole: bool = False, blocks: bool = True) -> int:
     """The ggml_type in which a matrix of type `source` is held: what is wanted (None: as it is), but never with more
     bits than in the file, and in blocks only where its rows fit.
 
@@ -75,7 +75,7 @@ def held_type(source: int, wanted: Optional[int], whole: bool = False, blocks: b
     return F32 if kind in (Q8_0, Q4_0) and not blocks else kind
 
 
-def held_bytes(part: Part, wanted: Optional[int]) -> int:
+def held_bytes(part: Part, wanted: int | None) -> int:
     """Bytes of a part in memory."""
     kind = TENSOR_TYPES[F32 if part.vector else held_type(part.type, wanted, part.whole, part.blocks)]
     return -(-part.elements // kind.block) * kind.size

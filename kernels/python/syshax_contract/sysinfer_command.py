@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn, Optional, Sequence, Tuple
+from typing import NoReturn
 
 KV_DTYPES = ("f16", "bf16", "f32", "q8_0")
 WEIGHTS = ("keep", "q8_0", "q4_0", "f16", "f32")
 BLOCK_SIZES = (8, 16, 32, 64, 128, 256)
-_RANGES: Tuple[Tuple[str, float, float], ...] = (
+_RANGES: tuple[tuple[str, float, float], ...] = (
     ("port", 0, 65535), ("threads", 1, 1024), ("max_model_len", 2, 1 << 24), ("kv_blocks", 1, 1 << 24),
     ("max_num_seqs", 1, 1024), ("max_num_batched_tokens", 1, 1 << 16), ("max_tokens", 1, 1 << 24),
     ("temperature", 0, 100),
@@ -24,8 +25,8 @@ class EngineSizing:
     weights: str = "keep"
     kv_dtype: str = "f16"
     block_size: int = 32
-    kv_blocks: Optional[int] = None
-    max_model_len: Optional[int] = None
+    kv_blocks: int | None = None
+    max_model_len: int | None = None
     max_num_seqs: int = 16
     max_num_batched_tokens: int = 512  # at least max_num_seqs
 
@@ -69,7 +70,7 @@ def _add_engine(parser: argparse.ArgumentParser) -> None:
     add("--no-prefix-cache", action="store_true", help="compute equal prefixes again")
 
 
-def out_of_range(given: argparse.Namespace) -> Optional[str]:
+def out_of_range(given: argparse.Namespace) -> str | None:
     """What is wrong with the numbers of a command line; None: nothing."""
     for name, low, high in _RANGES:
         value = getattr(given, name)

@@ -7,8 +7,9 @@ began at the chunk's first token.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Callable, List, Optional, Protocol, Sequence
+from typing import Callable, Optional, Protocol
 
 from syshax_kernels.pool import Located, Worker
 from syshax_kernels.pool_types import CHUNK_TOKENS
@@ -29,7 +30,7 @@ class ChunkPart:
         return self.at + self.count
 
 
-def parts(tokens: range) -> List[ChunkPart]:
+def parts(tokens: range) -> list[ChunkPart]:
     """Cuts consecutive tokens of a request at the borders of chunks."""
     found, first = [], tokens.start
     while first < tokens.stop:
@@ -58,7 +59,7 @@ Run = Callable[[Sequence[ChunkPart], Callable[[ChunkPart], Optional[int]], Then]
 copy has ended. Raises the first error of any, when no copy runs any more."""
 
 
-def one_by_one(pieces: Sequence[ChunkPart], copy: Callable[[ChunkPart], Optional[int]], then: Then) -> None:
+def one_by_one(pieces: Sequence[ChunkPart], copy: Callable[[ChunkPart], int | None], then: Then) -> None:
     """The Run of an engine that copies at once, in its own thread."""
     for part in pieces:
         then(part, copy(part))
@@ -70,7 +71,7 @@ class OwnChunks(Protocol):
     def chunk_address(self, index: int) -> int:
         """Where chunk `index` lies."""
 
-    def seal(self, index: int, *, n_tokens: Optional[int] = None, crc: Optional[int] = None) -> None:
+    def seal(self, index: int, *, n_tokens: int | None = None, crc: int | None = None) -> None:
         """Checksums its first `n_tokens` tokens."""
 
     def verify(self, index: int, n_tokens: int) -> None:
@@ -87,7 +88,7 @@ class WorkerTicket:
     def chunk_address(self, index: int) -> int:
         return self._worker.chunk_address(self._slot, index)
 
-    def seal(self, index: int, *, n_tokens: Optional[int] = None, crc: Optional[int] = None) -> None:
+    def seal(self, index: int, *, n_tokens: int | None = None, crc: int | None = None) -> None:
         self._worker.seal(self._slot, index, self._rank, n_tokens, crc)
 
     def verify(self, index: int, n_tokens: int) -> None:
@@ -110,10 +111,10 @@ class PinnedChunks(Protocol):
 def save(ticket: OwnChunks, tokens: range, copy: Copy, run: Run = one_by_one) -> None:
     """Copies KV of `tokens` into the chunks of the engine's own ticket, and seals them."""
 
-    def begin(part: ChunkPart) -> Optional[int]:
+    def begin(part: ChunkPart) -> int | None:
         return copy(part, ticket.chunk_address(part.index))
 
-    def seal(part: ChunkPart, crc: Optional[int]) -> None:
+    def seal(part: ChunkPart, crc: int | None) -> None:
         ticket.seal(part.index, n_tokens=part.until, crc=None if part.at else crc)
 
     run(parts(tokens), begin, seal)
@@ -122,7 +123,7 @@ def save(ticket: OwnChunks, tokens: range, copy: Copy, run: Run = one_by_one) ->
 def restore(ticket: OwnChunks, tokens: range, copy: Copy, run: Run = one_by_one) -> None:
     """Copies KV of `tokens` back out of the engine's own ticket, after comparing its seals."""
 
-    def begin(part: ChunkPart) -> Optional[int]:
+    def begin(part: ChunkPart) -> int | None:
         ticket.verify(part.index, part.until)
         return copy(part, ticket.chunk_address(part.index))
 
@@ -138,11 +139,11 @@ def load(view: PinnedChunks, tokens: range, copy: Copy, run: Run = one_by_one, s
     def whole(part: ChunkPart) -> bool:
         return sums and part.at == 0 and part.count == view.locate(part.index).n_tokens
 
-    def begin(part: ChunkPart) -> Optional[int]:
+    def begin(part: ChunkPart) -> int | None:
         address = view.locate(part.index).address if whole(part) else view.chunk_address(part.index)
         return copy(part, address)
 
-    def compare(part: ChunkPart, crc: Optional[int]) -> None:
+    def compare(part: ChunkPart, crc: int | None) -> None:
         if crc is not None and whole(part):
             view.match(part.index, part.count, crc)
 

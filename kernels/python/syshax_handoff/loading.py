@@ -9,16 +9,16 @@ from __future__ import annotations
 import logging
 import re
 import time
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Callable, Dict, Generic, Hashable, Optional, Protocol, Sequence, TypeVar
-
-from syshax_kernels.errors import BusyError, KernelError, NotFoundError
-from syshax_kernels.pool import PoolInfo, View
+from typing import Callable, Generic, Protocol, TypeVar
 
 from syshax_handoff.chunks import common_prefix
 from syshax_handoff.reasons import TIMEOUT, HandoffCounts, reason_of
 from syshax_handoff.saving import Progress
+from syshax_kernels.errors import BusyError, KernelError, NotFoundError
+from syshax_kernels.pool import PoolInfo, View
 
 PIN_LEASE_S = 30.0  # how long a pinned ticket is ours, queueing included
 FILLING_WAIT_S = 2.0  # how long a ticket may still be FILLING
@@ -45,7 +45,7 @@ class Loading:
     """What is known of one handoff: waited for until it is pinned, then copied."""
 
     deadline: float  # of FILLING
-    progress: Optional[Progress] = None  # once it is pinned
+    progress: Progress | None = None  # once it is pinned
 
     def waits(self, now: float) -> bool:
         """Whether a ticket that is still FILLING is asked for again."""
@@ -66,8 +66,8 @@ class _Arrival:
     name: str
     source: TicketSource
     state: Loading
-    view: Optional[View] = None
-    info: Optional[PoolInfo] = None
+    view: View | None = None
+    info: PoolInfo | None = None
 
 
 class OtherPool(Protocol):
@@ -92,14 +92,14 @@ class Loader(Generic[Key]):
     ) -> None:  # fmt: skip
         """`open_inbox`: from the path of a pool file in `folder`."""
         self._folder, self._open, self._counts, self._log, self._clock = folder, open_inbox, counts, log, clock
-        self._inboxes: Dict[str, OtherPool] = {}
-        self._arrivals: Dict[Key, _Arrival] = {}
+        self._inboxes: dict[str, OtherPool] = {}
+        self._arrivals: dict[Key, _Arrival] = {}
 
     def expect(self, key: Key, name: str, source: TicketSource) -> None:
         """A request that asks for a ticket has come; its waiting time begins."""
         self._arrivals[key] = _Arrival(name, source, Loading(self._clock() + FILLING_WAIT_S))
 
-    def poll(self, key: Key, tokens: Sequence[int]) -> Optional[int]:
+    def poll(self, key: Key, tokens: Sequence[int]) -> int | None:
         """How many of `tokens` the ticket holds; 0: it is of no use (any more); None: still FILLING, ask again."""
         arrival = self._arrivals.get(key)
         if arrival is None:
@@ -133,7 +133,7 @@ class Loader(Generic[Key]):
             self._inboxes[name] = self._open(str(path))
         return self._inboxes[name]
 
-    def view(self, key: Key) -> Optional[View]:
+    def view(self, key: Key) -> View | None:
         """The pinned ticket of a request; None: it has none (any more)."""
         arrival = self._arrivals.get(key)
         return None if arrival is None else arrival.view

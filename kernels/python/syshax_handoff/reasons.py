@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Counter, Protocol
+from collections import Counter
+from typing import Protocol
 
 from syshax_kernels.errors import BusyError, CorruptError, FullError, MismatchError, NotFoundError, StaleError
 

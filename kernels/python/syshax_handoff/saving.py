@@ -9,13 +9,13 @@ from __future__ import annotations
 import logging
 import secrets
 import threading
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
-from typing import Dict, Generic, Hashable, Optional, Protocol, Sequence, TypeVar
-
-from syshax_kernels.errors import KernelError
-from syshax_kernels.pool import CHUNK_TOKENS, Ticket, UnitStats
+from typing import Generic, Protocol, TypeVar
 
 from syshax_handoff.reasons import NO_POOL, HandoffCounts, reason_of
+from syshax_kernels.errors import KernelError
+from syshax_kernels.pool import CHUNK_TOKENS, Ticket, UnitStats
 
 READY_LEASE_S = 30.0  # how long a published ticket waits for its consumer
 
@@ -79,7 +79,7 @@ class OwnPool(Protocol):
     def begin(self, ticket_id: bytes, lease_s: float) -> Ticket:
         """A FILLING ticket."""
 
-    def find(self, ticket_id: bytes) -> Optional[Ticket]:
+    def find(self, ticket_id: bytes) -> Ticket | None:
         """The ticket with this id, or None."""
 
     def reap(self) -> int:
@@ -106,18 +106,18 @@ class Saver(Generic[Key]):
     """Tickets by request. Any thread may beat; all else is called by one."""
 
     def __init__(
-        self, outbox: Optional[OwnPool], counts: HandoffCounts, log: logging.Logger, at_once: bool = True
+        self, outbox: OwnPool | None, counts: HandoffCounts, log: logging.Logger, at_once: bool = True
     ) -> None:
         """`outbox`: None where the unit has no pool: nothing is saved, and that is counted.
 
         `at_once`: a copy has ended when order()'s caller goes on, so that a spoilt ticket need not wait to be freed.
         """
         self._outbox, self._counts, self._log, self._at_once = outbox, counts, log, at_once
-        self._kept: Dict[Key, _Kept] = {}
+        self._kept: dict[Key, _Kept] = {}
         self._lock = threading.Lock()  # of the outbox
         self._page = UnitStats()
 
-    def begin(self, key: Key, name: str, ticket_id: Optional[bytes] = None) -> bool:
+    def begin(self, key: Key, name: str, ticket_id: bytes | None = None) -> bool:
         """A FILLING ticket for a request, so that a consumer finds it; without an id a private one.
 
         False, counted and logged under the request's `name`, where there is none to be had.
@@ -134,7 +134,7 @@ class Saver(Generic[Key]):
         self._kept[key] = _Kept(name, ticket, Saving(private=ticket_id is None))
         return True
 
-    def ticket(self, key: Key) -> Optional[Ticket]:
+    def ticket(self, key: Key) -> Ticket | None:
         """The ticket of a request that is being saved."""
         kept = self._kept.get(key)
         return None if kept is None else kept.ticket
@@ -229,7 +229,7 @@ class Saver(Generic[Key]):
             if ticket is not None:
                 ticket.free()
 
-    def beat(self, page: Optional[UnitStats] = None) -> None:
+    def beat(self, page: UnitStats | None = None) -> None:
         """Writes the stats page (None: the last one again) and frees tickets that are over."""
         with self._lock:
             self._page = page or self._page

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import ctypes
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, List, Optional, Sequence
+from typing import Any
 
 from syshax_kernels.library import Library, Prototypes
 
@@ -54,7 +55,7 @@ class ContextInfo:
     unbound: int = 0  # ranges of weights or KV that the system refused to bind to their node
 
 
-def available_isas(library: Optional[Library] = None) -> List[str]:
+def available_isas(library: Library | None = None) -> list[str]:
     """Names of the instruction sets this CPU and build can run, best first."""
     lib = library or Library()
     lib.declare(_PROTOTYPES)
@@ -69,11 +70,11 @@ class Context:
     def __init__(
         self,
         threads: int = 1,
-        cpus: Optional[Sequence[int]] = None,
-        isa: Optional[str] = None,
+        cpus: Sequence[int] | None = None,
+        isa: str | None = None,
         nrc: int = 0,
         spin_us: int = 50,
-        library: Optional[Library] = None,
+        library: Library | None = None,
     ) -> None:
         """Starts `threads` - 1 threads; the calling thread of each operation is one more.
 

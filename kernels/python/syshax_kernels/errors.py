@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Dict, Type
-
 
 class KernelError(Exception):
     """A call into the native core failed; `status` is its code, the text says what was expected and what came."""
@@ -41,7 +39,7 @@ class UnsupportedError(KernelError):
     """SX_EUNSUPPORTED: this machine or build can't do it."""
 
 
-_BY_STATUS: Dict[int, Type[KernelError]] = {
+_BY_STATUS: dict[int, type[KernelError]] = {
     -3: UnsupportedError,
     -6: FullError,
     -7: NotFoundError,

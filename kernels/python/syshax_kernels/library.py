@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import ctypes
 import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Mapping, Optional, Sequence
+from typing import Any
 
 from syshax_kernels.errors import KernelError, error_for
 
@@ -23,7 +24,7 @@ Prototypes = Mapping[str, Sequence[Any]]
 class Library:
     """The loaded native core."""
 
-    def __init__(self, path: Optional[os.PathLike[str]] = None) -> None:
+    def __init__(self, path: os.PathLike[str] | None = None) -> None:
         """Loads `path`, by default the library beside this module.
 
         Raises KernelError when it is missing, can't be loaded, or speaks another ABI version.

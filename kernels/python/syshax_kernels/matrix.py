@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from typing import Any, Optional
+from typing import Any
 
 import numpy
 from numpy.typing import NDArray
@@ -63,8 +63,8 @@ class Matrix:
     def linear(
         self,
         x: NDArray[numpy.float32],
-        bias: Optional[NDArray[numpy.float32]] = None,
-        out: Optional[NDArray[numpy.float32]] = None,
+        bias: NDArray[numpy.float32] | None = None,
+        out: NDArray[numpy.float32] | None = None,
     ) -> NDArray[numpy.float32]:
         """x [m, cols] times the transposed matrix (+ bias [rows]): [m, rows], in f32.
 

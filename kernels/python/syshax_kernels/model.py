@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Optional, Sequence
+from typing import Any
 
 import numpy
 from numpy.typing import NDArray
@@ -137,7 +138,7 @@ class ModelShape:
     kv_type: DType = DType.F16
     max_batch_tokens: int = 512
     sliding_window: int = 0
-    alibi_slopes: Optional[Sequence[float]] = None
+    alibi_slopes: Sequence[float] | None = None
     """One a head: ALiBi instead of the rotary embedding."""
 
 
@@ -215,9 +216,7 @@ class Model:
         """
         source = as_bytes(data)
         expect_bytes(source, rows * row_bytes(src_type, cols), f"tensor {role.name} of layer {layer}")
-        args = _TensorArgs(
-            ctypes.sizeof(_TensorArgs), role, layer, src_type, kind, rows, cols, source.ctypes.data
-        )
+        args = _TensorArgs(ctypes.sizeof(_TensorArgs), role, layer, src_type, kind, rows, cols, source.ctypes.data)
         self._lib.check(self._lib.calls.sx_model_set_tensor(self._handle, ctypes.byref(args)))
 
     def set_packed(self, tensor: Packed) -> None:
@@ -245,7 +244,7 @@ class Model:
         """Checks that every tensor is there; after it the model takes forward passes."""
         self._lib.check(self._lib.calls.sx_model_finish(self._handle))
 
-    def forward(self, seqs: Sequence[Seq], out: Optional[NDArray[numpy.float32]] = None) -> NDArray[numpy.float32]:
+    def forward(self, seqs: Sequence[Seq], out: NDArray[numpy.float32] | None = None) -> NDArray[numpy.float32]:
         """One step of continuous batching: logits [rows wanted, vocab] in order of sequences and tokens.
 
         `out`, where given, is a contiguous f32 array of at least that many rows; the part used is returned.
@@ -258,8 +257,16 @@ class Model:
         table = numpy.array([b for s in seqs for b in s.blocks], dtype=numpy.int32)
         tokens = numpy.array([t for s in seqs for t in s.tokens], dtype=numpy.int32)
         args = _ForwardArgs(
-            ctypes.sizeof(_ForwardArgs), len(seqs), _seq_array(seqs), tokens.ctypes.data, len(tokens),
-            len(table), table.ctypes.data, result.ctypes.data, result.size, 0,
+            ctypes.sizeof(_ForwardArgs),
+            len(seqs),
+            _seq_array(seqs),
+            tokens.ctypes.data,
+            len(tokens),
+            len(table),
+            table.ctypes.data,
+            result.ctypes.data,
+            result.size,
+            0,
         )
         self._lib.check(self._lib.calls.sx_forward(self._handle, ctypes.byref(args)))
         return result
@@ -284,8 +291,17 @@ class Model:
         expect_bytes(as_bytes(chunk), self.chunk_bytes(part.chunk_tokens, part.wire_type), "chunk")
         table, crc = numpy.array(part.blocks, dtype=numpy.int32), _u32()
         args = _KvCopyArgs(
-            ctypes.sizeof(_KvCopyArgs), len(table), table.ctypes.data, part.first_token, part.n_tokens,
-            part.chunk_tokens, part.chunk_first, part.wire_type, part.head_first, part.head_count, chunk.ctypes.data,
+            ctypes.sizeof(_KvCopyArgs),
+            len(table),
+            table.ctypes.data,
+            part.first_token,
+            part.n_tokens,
+            part.chunk_tokens,
+            part.chunk_first,
+            part.wire_type,
+            part.head_first,
+            part.head_count,
+            chunk.ctypes.data,
             ctypes.pointer(crc),
         )
         self._lib.check(getattr(self._lib.calls, call)(self._handle, ctypes.byref(args)))

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import ctypes
 from array import array
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Optional, Sequence
+from typing import Any
 
 from syshax_kernels.library import Library, Prototypes
 
@@ -62,7 +63,7 @@ class Side:
     token: int
     head: int
     dim: int
-    places: Optional[Sequence[int]] = None
+    places: Sequence[int] | None = None
     """In place of token and dim: [block_size][head_size], the offset of an element within its block and head."""
 
 
@@ -101,7 +102,7 @@ class Chunk:
 class Pages:
     """A cache. Copies may run in several threads at once; the interpreter lock is released meanwhile."""
 
-    def __init__(self, sides: Sequence[Side], shape: Shape, library: Optional[Library] = None) -> None:
+    def __init__(self, sides: Sequence[Side], shape: Shape, library: Library | None = None) -> None:
         """`sides`: K and V of each layer in turn. Their memory must outlive this."""
         self._library = library or Library()
         self._library.declare(_PROTOTYPES)

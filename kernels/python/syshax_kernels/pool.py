@@ -11,9 +11,10 @@ import ctypes
 import os
 import time
 from array import array
+from collections.abc import Sequence
 from dataclasses import fields
 from types import TracebackType
-from typing import Any, List, NamedTuple, Optional, Sequence, Tuple, Type, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from syshax_kernels.errors import KernelError, NotFoundError, StaleError
 from syshax_kernels.library import Library
@@ -57,7 +58,7 @@ __all__ = [
 _Self = TypeVar("_Self", bound="_Handle")
 
 
-def pool_library(path: Optional[os.PathLike[str]] = None) -> Library:
+def pool_library(path: os.PathLike[str] | None = None) -> Library:
     """The native core with the calls of the pool declared."""
     library = Library(path)
     library.declare(PROTOTYPES)
@@ -65,7 +66,7 @@ def pool_library(path: Optional[os.PathLike[str]] = None) -> Library:
 
 
 def chunks_that_fit(
-    pool_bytes: int, geometry: Geometry, *, tickets: int, max_tokens: int, library: Optional[Library] = None
+    pool_bytes: int, geometry: Geometry, *, tickets: int, max_tokens: int, library: Library | None = None
 ) -> int:
     """The largest number of chunks whose file has at most `pool_bytes` bytes; 0 where not even one fits."""
     calls = library or pool_library()
@@ -88,7 +89,7 @@ class _Handle:
 
     def __init__(self, library: Library, pool: ctypes.c_void_p) -> None:
         self._library = library
-        self._pool: Optional[ctypes.c_void_p] = pool
+        self._pool: ctypes.c_void_p | None = pool
         library.calls.sx_pool_close.argtypes = [ctypes.c_void_p]
         library.calls.sx_pool_close.restype = None
 
@@ -115,7 +116,7 @@ class _Handle:
         return self
 
     def __exit__(
-        self, kind: Optional[Type[BaseException]], error: Optional[BaseException], trace: Optional[TracebackType]
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
 
@@ -135,7 +136,7 @@ class Outbox(_Handle):
         chunks: int,
         tickets: int,
         max_tokens: int,
-        library: Optional[Library] = None,
+        library: Library | None = None,
     ) -> Outbox:
         """Makes the file (or starts anew in the one that is there): generation bumped, every ticket free.
 
@@ -158,7 +159,7 @@ class Outbox(_Handle):
         self.call("sx_pool_begin", _checked_id(ticket_id), _nanoseconds(lease_s), ctypes.byref(slot))
         return Ticket(self, ticket_id, slot.value)
 
-    def find(self, ticket_id: bytes) -> Optional[Ticket]:
+    def find(self, ticket_id: bytes) -> Ticket | None:
         """The ticket with this id in whatever state, or None."""
         try:
             slot, _ = self._find(ticket_id)
@@ -166,7 +167,7 @@ class Outbox(_Handle):
             return None
         return Ticket(self, ticket_id, slot)
 
-    def reap(self, now_ns: Optional[int] = None) -> int:
+    def reap(self, now_ns: int | None = None) -> int:
         """Frees consumed, failed and expired tickets; returns how many. Call it every step."""
         freed = ctypes.c_uint32()
         self.call("sx_pool_reap", time.monotonic_ns() if now_ns is None else now_ns, ctypes.byref(freed))
@@ -178,19 +179,19 @@ class Outbox(_Handle):
         values.update({name: min(values[name], 0xFFFF) for name in ("max_num_seqs", "max_step_tokens")})
         self.call("sx_pool_write_stats", ctypes.byref(StatsStruct(**values)))
 
-    def _find(self, ticket_id: bytes) -> Tuple[int, TicketState]:
+    def _find(self, ticket_id: bytes) -> tuple[int, TicketState]:
         slot, state = ctypes.c_uint32(), ctypes.c_uint32()
         self.call("sx_pool_find", _checked_id(ticket_id), ctypes.byref(slot), ctypes.byref(state))
         return slot.value, TicketState(state.value)
 
 
-def _chunk_at(handle: _Handle, name: str, *arguments: Any) -> Tuple[int, int]:
+def _chunk_at(handle: _Handle, name: str, *arguments: Any) -> tuple[int, int]:
     data, size = ctypes.c_void_p(), ctypes.c_uint64()
     handle.call(name, *arguments, ctypes.byref(data), ctypes.byref(size))
     return data.value or 0, size.value
 
 
-def _seal(handle: _Handle, slot: int, index: int, rank: int, n_tokens: int, crc: Optional[int]) -> None:
+def _seal(handle: _Handle, slot: int, index: int, rank: int, n_tokens: int, crc: int | None) -> None:
     if crc is None:
         handle.call("sx_pool_seal", slot, index, rank, n_tokens)
     else:
@@ -232,7 +233,7 @@ class Ticket:
         """The bytes of chunk `index`, writable."""
         return memory(*_chunk_at(self._outbox, "sx_pool_chunk", self.slot, index))
 
-    def seal(self, index: int, rank: int = 0, n_tokens: Optional[int] = None, crc: Optional[int] = None) -> None:
+    def seal(self, index: int, rank: int = 0, n_tokens: int | None = None, crc: int | None = None) -> None:
         """Checksums what `rank` wrote of the first `n_tokens` tokens (None: all appended so far) of chunk `index`.
 
         `crc`: what the copy of exactly these tokens told of itself; the chunk is then not read again.
@@ -266,7 +267,7 @@ class Worker(_Handle):
     """A tensor-parallel worker of the owner: writes and seals its slice of the owner's chunks."""
 
     @classmethod
-    def join(cls, path: str, *, library: Optional[Library] = None) -> Worker:
+    def join(cls, path: str, *, library: Library | None = None) -> Worker:
         """Opens the file its owner has made. BusyError: not yet."""
         calls = library or pool_library()
         pool = ctypes.c_void_p()
@@ -281,7 +282,7 @@ class Worker(_Handle):
         """The bytes of chunk `index`, writable."""
         return memory(*_chunk_at(self, "sx_pool_chunk", slot, index))
 
-    def seal(self, slot: int, index: int, rank: int, n_tokens: Optional[int] = None, crc: Optional[int] = None) -> None:
+    def seal(self, slot: int, index: int, rank: int, n_tokens: int | None = None, crc: int | None = None) -> None:
         """As Ticket.seal. Give `n_tokens` when the owner may append beside it."""
         _seal(self, slot, index, rank, n_tokens or 0, crc)
 
@@ -320,7 +321,7 @@ class View:
         return PinnedTicket(**{f.name: getattr(self._struct, f.name) for f in fields(PinnedTicket)})
 
     @property
-    def tokens(self) -> List[int]:
+    def tokens(self) -> list[int]:
         """The token ids whose KV the chunks hold."""
         out = (ctypes.c_int32 * self.n_tokens)()
         self._handle.call("sx_pool_tokens", ctypes.byref(self._struct), 0, self.n_tokens, out)
@@ -367,7 +368,7 @@ class Inbox:
         self._handle = self._open()
 
     @classmethod
-    def open(cls, path: str, expected: Geometry, *, library: Optional[Library] = None) -> Inbox:
+    def open(cls, path: str, expected: Geometry, *, library: Library | None = None) -> Inbox:
         """Raises MismatchError naming the field, BusyError while the owner makes the file, CorruptError."""
         return cls(library or pool_library(), path, expected)
 
@@ -408,7 +409,7 @@ class Inbox:
         return self
 
     def __exit__(
-        self, kind: Optional[Type[BaseException]], error: Optional[BaseException], trace: Optional[TracebackType]
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
 
@@ -434,7 +435,7 @@ class Inbox:
         return True
 
 
-def read_stats(path: str, *, library: Optional[Library] = None) -> UnitStats:
+def read_stats(path: str, *, library: Library | None = None) -> UnitStats:
     """The stats page of any pool file. Raises NotFoundError (never written), BusyError (torn), CorruptError."""
     calls = library or pool_library()
     pool = ctypes.c_void_p()

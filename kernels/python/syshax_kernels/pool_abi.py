@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from ctypes import POINTER, c_char_p, c_int32, c_uint8, c_uint16, c_uint32, c_uint64, c_void_p
-from typing import Any, ClassVar, List
+from typing import Any, ClassVar
 
 from syshax_kernels.library import Prototypes
 
@@ -17,7 +17,7 @@ class SizedStruct(ctypes.Structure):
 
 
 class GeometryStruct(SizedStruct):
-    _fields_: ClassVar[List[Any]] = [
+    _fields_: ClassVar[list[Any]] = [
         ("size", c_uint32),
         ("n_layers", c_uint32),
         ("n_kv_heads", c_uint32),
@@ -31,7 +31,7 @@ class GeometryStruct(SizedStruct):
 
 
 class CreateArgs(SizedStruct):
-    _fields_: ClassVar[List[Any]] = [
+    _fields_: ClassVar[list[Any]] = [
         ("size", c_uint32),
         ("n_chunks", c_uint32),
         ("n_tickets", c_uint32),
@@ -42,7 +42,7 @@ class CreateArgs(SizedStruct):
 
 
 class ViewStruct(SizedStruct):
-    _fields_: ClassVar[List[Any]] = [
+    _fields_: ClassVar[list[Any]] = [
         ("size", c_uint32),
         ("slot", c_uint32),
         ("n_tokens", c_uint32),
@@ -55,7 +55,7 @@ class ViewStruct(SizedStruct):
 
 
 class InfoStruct(SizedStruct):
-    _fields_: ClassVar[List[Any]] = [
+    _fields_: ClassVar[list[Any]] = [
         ("size", c_uint32),
         ("format", c_uint32),
         ("n_chunks", c_uint32),
@@ -72,7 +72,7 @@ class InfoStruct(SizedStruct):
 
 
 class StatsStruct(SizedStruct):
-    _fields_: ClassVar[List[Any]] = [
+    _fields_: ClassVar[list[Any]] = [
         ("size", c_uint32),
         ("format", c_uint32),
         ("sequence", c_uint64),

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Any, Mapping, Optional, Sequence
+from typing import Any
 
 F32, F16, BF16 = 0, 1, 30
 CHUNK_TOKENS = 64
@@ -106,7 +107,7 @@ def model_id(
     head_dim: int,
     d_model: int,
     rope_theta: float,
-    rope_scaling: Optional[Mapping[str, Any]],
+    rope_scaling: Mapping[str, Any] | None,
     tokens: Sequence[str],
 ) -> bytes:
     """SHA-256 that says "KV of the one fits the other" (docs/kv-handoff.md section 2).
@@ -123,7 +124,7 @@ def model_id(
     return hashlib.sha256(text.encode("utf-8")).digest()
 
 
-def _scaling_text(scaling: Optional[Mapping[str, Any]]) -> str:
+def _scaling_text(scaling: Mapping[str, Any] | None) -> str:
     """`null` or `type:factor`: what both a Hugging Face config and a GGUF file tell."""
     kind = None if scaling is None else scaling.get("rope_type", scaling.get("type"))
     if scaling is None or kind in (None, "default", "none"):

@@ -6,7 +6,8 @@ Run on 0.23.0, 0.27.1 and 0.32.0.
 from __future__ import annotations
 
 import re
-from typing import Any, Sequence
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 import vllm

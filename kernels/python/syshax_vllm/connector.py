@@ -5,6 +5,9 @@ from __future__ import annotations
 import logging
 from typing import Any
 
+from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorBase_V1, KVConnectorRole, SupportsHMA
+from vllm.distributed.parallel_state import get_tensor_model_parallel_rank
+
 from syshax_kernels.errors import KernelError
 from syshax_kernels.library import Library
 from syshax_kernels.pool import Geometry, Outbox, chunks_that_fit, pool_library
@@ -18,8 +21,6 @@ from syshax_vllm.pages import Pages
 from syshax_vllm.saving import Saver
 from syshax_vllm.scheduler_side import SchedulerSide
 from syshax_vllm.worker_side import Share, WorkerSide, cpu_fill
-from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorBase_V1, KVConnectorRole, SupportsHMA
-from vllm.distributed.parallel_state import get_tensor_model_parallel_rank
 
 log = logging.getLogger("vllm.syshax")
 

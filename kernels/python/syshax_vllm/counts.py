@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import Any, Mapping
+from collections.abc import Mapping
+from typing import Any
+
+from vllm.distributed.kv_transfer.kv_connector.v1.metrics import KVConnectorPromMetrics, KVConnectorStats
 
 from syshax_kernels.errors import (
-    BusyError, CorruptError, FullError, MismatchError, NotFoundError, StaleError,
+    BusyError,
+    CorruptError,
+    FullError,
+    MismatchError,
+    NotFoundError,
+    StaleError,
 )  # fmt: skip
-from vllm.distributed.kv_transfer.kv_connector.v1.metrics import KVConnectorPromMetrics, KVConnectorStats
 
 _REASONS = (
     (NotFoundError, "missing"), (StaleError, "stale"), (CorruptError, "corrupt"), (MismatchError, "mismatch"),

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, Mapping
+from collections.abc import Mapping
+from typing import Any
 
 from syshax_kernels.pool_types import BF16, F16, F32, Geometry, model_id
 from syshax_vllm import compat

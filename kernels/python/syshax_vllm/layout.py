@@ -7,10 +7,12 @@ transposed there). Where the probed order has no strides (AMX packs both for its
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Callable, Iterator, NamedTuple, Protocol, Sequence
+from typing import Any, Callable, NamedTuple, Protocol
 
 import torch
+
 from syshax_kernels.library import Library
 from syshax_kernels.pages import Pages, Shape, Side
 from syshax_kernels.pool_types import BF16, F16, F32

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Sequence
 
 from syshax_kernels.errors import BusyError, KernelError, NotFoundError
 from syshax_kernels.library import Library

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from syshax_kernels.pool_types import Geometry, PinnedTicket
 from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorMetadata
+
+from syshax_kernels.pool_types import Geometry, PinnedTicket
 
 
 @dataclass(frozen=True)

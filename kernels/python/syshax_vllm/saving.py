@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 import secrets
 import threading
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Sequence
 
 from syshax_kernels.errors import KernelError
 from syshax_kernels.pool import Outbox, Ticket, UnitStats

@@ -11,12 +11,14 @@ import ctypes
 import logging
 import os
 import threading
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any, Callable, Iterator, Sequence
+from typing import Any, Callable
 
 import torch
+
 from syshax_kernels import pages
 from syshax_kernels.errors import KernelError
 from syshax_kernels.pool import BF16, CHUNK_TOKENS, F16, F32, Inbox, Located, PoolInfo, View, Worker, pool_library

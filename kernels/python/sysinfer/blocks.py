@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from array import array
 from collections import OrderedDict
-from typing import Dict, List, Optional, Sequence
+from collections.abc import Sequence
 
 Digest = bytes
 
@@ -28,8 +28,8 @@ class BlockPool:
         self.n_blocks, self.block_size = n_blocks, block_size
         self._caching = caching
         self._references = [0] * n_blocks
-        self._digests: List[Optional[Digest]] = [None] * n_blocks
-        self._cached: Dict[Digest, int] = {}
+        self._digests: list[Digest | None] = [None] * n_blocks
+        self._cached: dict[Digest, int] = {}
         # Free blocks in the order they will be reused: never used and forgotten ones first, then by time of release.
         self._free: "OrderedDict[int, None]" = OrderedDict((i, None) for i in range(n_blocks))
 
@@ -41,7 +41,7 @@ class BlockPool:
     def n_used(self) -> int:
         return self.n_blocks - len(self._free)
 
-    def allocate(self, count: int) -> Optional[List[int]]:
+    def allocate(self, count: int) -> list[int] | None:
         """`count` blocks with reference count 1, or None (and no change) where not so many are free."""
         if count > len(self._free):
             return None
@@ -58,9 +58,9 @@ class BlockPool:
         if digest is not None and self._cached.get(digest) == block:
             del self._cached[digest]
 
-    def match(self, tokens: Sequence[int], limit: int) -> List[int]:
+    def match(self, tokens: Sequence[int], limit: int) -> list[int]:
         """Cached blocks that hold the first of `tokens`, at most `limit` tokens of them. Changes nothing."""
-        found: List[int] = []
+        found: list[int] = []
         digest, size = ROOT, self.block_size
         for start in range(0, limit - size + 1, size):
             digest = chain(digest, tokens[start : start + size])

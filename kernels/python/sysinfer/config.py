@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import List, Mapping, Optional, Sequence, Tuple, Type, TypeVar, Union
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from syshax_contract.gguf import Value
 
+from syshax_contract.gguf import Value
 from sysinfer.errors import ModelFileError
 from sysinfer.gguf import GgufFile, Tensor
 
@@ -17,7 +18,7 @@ MAX_HEAD, MAX_LAYERS = 1024, 1024  # dimensions of a head; the core takes no mor
 UNUSED_TOKEN = 5  # tokenizer.ggml.token_type
 
 T = TypeVar("T", int, float, str)
-Scaling = Tuple[str, float]
+Scaling = tuple[str, float]
 
 
 @dataclass(frozen=True)
@@ -36,8 +37,8 @@ class ModelConfig:
     norm_eps: float
     rope_theta: float
     rope_dims: int
-    rope_freqs: Tuple[float, ...]
-    rope_scaling: Optional[Scaling]  # Hugging Face's rope_type and factor
+    rope_freqs: tuple[float, ...]
+    rope_scaling: Scaling | None  # Hugging Face's rope_type and factor
 
 
 class Metadata:
@@ -46,7 +47,7 @@ class Metadata:
     def __init__(self, path: str, values: Mapping[str, Value]) -> None:
         self.path, self.values = path, values
 
-    def find(self, key: str, kind: Type[T]) -> Optional[T]:
+    def find(self, key: str, kind: type[T]) -> T | None:
         """The value of `key`, None where it is not there; an integer is taken for a float."""
         value = self.values.get(key)
         if value is None:
@@ -57,7 +58,7 @@ class Metadata:
             raise ModelFileError(f"{self.path}: {key} is {_short(value)}, expected a value of type {kind.__name__}")
         return value
 
-    def need(self, key: str, kind: Type[T]) -> T:
+    def need(self, key: str, kind: type[T]) -> T:
         value = self.find(key, kind)
         if value is None:
             raise ModelFileError(
@@ -65,7 +66,7 @@ class Metadata:
             )
         return value
 
-    def positive(self, key: str, default: Optional[int] = None) -> int:
+    def positive(self, key: str, default: int | None = None) -> int:
         value = self.need(key, int) if default is None else self.find(key, int)
         value = default if value is None else value
         if value is None or not 0 < value < 1 << 31:
@@ -78,13 +79,13 @@ class Metadata:
             raise ModelFileError(f"{self.path}: {key} is {_short(value)}, expected true or false")
         return value
 
-    def strings(self, key: str) -> List[str]:
+    def strings(self, key: str) -> list[str]:
         return [v for v in self._list(key, str) if isinstance(v, str)]
 
-    def numbers(self, key: str) -> List[float]:
+    def numbers(self, key: str) -> list[float]:
         return [v for v in self._list(key, (int, float)) if isinstance(v, (int, float))]
 
-    def _list(self, key: str, kinds: Union[type, Tuple[type, ...]]) -> Sequence[object]:
+    def _list(self, key: str, kinds: type | tuple[type, ...]) -> Sequence[object]:
         value = self.values.get(key)
         if not isinstance(value, list) or not all(isinstance(v, kinds) for v in value):
             raise ModelFileError(f"{self.path}: {key} is {_short(value)}, expected an array of {kinds}")
@@ -160,8 +161,8 @@ def _vocab(file: GgufFile) -> int:
 
 
 def _rope(
-    meta: Metadata, arch: str, theta: float, dims: int, factors: Optional[Tensor]
-) -> Tuple[NDArray[np.float32], Optional[Scaling]]:
+    meta: Metadata, arch: str, theta: float, dims: int, factors: Tensor | None
+) -> tuple[NDArray[np.float32], Scaling | None]:
     """Inverse frequencies (dims / 2 of them) and the scaling.
 
     Llama 3's scaling comes as a tensor of divisors, the largest of which is its factor; linear scaling as a factor;
@@ -191,7 +192,7 @@ def _divisors(path: str, tensor: Tensor, count: int) -> NDArray[np.float32]:
     return divisors
 
 
-def vocabulary(meta: Metadata) -> List[str]:
+def vocabulary(meta: Metadata) -> list[str]:
     """The tokens in id order as model_id counts them: unused ids as "", none of those at the end."""
     tokens = meta.strings("tokenizer.ggml.tokens")
     kinds = meta.numbers("tokenizer.ggml.token_type") if "tokenizer.ggml.token_type" in meta.values else []

@@ -5,9 +5,10 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
-from typing import Callable, Deque, Dict, Iterable, List, Optional, Tuple
+from typing import Callable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,8 +33,8 @@ Floats = NDArray[np.float32]
 class Handoffs:
     """The two sides of the handoff; None where the unit has no pool."""
 
-    saver: Optional[SequenceSaver] = None
-    loader: Optional[SequenceLoader] = None
+    saver: SequenceSaver | None = None
+    loader: SequenceLoader | None = None
     load_budget: int = 1024  # tokens copied from a ticket in one step, so that others' decode goes on
     exact: bool = True  # chunks hold KV to the bit as the cache does; else a preempted sequence is computed again
 
@@ -48,9 +49,9 @@ class EngineCore:
         self._scheduler, self._runner, self._tokens = scheduler, runner, tokens
         self._stats, self._handoffs, self._clock = stats, handoffs, clock
         self._pace = Pace(scheduler.config.max_num_batched_tokens)
-        self._sequences: Dict[int, Sequence] = {}
-        self._generations: Dict[int, Generation] = {}
-        self._arriving: Deque[Sequence] = deque()  # their handoff is not settled yet
+        self._sequences: dict[int, Sequence] = {}
+        self._generations: dict[int, Generation] = {}
+        self._arriving: deque[Sequence] = deque()  # their handoff is not settled yet
         scheduler.before_preempt = self._before_preempt
         stats.blocks_total = scheduler.pool.n_blocks
 
@@ -95,7 +96,7 @@ class EngineCore:
         seq.load_pending = self._handoffs.loader.holds(seq)
         return True
 
-    def abort(self, request_ids: Iterable[str], publish: bool) -> List[Output]:
+    def abort(self, request_ids: Iterable[str], publish: bool) -> list[Output]:
         """Ends sequences by request id, or by it with `-` and the number of the choice.
 
         `publish`: hand over their KV where they have a ticket (abort by id); else it is dropped (client gone).
@@ -116,12 +117,12 @@ class EngineCore:
         self._end(seq, ABORT, publish)
         return Output(seq.key, text=text, finish=ABORT)
 
-    def fail(self) -> List[Output]:
+    def fail(self) -> list[Output]:
         """Gives up every sequence, after an error that the engine can't go on from."""
         keys, self._sequences = list(self._sequences), {}
         return [Output(key, finish=ERROR) for key in keys]
 
-    def step(self) -> List[Output]:
+    def step(self) -> list[Output]:
         """One step; news of the sequences that got tokens."""
         begin = time.perf_counter_ns()
         self._settle()
@@ -143,7 +144,7 @@ class EngineCore:
         logits = ALL_LOGITS if seq.needs_all_logits else LAST_LOGITS if work.samples else NO_LOGITS
         return Row(seq.tokens[seq.n_computed : seq.n_computed + work.n_tokens], seq.n_computed, seq.blocks, logits)
 
-    def _continue_loads(self) -> List[Output]:
+    def _continue_loads(self) -> list[Output]:
         """Goes on with what sequences load; the ends of those whose load raised."""
         loading = [s for s in self._scheduler.running if s.status is Status.LOADING]
         return [output for seq in loading for output in self._guarded(seq, partial(self._continue_load, seq))]
@@ -161,7 +162,7 @@ class EngineCore:
             seq.n_external = loaded
             self._stats.loaded_tokens += loaded
 
-    def _load(self, seq: Sequence) -> Optional[int]:
+    def _load(self, seq: Sequence) -> int | None:
         """The next part of what `seq` loads; the number of tokens that came in all when that was the last."""
         saver, loader = self._handoffs.saver, self._handoffs.loader
         if not seq.kept:
@@ -183,11 +184,11 @@ class EngineCore:
         elif saver is not None and not seq.needs_all_logits:
             seq.kept = seq.load_pending = saver.keep(seq)
 
-    def _take(self, step: Step, rows: List[Row], logits: Floats) -> List[Output]:
+    def _take(self, step: Step, rows: list[Row], logits: Floats) -> list[Output]:
         """Samples where a sequence's known tokens are all computed; saves, finishes."""
         plain = all(w.seq.params.plain and row.logits != ALL_LOGITS for w, row in zip(step.work, rows))
         best = logits.argmax(axis=1).tolist() if plain and len(logits) else []
-        outputs: List[Output] = []
+        outputs: list[Output] = []
         at, now = 0, self._clock()
         for work, row in zip(step.work, rows):
             count = len(row.tokens) if row.logits == ALL_LOGITS else int(row.logits == LAST_LOGITS)
@@ -197,7 +198,7 @@ class EngineCore:
             at += count
         return outputs
 
-    def _take_one(self, work: Work, row: Row, logits: Floats, likeliest: Optional[int], now: float) -> Optional[Output]:
+    def _take_one(self, work: Work, row: Row, logits: Floats, likeliest: int | None, now: float) -> Output | None:
         """One sequence's part of a step; `likeliest`: its next token, where it asks for nothing else."""
         seq = work.seq
         if row.logits == ALL_LOGITS:
@@ -213,7 +214,7 @@ class EngineCore:
         check_finite(float(logits[-1, likeliest]))
         return self._emit(seq, Sampled(likeliest), now)
 
-    def _guarded(self, seq: Sequence, part: Callable[[], Optional[Output]]) -> List[Output]:
+    def _guarded(self, seq: Sequence, part: Callable[[], Output | None]) -> list[Output]:
         """What `part` says of `seq`; an error in it ends that sequence alone."""
         try:
             output = part()
@@ -225,7 +226,7 @@ class EngineCore:
             return self._fail_one(seq, SequenceError("this sequence has failed; see the log of the unit", 500))
         return [] if output is None else [output]
 
-    def _fail_one(self, seq: Sequence, error: SequenceError) -> List[Output]:
+    def _fail_one(self, seq: Sequence, error: SequenceError) -> list[Output]:
         if seq.key not in self._sequences:
             return []
         self._end(seq, ERROR, publish=False)
@@ -300,7 +301,7 @@ class EngineCore:
         """Tokens that the next step may have."""
         return max(self._pace.budget, self.max_num_seqs)
 
-    def queue_sizes(self) -> Tuple[int, int]:
+    def queue_sizes(self) -> tuple[int, int]:
         """Context tokens of waiting sequences not computed yet, and tokens in the KV cache of running ones."""
         waiting = sum(len(s.tokens) for s in self._scheduler.waiting) + sum(len(s.tokens) for s in self._arriving)
         return waiting, sum(s.n_computed for s in self._scheduler.running)

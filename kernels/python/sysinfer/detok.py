@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import codecs
-from typing import Optional, Protocol, Sequence, Tuple
+from collections.abc import Sequence
+from typing import Protocol
 
 
 class TokenBytes(Protocol):
@@ -79,7 +80,7 @@ class StopStrings:
         self._include = include
         self._held = ""
 
-    def push(self, delta: str) -> Tuple[str, str]:
+    def push(self, delta: str) -> tuple[str, str]:
         """The text that may go out, and the stop string that ends it ("" while none has been met)."""
         if not self._matchers:
             return delta, ""
@@ -94,7 +95,7 @@ class StopStrings:
         return text[:cut], ""
 
     @staticmethod
-    def _meets(matcher: _Matcher, delta: str, before: int) -> Optional[Tuple[int, str]]:
+    def _meets(matcher: _Matcher, delta: str, before: int) -> tuple[int, str] | None:
         """Where the stop string begins in the text, of which `before` characters came before `delta`; None: nowhere."""
         for index, character in enumerate(delta, before + 1):
             if matcher.push(character):

@@ -6,10 +6,9 @@ import logging
 import queue
 import threading
 from dataclasses import dataclass
-from typing import Callable, List, Optional, Tuple, Union
+from typing import Callable, Optional, Union
 
 from syshax_kernels.pool import UnitStats
-
 from sysinfer.core import EngineCore
 from sysinfer.handoff import SequenceSaver
 from sysinfer.output import Output
@@ -25,14 +24,14 @@ TICKET_POLL_S = 0.001
 
 @dataclass(frozen=True)
 class Add:
-    sequences: Tuple[Sequence, ...]
+    sequences: tuple[Sequence, ...]
 
 
 @dataclass(frozen=True)
 class Abort:
-    request_ids: Tuple[str, ...]
+    request_ids: tuple[str, ...]
     publish: bool
-    discard: Tuple[bytes, ...] = ()  # tickets to free, after that
+    discard: tuple[bytes, ...] = ()  # tickets to free, after that
 
 
 @dataclass(frozen=True)
@@ -41,8 +40,8 @@ class Stop:
 
 
 Command = Union[Add, Abort, Stop]
-Deliver = Callable[[List[Output]], None]
-Load = Callable[[], Tuple[EngineCore, Optional[SequenceSaver]]]
+Deliver = Callable[[list[Output]], None]
+Load = Callable[[], tuple[EngineCore, Optional[SequenceSaver]]]
 
 
 class EngineThread:
@@ -53,13 +52,13 @@ class EngineThread:
     """
 
     def __init__(self, load: Load, stats: EngineStats, block_size: int, deliver: Deliver,
-                 ready: Callable[[], None], ended: Callable[[Optional[BaseException]], None]) -> None:  # fmt: skip
+                 ready: Callable[[], None], ended: Callable[[BaseException | None], None]) -> None:  # fmt: skip
         self._load, self._stats, self._block_size = load, stats, block_size
         self._deliver, self._ready, self._ended = deliver, ready, ended
         self._commands: "queue.Queue[Command]" = queue.Queue(MAX_COMMANDS)
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
-        self._core: Optional[EngineCore] = None
-        self._saver: Optional[SequenceSaver] = None
+        self._core: EngineCore | None = None
+        self._saver: SequenceSaver | None = None
 
     def start(self) -> None:
         self._thread.start()
@@ -79,7 +78,7 @@ class EngineThread:
         return not self._thread.is_alive()
 
     def _run(self) -> None:
-        error: Optional[BaseException] = None
+        error: BaseException | None = None
         try:
             self._core, self._saver = self._load()
             self._beat(self._core)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import List, Mapping, Optional, Tuple
 
 from sysinfer.errors import SetupError
 
@@ -17,8 +17,8 @@ MAX_CPU = 4096
 class Environment:
     """What the variables say; None or empty where they are not set."""
 
-    threads: Optional[int] = None  # OMP_NUM_THREADS
-    cpus: Tuple[int, ...] = ()  # CUSTOM_CPU_AFFINITY (auto: all of this process), else GOMP_CPU_AFFINITY
+    threads: int | None = None  # OMP_NUM_THREADS
+    cpus: tuple[int, ...] = ()  # CUSTOM_CPU_AFFINITY (auto: all of this process), else GOMP_CPU_AFFINITY
     nrc: int = 0  # NRC: weight rows a tile step; 0: the core's choice
     quantize: str = ""  # SYSHAX_QUANTIZE: q8_0 or q4_0
     packed_cache: str = ""  # SYSHAX_PACKED_CACHE: folder of packed weights
@@ -27,9 +27,9 @@ class Environment:
     pool_bytes: int = 0
 
 
-def parse_cpus(text: str, name: str) -> Tuple[int, ...]:
+def parse_cpus(text: str, name: str) -> tuple[int, ...]:
     """CPU numbers of a list as libgomp takes it: `0-3,8`, `0 2 4`, `0-14:2`. Raises SetupError naming `name`."""
-    cpus: List[int] = []
+    cpus: list[int] = []
     for part in re.split(r"[\s,]+", text.strip()):
         match = _RANGE.fullmatch(part)
         first, last, step = (int(g) if g else None for g in match.groups()) if match else (None, None, None)
@@ -41,7 +41,7 @@ def parse_cpus(text: str, name: str) -> Tuple[int, ...]:
     return tuple(cpus)
 
 
-def _number(values: Mapping[str, str], name: str, least: int) -> Optional[int]:
+def _number(values: Mapping[str, str], name: str, least: int) -> int | None:
     text = values.get(name, "").strip()
     if not text:
         return None
@@ -55,7 +55,7 @@ def read_environment(values: Mapping[str, str]) -> Environment:
     quantize = values.get("SYSHAX_QUANTIZE", "").strip().lower()
     if quantize not in ("", "q8_0", "q4_0"):
         raise SetupError(f"SYSHAX_QUANTIZE is {quantize!r}, expected q8_0 or q4_0")
-    cpus: Tuple[int, ...] = ()
+    cpus: tuple[int, ...] = ()
     for name in ("CUSTOM_CPU_AFFINITY", "GOMP_CPU_AFFINITY"):
         text = values.get(name, "").strip()
         if text and text != "auto" and not cpus:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Optional
-
 
 class SetupError(Exception):
     """A wrong argument, environment value or file stops the start; the text says what was expected, found and where."""
@@ -16,7 +14,7 @@ class ModelFileError(SetupError):
 class RequestError(Exception):
     """A request is refused; becomes the OpenAI error form with HTTP `status`."""
 
-    def __init__(self, message: str, status: int = 400, param: Optional[str] = None) -> None:
+    def __init__(self, message: str, status: int = 400, param: str | None = None) -> None:
         super().__init__(message)
         self.status = status
         self.param = param

@@ -6,12 +6,11 @@ import mmap
 import os
 from dataclasses import dataclass
 from math import prod
-from typing import Dict, Tuple, Union
 
 import numpy as np
 from numpy.typing import NDArray
-from syshax_contract.gguf import TENSOR_TYPES, GgufError, TensorEntry, Value, failure, read_header
 
+from syshax_contract.gguf import TENSOR_TYPES, GgufError, TensorEntry, Value, failure, read_header
 from sysinfer.errors import ModelFileError
 
 
@@ -21,7 +20,7 @@ class Tensor:
 
     name: str
     type: int
-    shape: Tuple[int, ...]
+    shape: tuple[int, ...]
     data: NDArray[np.uint8]
 
     @property
@@ -32,13 +31,13 @@ class Tensor:
 class GgufFile:
     """An open GGUF file. `metadata`: key to value; `tensors`: name to Tensor, views into the mapping."""
 
-    def __init__(self, path: Union[str, os.PathLike[str]]) -> None:
+    def __init__(self, path: str | os.PathLike[str]) -> None:
         """Maps and checks `path`; raises ModelFileError when it can't be read or is not a whole, sound GGUF file."""
         self.path = os.fspath(path)
         data = _map(self.path)
         try:
             self.header = read_header(data)
-            self.metadata: Dict[str, Value] = self.header.metadata
+            self.metadata: dict[str, Value] = self.header.metadata
             self.tensors = {
                 name: _tensor(data, entry, self.header.data_begin) for name, entry in self.header.tensors.items()
             }

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import Callable, List, Optional
+from typing import Callable
 
 import numpy as np
+
 from syshax_handoff import chunks
 from syshax_handoff.chunks import ChunkPart, Copy
 from syshax_handoff.loading import Loader
@@ -18,14 +19,13 @@ from syshax_handoff.reasons import reason_of
 from syshax_handoff.saving import Progress, Saver
 from syshax_kernels.errors import KernelError
 from syshax_kernels.pool import Geometry, Inbox, Outbox, PoolInfo, UnitStats, memory
-
 from sysinfer.runner import Chunk, ModelRunner
 from sysinfer.sequence import Sequence
 from sysinfer.stats import EngineStats
 
 log = logging.getLogger("sysinfer.handoff")
 
-Move = Callable[[List[int], int, int, int, Chunk, int], int]  # ModelRunner.export_kv or import_kv
+Move = Callable[[list[int], int, int, int, Chunk, int], int]  # ModelRunner.export_kv or import_kv
 
 
 def _copy(move: Move, seq: Sequence, wire_type: int, chunk_bytes: int) -> Copy:
@@ -72,7 +72,7 @@ class SequenceSaver:
         self._back[seq.key] = Progress(self._saver.readable(seq.key))
         return self._back[seq.key].total > 0
 
-    def restore(self, seq: Sequence, budget: int) -> Optional[int]:
+    def restore(self, seq: Sequence, budget: int) -> int | None:
         """Copies up to `budget` more tokens of what was kept into the new blocks of `seq`, behind what it has.
 
         None while it goes on; at its end the number of tokens that are now there (0 where the ticket is not whole).
@@ -144,7 +144,7 @@ class SequenceLoader:
         """Whether a ticket is pinned for `seq`."""
         return self._loader.view(seq.key) is not None
 
-    def step(self, seq: Sequence, budget: int) -> Optional[int]:
+    def step(self, seq: Sequence, budget: int) -> int | None:
         """Copies up to `budget` more tokens into the blocks of `seq`, behind what it has computed.
 
         None while the load goes on; at its end the number of tokens that are now there (0 after a failure).
@@ -171,7 +171,7 @@ class SequenceLoader:
         self._loader.close()
 
 
-def open_outbox(path: Path, geometry: Geometry, chunks: int, tickets: int, max_tokens: int) -> Optional[Outbox]:
+def open_outbox(path: Path, geometry: Geometry, chunks: int, tickets: int, max_tokens: int) -> Outbox | None:
     """The unit's own pool file; None (and a log line) where it can't be had: the unit then serves without saving."""
     try:
         return Outbox.create(str(path), geometry, chunks=chunks, tickets=tickets, max_tokens=max_tokens)

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Mapping, Optional, Union
 
 from syshax_contract.model_files import ModelFacts, gguf_facts
 from syshax_contract.model_memory import engine_memory, kv_bytes
 from syshax_kernels.context import Context, ContextInfo
 from syshax_kernels.errors import KernelError
 from syshax_kernels.pool import CHUNK_TOKENS, Geometry, chunks_that_fit, model_id
-
 from sysinfer.blocks import BlockPool
 from sysinfer.config import Metadata, ModelConfig, read_config, vocabulary
 from sysinfer.core import EngineCore, Handoffs
@@ -42,7 +41,7 @@ class Opened:
     config: ModelConfig
     meta: Metadata
     tokenizer: ModelTokenizer
-    template: Optional[ChatTemplate]
+    template: ChatTemplate | None
 
 
 @dataclass(frozen=True)
@@ -51,10 +50,10 @@ class Loaded:
 
     opened: Opened
     core: EngineCore
-    saver: Optional[SequenceSaver]
+    saver: SequenceSaver | None
     sizes: RunnerSizes
     summary: str
-    binding: Mapping[str, Union[int, str]]
+    binding: Mapping[str, int | str]
 
 
 def open_model(options: Options) -> Opened:
@@ -118,7 +117,7 @@ def load(opened: Opened, options: Options, stats: EngineStats) -> Loaded:
     return Loaded(opened, core, handoffs.saver, sizes, summary, _granted(info, bool(options.cpus)))
 
 
-def _granted(info: ContextInfo, bound: bool) -> Mapping[str, Union[int, str]]:
+def _granted(info: ContextInfo, bound: bool) -> Mapping[str, int | str]:
     """For the model card; without a list of CPUs nothing was to be pinned."""
     pinned = info.pinned if bound else info.threads
     return {"threads": info.threads, "pinned": pinned, "nodes": info.nodes, "unbound": info.unbound, "isa": info.isa}

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import List, Optional, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
+
 from syshax_kernels.context import Context, ContextInfo
 from syshax_kernels.model import KvSlice, Model, ModelShape
 from syshax_kernels.pool import CHUNK_TOKENS
 from syshax_kernels.types import DType
-
 from sysinfer.config import ModelConfig
 from sysinfer.gguf import GgufFile
 from sysinfer.runner import Chunk, Row
@@ -35,7 +35,7 @@ class NativeRunner:
 
     def __init__(
         self, context: Context, file: GgufFile, config: ModelConfig, sizes: RunnerSizes, weights: str,
-        cache: Optional[Path] = None,
+        cache: Path | None = None,
     ) -> None:  # fmt: skip
         """Packs the weights, or takes them from the folder `cache`.
 
@@ -53,10 +53,10 @@ class NativeRunner:
             self._logits = np.empty((wanted, self._logits.shape[1]), np.float32)
         return self._model.forward(rows, self._logits)
 
-    def export_kv(self, blocks: List[int], first: int, count: int, at: int, chunk: Chunk, wire_type: int) -> int:
+    def export_kv(self, blocks: list[int], first: int, count: int, at: int, chunk: Chunk, wire_type: int) -> int:
         return self._model.export_kv(KvSlice(blocks, first, count, CHUNK_TOKENS, at, DType(wire_type)), chunk)
 
-    def import_kv(self, blocks: List[int], first: int, count: int, at: int, chunk: Chunk, wire_type: int) -> int:
+    def import_kv(self, blocks: list[int], first: int, count: int, at: int, chunk: Chunk, wire_type: int) -> int:
         return self._model.import_kv(KvSlice(blocks, first, count, CHUNK_TOKENS, at, DType(wire_type)), chunk)
 
     def close(self) -> None:

@@ -5,12 +5,11 @@ from __future__ import annotations
 import argparse
 import ipaddress
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Optional, Sequence, Tuple
 
 from syshax_contract.sysinfer_command import EngineSizing, add_options, out_of_range, sizing
-
 from sysinfer import __version__
 from sysinfer.env import Environment, parse_cpus
 from sysinfer.errors import SetupError
@@ -31,16 +30,16 @@ class Options:
     host: str
     port: int
     threads: int
-    cpus: Tuple[int, ...]
+    cpus: tuple[int, ...]
     nrc: int
     sizing: EngineSizing
-    packed_cache: Optional[Path]
+    packed_cache: Path | None
     prefix_cache: bool
     temperature: float
-    max_tokens: Optional[int]
-    chat_template: Optional[str]
-    api_keys: Tuple[bytes, ...]
-    pool_path: Optional[Path]
+    max_tokens: int | None
+    chat_template: str | None
+    api_keys: tuple[bytes, ...]
+    pool_path: Path | None
     pool_bytes: int
 
 
@@ -76,7 +75,7 @@ def parse_options(argv: Sequence[str], environment: Environment) -> Options:
     )  # fmt: skip
 
 
-def _binding(threads: Optional[int], cpus: Optional[str], environment: Environment) -> Tuple[int, Tuple[int, ...]]:
+def _binding(threads: int | None, cpus: str | None, environment: Environment) -> tuple[int, tuple[int, ...]]:
     """Threads and CPUs: both from the command line or both from the environment; as many threads as CPUs bound."""
     if cpus is not None:
         numbers, count, named = parse_cpus(cpus, "--cpus"), threads, "--threads"
@@ -98,7 +97,7 @@ def _check_host(host: str, has_keys: bool) -> None:
         raise SetupError(f"--host {host} is reachable from other machines: it needs --api-key-file")
 
 
-def _keys(path: Optional[Path]) -> Tuple[bytes, ...]:
+def _keys(path: Path | None) -> tuple[bytes, ...]:
     if path is None:
         return ()
     keys = tuple(line.strip().encode() for line in _read(path, "--api-key-file").splitlines() if line.strip())
@@ -107,7 +106,7 @@ def _keys(path: Optional[Path]) -> Tuple[bytes, ...]:
     return keys
 
 
-def _template(path: Optional[Path]) -> Optional[str]:
+def _template(path: Path | None) -> str | None:
     return None if path is None else _read(path, "--chat-template")
 
 

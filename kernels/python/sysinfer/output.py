@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import List, Optional, Tuple, Union
+from typing import Union
 
 from sysinfer.detok import Detokenizer, StopStrings, TokenBytes
 from sysinfer.errors import SequenceError
@@ -20,14 +20,14 @@ class Output:
     """News of one sequence. `finish` is None while it runs; `cached`: context tokens that were not computed."""
 
     key: int
-    tokens: Tuple[int, ...] = ()
+    tokens: tuple[int, ...] = ()
     text: str = ""
-    logprobs: Tuple[TokenLogprob, ...] = ()
-    prompt_logprobs: Tuple[TokenLogprob, ...] = ()
-    finish: Optional[str] = None
+    logprobs: tuple[TokenLogprob, ...] = ()
+    prompt_logprobs: tuple[TokenLogprob, ...] = ()
+    finish: str | None = None
     stop_reason: StopReason = None
     cached: int = 0
-    error: Optional[SequenceError] = None  # why it ended, with ERROR; None: the engine has failed
+    error: SequenceError | None = None  # why it ended, with ERROR; None: the engine has failed
 
 
 @dataclass
@@ -37,7 +37,7 @@ class Generation:
     detokenizer: Detokenizer
     stops: StopStrings
     history: History = field(default_factory=History)
-    prompt_logprobs: List[TokenLogprob] = field(default_factory=list)
+    prompt_logprobs: list[TokenLogprob] = field(default_factory=list)
     last_time: float = 0.0  # of the newest token; 0: none yet
 
     @classmethod
@@ -46,7 +46,7 @@ class Generation:
         detokenizer = Detokenizer(tokens, seq.tokens[max(seq.n_context - 4, 0) : seq.n_context], params.skip_special)
         return cls(detokenizer, StopStrings(params.stops, params.include_stop))
 
-    def push(self, seq: Sequence, max_model_len: int) -> Tuple[str, Optional[str], StopReason]:
+    def push(self, seq: Sequence, max_model_len: int) -> tuple[str, str | None, StopReason]:
         """Text, finish reason and stop reason that the newest token of `seq` brings."""
         token, params = seq.tokens[-1], seq.params
         finish, reason = _end_by_token(token, params)
@@ -67,7 +67,7 @@ class Generation:
         return self.stops.push(shown)[0] + self.stops.flush()
 
 
-def _end_by_token(token: int, params: SamplingParams) -> Tuple[Optional[str], StopReason]:
+def _end_by_token(token: int, params: SamplingParams) -> tuple[str | None, StopReason]:
     if token in params.all_stop_ids:
         return STOP, token
     return (STOP if token in params.end_ids else None), None

@@ -15,13 +15,14 @@ import struct
 import tempfile
 import time
 import zlib
+from collections.abc import Iterable
 from pathlib import Path
-from typing import BinaryIO, Iterable, List, Tuple
+from typing import BinaryIO
 
 import numpy as np
+
 from syshax_kernels.model import Model, Packed, packed_bytes
 from syshax_kernels.types import DType, Role
-
 from sysinfer.gguf import GgufFile
 
 MAGIC = b"SXPACKED"
@@ -76,7 +77,7 @@ def load(path: Path, key: str, model: Model) -> None:
         model.set_packed(tensor)
 
 
-def _tensors(data: mmap.mmap, key: str) -> Iterable[Tuple[Packed, int]]:
+def _tensors(data: mmap.mmap, key: str) -> Iterable[tuple[Packed, int]]:
     if len(data) < _START.size:
         raise PackedFileError(f"it has {len(data)} bytes")
     magic, length, crc = _START.unpack_from(data)
@@ -93,7 +94,7 @@ def _tensors(data: mmap.mmap, key: str) -> Iterable[Tuple[Packed, int]]:
         yield Packed(Role(role), layer, DType(kind), rows, cols, np.frombuffer(data, np.uint8, size, offset)), checksum
 
 
-def save(path: Path, key: str, model: Model, tensors: List[Tuple[Role, int]]) -> None:
+def save(path: Path, key: str, model: Model, tensors: list[tuple[Role, int]]) -> None:
     """Writes the tensors that `model` holds. OSError when the disk says no; then nothing is left behind."""
     path.parent.mkdir(parents=True, exist_ok=True)
     _remove_left_overs(path)
@@ -118,7 +119,7 @@ def _remove_left_overs(path: Path) -> None:
             continue  # its writer ended, or somebody else removed it
 
 
-def _write(file: BinaryIO, key: str, model: Model, tensors: List[Tuple[Role, int]]) -> None:
+def _write(file: BinaryIO, key: str, model: Model, tensors: list[tuple[Role, int]]) -> None:
     """Tensors first, behind room for the header; the header last, when their checksums are known."""
     entries = [[int(role), layer, 0, 0, 0, 1 << 60, 1 << 32] for role, layer in tensors]
     room = _START.size + len(_header(key, entries)) + 64 * len(entries)
@@ -134,5 +135,5 @@ def _write(file: BinaryIO, key: str, model: Model, tensors: List[Tuple[Role, int
     file.write(_START.pack(MAGIC, len(text), zlib.crc32(text)) + text)
 
 
-def _header(key: str, entries: List[List[int]]) -> bytes:
+def _header(key: str, entries: list[list[int]]) -> bytes:
     return json.dumps({"key": key, "tensors": entries}).encode()

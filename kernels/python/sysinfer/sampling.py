@@ -7,9 +7,9 @@ and a move to another unit leave it as it is.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Dict, FrozenSet, List, Mapping, Optional, Sequence, Tuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,13 +36,13 @@ class SamplingParams:
     frequency_penalty: float = 0.0
     repetition_penalty: float = 1.0
     logit_bias: Mapping[int, float] = field(default_factory=dict)
-    logprobs: Optional[int] = None  # how many alternatives to report; 0: the chosen token only
-    prompt_logprobs: Optional[int] = None
+    logprobs: int | None = None  # how many alternatives to report; 0: the chosen token only
+    prompt_logprobs: int | None = None
     max_tokens: int = 16
     min_tokens: int = 0
-    stop_ids: Tuple[int, ...] = ()  # the request's own
-    end_ids: Tuple[int, ...] = ()  # the model's; empty with ignore_eos
-    stops: Tuple[str, ...] = ()
+    stop_ids: tuple[int, ...] = ()  # the request's own
+    end_ids: tuple[int, ...] = ()  # the model's; empty with ignore_eos
+    stops: tuple[str, ...] = ()
     include_stop: bool = False
     skip_special: bool = True
 
@@ -64,14 +64,14 @@ class SamplingParams:
         return self.greedy and self.logprobs is None and not self.shapes_logits
 
     @cached_property
-    def bias(self) -> Tuple[Ids, Floats]:
+    def bias(self) -> tuple[Ids, Floats]:
         """`logit_bias` as ids and what is added to each."""
         count = len(self.logit_bias)
         ids = np.fromiter(self.logit_bias, np.int64, count)
         return ids, np.fromiter(self.logit_bias.values(), np.float32, count)
 
     @cached_property
-    def all_stop_ids(self) -> FrozenSet[int]:
+    def all_stop_ids(self) -> frozenset[int]:
         return frozenset(self.stop_ids)
 
     @cached_property
@@ -87,13 +87,13 @@ class TokenLogprob:
     token: int
     logprob: float
     rank: int
-    top: Tuple[Tuple[int, float], ...]
+    top: tuple[tuple[int, float], ...]
 
 
 @dataclass(frozen=True)
 class Sampled:
     token: int
-    logprob: Optional[TokenLogprob] = None
+    logprob: TokenLogprob | None = None
 
 
 def uniform(seed: int, position: int) -> float:
@@ -112,7 +112,7 @@ class History:
     every token would cost more than the model's own step where the sequence is long."""
 
     def __init__(self) -> None:
-        self._place: Dict[int, int] = {}  # of a token in the arrays
+        self._place: dict[int, int] = {}  # of a token in the arrays
         self._ids: Ids = np.empty(64, np.int64)
         self._counts: Floats = np.zeros(64, np.float32)
         self._seen = 0  # tokens taken in
@@ -136,14 +136,14 @@ class History:
         return place
 
     @property
-    def counts(self) -> Tuple[Ids, Floats]:
+    def counts(self) -> tuple[Ids, Floats]:
         """Every token once, and how often the output has it (0: in the prompt only)."""
         count = len(self._place)
         return self._ids[:count], self._counts[:count]
 
 
 def sample(
-    logits: Floats, params: SamplingParams, tokens: Sequence[int], n_context: int, history: Optional[History] = None
+    logits: Floats, params: SamplingParams, tokens: Sequence[int], n_context: int, history: History | None = None
 ) -> Sampled:
     """The next token of a sequence.
 
@@ -223,7 +223,7 @@ def _pick(weights: Floats, chance: float) -> int:
     return index if index < len(sums) else int(np.flatnonzero(weights)[-1])
 
 
-def _candidates(weights: Floats, params: SamplingParams) -> Tuple[NDArray[np.int64], float]:
+def _candidates(weights: Floats, params: SamplingParams) -> tuple[NDArray[np.int64], float]:
     """Ids of all tokens that the limits can let through and few others, and the weight that top-p is a part of.
 
     Sorting a whole vocabulary would cost more than the model's own step.
@@ -247,7 +247,7 @@ def lower_bound(values: Floats, count: int) -> float:
     return float(np.partition(values[:whole].reshape(-1, 64).max(axis=1), -count)[-count])
 
 
-def _top_ids(logits: Floats, count: int) -> List[int]:
+def _top_ids(logits: Floats, count: int) -> list[int]:
     """Ids of the `count` largest logits in falling order, equal ones by id."""
     if count == 0:
         return []

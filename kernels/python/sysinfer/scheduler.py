@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass, field
-from typing import Callable, Deque, List, Optional
+from typing import Callable
 
 from sysinfer.blocks import ROOT, BlockPool, chain
 from sysinfer.sequence import Sequence, Status
@@ -37,9 +37,9 @@ class Work:
 class Step:
     """What one step does. `preempted`: in the order it happened; their blocks are gone."""
 
-    work: List[Work] = field(default_factory=list)
-    preempted: List[Sequence] = field(default_factory=list)
-    admitted: List[Sequence] = field(default_factory=list)
+    work: list[Work] = field(default_factory=list)
+    preempted: list[Sequence] = field(default_factory=list)
+    admitted: list[Sequence] = field(default_factory=list)
 
     @property
     def n_tokens(self) -> int:
@@ -51,8 +51,8 @@ class Scheduler:
 
     def __init__(self, config: SchedulerConfig, pool: BlockPool) -> None:
         self.config, self.pool = config, pool
-        self.waiting: Deque[Sequence] = deque()
-        self.running: List[Sequence] = []  # in order of admission
+        self.waiting: deque[Sequence] = deque()
+        self.running: list[Sequence] = []  # in order of admission
         self.n_preemptions = 0
         self.before_preempt: Callable[[Sequence], None] = lambda seq: None  # called while its blocks still hold its KV
 
@@ -63,7 +63,7 @@ class Scheduler:
     def idle(self) -> bool:
         return not self.waiting and not self.running
 
-    def plan(self, budget: Optional[int] = None) -> Step:
+    def plan(self, budget: int | None = None) -> Step:
         """Chooses the work of the next step, of at most `budget` tokens, and gives it blocks."""
         step = Step()
         budget = max(budget or self.config.max_num_batched_tokens, self.config.max_num_seqs)
@@ -100,7 +100,7 @@ class Scheduler:
                 return False
         return True
 
-    def _newest(self, step: Step) -> Optional[Sequence]:
+    def _newest(self, step: Step) -> Sequence | None:
         """The last admitted running sequence that is not in this step yet (LOADING ones hold what others wait for)."""
         planned = {w.seq.key for w in step.work}
         return next((s for s in reversed(self.running) if s.key not in planned), None)

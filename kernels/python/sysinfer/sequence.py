@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass, field
-from typing import List, Optional
 
 from sysinfer.blocks import ROOT, Digest
 from sysinfer.sampling import SamplingParams
@@ -38,9 +37,9 @@ class LoadFrom:
 class HandoffParams:
     """`kv_transfer_params.syshax` of a request."""
 
-    save: Optional[bytes] = None
+    save: bytes | None = None
     save_on: SaveOn = SaveOn.FINISH
-    load: Optional[LoadFrom] = None
+    load: LoadFrom | None = None
 
     def publishes(self, finish: str) -> bool:
         """Whether a request that ended by itself for this reason leaves its ticket."""
@@ -57,14 +56,14 @@ class Sequence:
     key: int  # unique in the engine, grows with arrival
     request_id: str
     index: int  # choice of its request
-    tokens: List[int]
+    tokens: list[int]
     n_context: int
     params: SamplingParams
     handoff: HandoffParams = field(default_factory=HandoffParams)
     arrival: float = 0.0  # CLOCK_MONOTONIC seconds
     status: Status = Status.WAITING
     n_computed: int = 0
-    blocks: List[int] = field(default_factory=list)
+    blocks: list[int] = field(default_factory=list)
     n_hashed: int = 0  # full blocks known to the prefix cache
     digest: Digest = ROOT  # of the last of them
     load_pending: bool = False  # KV from a ticket is still to be copied into its blocks

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import Counter
+from collections import Counter as CounterOf
 from dataclasses import dataclass, field
-from typing import Counter as CounterOf
-from typing import List, Tuple
 
 # vLLM's buckets, seconds
 TTFT_BUCKETS = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0,
@@ -39,7 +38,7 @@ E2E_BUCKETS = (0.3, 0.5, 0.8, 1.0, 1.5, 2.0, 2.5, 5.0, 10.0, 15.0, 20.0, 30.0, 4
 class Histogram:
     """Counts by upper bound, as Prometheus does it."""
 
-    def __init__(self, bounds: Tuple[float, ...]) -> None:
+    def __init__(self, bounds: tuple[float, ...]) -> None:
         self.bounds = bounds
         self.counts = [0] * (len(bounds) + 1)
         self.sum = 0.0
@@ -48,7 +47,7 @@ class Histogram:
         self.counts[bisect_left(self.bounds, value)] += 1
         self.sum += value
 
-    def cumulative(self) -> List[Tuple[str, float]]:
+    def cumulative(self) -> list[tuple[str, float]]:
         """Pairs of upper bound and count up to it."""
         total, pairs = 0, []
         for bound, count in zip([*map(str, self.bounds), "+Inf"], self.counts):

@@ -7,7 +7,8 @@ import functools
 import json
 import re
 import threading
-from typing import Any, Callable, List, Mapping, Optional, Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any, Callable
 
 import jinja2
 from jinja2 import nodes
@@ -34,8 +35,8 @@ def _now(form: str) -> str:
     return datetime.datetime.now().strftime(form)
 
 
-def _tojson(value: object, ensure_ascii: bool = False, indent: Optional[int] = None,
-            separators: Optional[Any] = None, sort_keys: bool = False) -> str:  # fmt: skip
+def _tojson(value: object, ensure_ascii: bool = False, indent: int | None = None,
+            separators: Any | None = None, sort_keys: bool = False) -> str:  # fmt: skip
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 
@@ -158,7 +159,7 @@ def _counted(tree: nodes.Template) -> nodes.Template:
     _Concats().visit(tree)
     step = nodes.Call(nodes.EnvironmentAttribute("spend"), [], [], None, None)
     for node in tree.find_all((nodes.For, nodes.Macro, nodes.CallBlock)):
-        body: List[nodes.Node] = getattr(node, "body")
+        body: list[nodes.Node] = getattr(node, "body")
         body.insert(0, nodes.ExprStmt(step).set_lineno(node.lineno))
         if isinstance(node, nodes.For) and node.test is not None:
             node.test = nodes.And(step, node.test)
@@ -180,8 +181,8 @@ class ChatTemplate:
             raise ModelFileError(f"the chat template is not valid: {err}") from err
 
     def render(
-        self, messages: Sequence[Message], add_generation_prompt: bool = True, tools: Optional[List[Any]] = None,
-        continue_final: bool = False, extra: Optional[Mapping[str, Any]] = None,
+        self, messages: Sequence[Message], add_generation_prompt: bool = True, tools: list[Any] | None = None,
+        continue_final: bool = False, extra: Mapping[str, Any] | None = None,
     ) -> str:  # fmt: skip
         """The prompt text. Raises RequestError when the template refuses the messages or costs too much."""
         values = {**self._tokens, "messages": messages, "tools": tools, "add_generation_prompt": add_generation_prompt}

@@ -6,7 +6,7 @@ BPE (`llama`; byte fallback). Decoding is done here on bytes, since a stream has
 
 from __future__ import annotations
 
-from typing import Dict, List, Mapping, Optional, Sequence, Tuple
+from collections.abc import Mapping, Sequence
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
@@ -29,7 +29,7 @@ PRE_TOKENIZERS: Mapping[str, str] = {
 END_TEXTS = ("<|eot_id|>", "<|im_end|>", "<|end|>", "<|endoftext|>", "<|end_of_text|>", "<|eom_id|>", "</s>")
 
 
-def byte_alphabet() -> Dict[str, int]:
+def byte_alphabet() -> dict[str, int]:
     """GPT-2's printable stand-ins for the 256 bytes: character to byte."""
     plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
     rest = [b for b in range(256) if b not in plain]
@@ -52,11 +52,11 @@ class ModelTokenizer:
         self.add_eos = meta.flag("tokenizer.ggml.add_eos_token", False) and self.eos is not None
         self.stops = self._stops(meta)
         self._alphabet = byte_alphabet() if self.model == "gpt2" else {}
-        self._bytes: Dict[int, bytes] = {}
+        self._bytes: dict[int, bytes] = {}
         self._longest = max((len(t.encode("utf-8")) for t in self.tokens), default=1)
         self._tokenizer = _build(meta, self)
 
-    def _id(self, meta: Metadata, name: str) -> Optional[int]:
+    def _id(self, meta: Metadata, name: str) -> int | None:
         value = meta.find(f"tokenizer.ggml.{name}_token_id", int)
         if value is not None and not 0 <= value < len(self.tokens):
             raise ModelFileError(
@@ -64,7 +64,7 @@ class ModelTokenizer:
             )
         return value
 
-    def _stops(self, meta: Metadata) -> Tuple[int, ...]:
+    def _stops(self, meta: Metadata) -> tuple[int, ...]:
         """The end ids the file names, and control tokens that models of these families end a turn with."""
         named = {self.eos, self._id(meta, "eot"), self._id(meta, "eom")} - {None}
         known = {i for i, kind in enumerate(self.kinds) if kind == CONTROL and self.tokens[i] in END_TEXTS}
@@ -77,9 +77,9 @@ class ModelTokenizer:
         """The least number of tokens `text` can have; to refuse far too long input without encoding it."""
         return len(text) // self._longest
 
-    def encode(self, text: str, add_special: bool) -> List[int]:
+    def encode(self, text: str, add_special: bool) -> list[int]:
         """Token ids of `text`; special tokens written out in it count as such. `add_special`: with BOS/EOS."""
-        ids: List[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
+        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
         if add_special and self.add_bos and self.bos is not None:
             ids = [self.bos, *ids]
         if add_special and self.add_eos and self.eos is not None:
@@ -118,7 +118,7 @@ class ModelTokenizer:
         return self.token_bytes(token).decode("utf-8", "replace")
 
 
-def _kinds(meta: Metadata, count: int) -> List[int]:
+def _kinds(meta: Metadata, count: int) -> list[int]:
     if "tokenizer.ggml.token_type" not in meta.values:
         return [NORMAL] * count
     kinds = [int(k) for k in meta.numbers("tokenizer.ggml.token_type")]
@@ -167,11 +167,11 @@ def _byte_level(meta: Metadata, own: ModelTokenizer) -> Tokenizer:
     return tokenizer
 
 
-def _vocab(own: ModelTokenizer) -> Dict[str, int]:
+def _vocab(own: ModelTokenizer) -> dict[str, int]:
     return {token: index for index, token in enumerate(own.tokens)}
 
 
-def _merges(meta: Metadata) -> List[Tuple[str, str]]:
+def _merges(meta: Metadata) -> list[tuple[str, str]]:
     pairs = []
     for text in meta.strings("tokenizer.ggml.merges"):
         cut = text.find(" ", 1)
@@ -181,7 +181,7 @@ def _merges(meta: Metadata) -> List[Tuple[str, str]]:
     return pairs
 
 
-def score_merges(vocab: Mapping[str, int], scores: Sequence[float]) -> List[Tuple[str, str]]:
+def score_merges(vocab: Mapping[str, int], scores: Sequence[float]) -> list[tuple[str, str]]:
     """BPE merges that act as SentencePiece's: the pair whose joint piece scores best first, longer left parts first."""
     found = []
     for piece, index in vocab.items():
@@ -202,7 +202,7 @@ def _sentencepiece(meta: Metadata, own: ModelTokenizer) -> Tokenizer:
     unknown = next((t for t, k in zip(own.tokens, own.kinds) if k == UNKNOWN), None)
     model = models.BPE(vocab, score_merges(mergeable, scores), unk_token=unknown, fuse_unk=True, byte_fallback=True)
     tokenizer = Tokenizer(model)
-    spaces: List[normalizers.Normalizer] = [normalizers.Replace(" ", SPACE)]
+    spaces: list[normalizers.Normalizer] = [normalizers.Replace(" ", SPACE)]
     if meta.flag("tokenizer.ggml.add_space_prefix", True):
         spaces.insert(0, normalizers.Prepend(SPACE))
     tokenizer.normalizer = normalizers.Sequence(spaces)

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Dict, Iterator, List, Mapping, NamedTuple, Optional, Tuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+
 from syshax_contract.gguf import TENSOR_TYPES
 from syshax_contract.model_memory import HELD_AS, HELD_BITS, held_type
 from syshax_kernels.errors import KernelError
 from syshax_kernels.model import Model
 from syshax_kernels.types import DType, Role
-
 from sysinfer import packed
 from sysinfer.config import ModelConfig
 from sysinfer.errors import ModelFileError
@@ -35,7 +36,7 @@ class Expected(NamedTuple):
     optional: bool = False
 
 
-def expected_tensors(config: ModelConfig) -> Dict[str, Expected]:
+def expected_tensors(config: ModelConfig) -> dict[str, Expected]:
     """GGUF name to what is expected under it, for the tensors outside of layers."""
     return {
         "token_embd.weight": Expected(Role.TOKEN_EMBD, config.vocab, config.d_model),
@@ -44,7 +45,7 @@ def expected_tensors(config: ModelConfig) -> Dict[str, Expected]:
     }
 
 
-def expected_in_layer(config: ModelConfig) -> Dict[str, Expected]:
+def expected_in_layer(config: ModelConfig) -> dict[str, Expected]:
     """The same for one layer, without its prefix `blk.N.`."""
     d, q = config.d_model, config.n_heads * config.head_dim
     kv, bias = config.n_kv_heads * config.head_dim, config.arch != "qwen2"
@@ -64,7 +65,7 @@ def expected_in_layer(config: ModelConfig) -> Dict[str, Expected]:
     }
 
 
-def _find(file: GgufFile, name: str, want: Expected) -> Optional[Tensor]:
+def _find(file: GgufFile, name: str, want: Expected) -> Tensor | None:
     tensor = file.tensors.get(name)
     if tensor is None:
         if want.optional:
@@ -86,7 +87,7 @@ def separate_halves(rows: NDArray[np.uint8], heads: int) -> NDArray[np.uint8]:
     return np.ascontiguousarray(pairs.swapaxes(1, 2)).reshape(rows.shape)
 
 
-def load_weights(file: GgufFile, config: ModelConfig, model: Model, weights: str, cache: Optional[Path] = None) -> None:
+def load_weights(file: GgufFile, config: ModelConfig, model: Model, weights: str, cache: Path | None = None) -> None:
     """Gives every tensor to `model`, held as `weights` says (`keep`: as in the file); ModelFileError names a bad one.
 
     `cache`: folder of packed files, where packed weights are looked for first and left for the next start.
@@ -119,14 +120,14 @@ def _load_packed(path: Path, key: str, model: Model) -> bool:
     return True
 
 
-def _save_packed(path: Path, key: str, model: Model, tensors: List[Tuple[Role, int]]) -> None:
+def _save_packed(path: Path, key: str, model: Model, tensors: list[tuple[Role, int]]) -> None:
     try:
         packed.save(path, key, model, tensors)
     except (OSError, MemoryError, KernelError) as err:
         log.warning("packed weights can't be kept at %s: %s", path, err)
 
 
-def _pack_all(tensors: List[Tuple[int, Expected, Tensor]], config: ModelConfig, model: Model, weights: str) -> None:
+def _pack_all(tensors: list[tuple[int, Expected, Tensor]], config: ModelConfig, model: Model, weights: str) -> None:
     wanted = KINDS.get(weights)
     for layer, want, tensor in tensors:
         whole = want.role in (Role.TOKEN_EMBD, Role.OUTPUT)
@@ -134,7 +135,7 @@ def _pack_all(tensors: List[Tuple[int, Expected, Tensor]], config: ModelConfig, 
         _set(model, config, tensor, layer, want, DType(kind))
 
 
-def _all(config: ModelConfig) -> Iterator[Tuple[str, int, Expected]]:
+def _all(config: ModelConfig) -> Iterator[tuple[str, int, Expected]]:
     for name, want in expected_tensors(config).items():
         yield name, 0, want
     for layer in range(config.n_layers):

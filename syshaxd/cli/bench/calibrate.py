@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import statistics
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Callable, Mapping, Sequence
+from typing import Callable
 
 from syshaxd.scheduler.steptime import StepFit, StepModel, StepSample
 

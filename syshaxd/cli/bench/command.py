@@ -6,8 +6,9 @@ import argparse
 import asyncio
 import json
 import sys
+from collections.abc import Awaitable, Mapping
 from pathlib import Path
-from typing import Awaitable, Callable, Mapping
+from typing import Callable
 
 from ..options import add_daemon
 from .calibrate import calibrate

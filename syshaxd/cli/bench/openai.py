@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 import time
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, AsyncIterator, Mapping, Optional, Sequence
+from typing import Any
 
 import aiohttp
 
@@ -56,7 +57,7 @@ class Endpoint:
     ) -> None:
         self._url, self._model, self._timeout = url.rstrip("/"), model, timeout
         self._headers = {**headers, **({"Authorization": f"Bearer {api_key}"} if api_key else {})}
-        self._session: Optional[aiohttp.ClientSession] = None
+        self._session: aiohttp.ClientSession | None = None
 
     async def __aenter__(self) -> "Endpoint":
         limits = aiohttp.ClientTimeout(total=self._timeout, sock_connect=10.0)
@@ -76,7 +77,7 @@ class Endpoint:
             raise BenchError("the endpoint is not open")
         return self._session
 
-    async def call(self, method: str, path: str, body: Optional[Mapping[str, Any]] = None) -> Any:
+    async def call(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> Any:
         """One JSON call; BenchError says what was asked and what came."""
         try:
             async with self.session.request(method, self._url + path, json=body) as answer:
@@ -119,7 +120,7 @@ class Endpoint:
         outcome.latency = time.perf_counter() - begin
         return outcome
 
-    async def _attempt(self, ask: Ask, ignore_eos: bool, begin: float, outcome: Outcome) -> Optional[float]:
+    async def _attempt(self, ask: Ask, ignore_eos: bool, begin: float, outcome: Outcome) -> float | None:
         """None when it is over; seconds to wait before the next try after a 429."""
         body = {
             "model": await self.first_model(),

@@ -6,8 +6,9 @@ import asyncio
 import random
 import statistics
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Callable, Mapping, Optional, Sequence
+from typing import Callable
 
 from .openai import Ask, Endpoint, Outcome
 
@@ -19,8 +20,8 @@ Progress = Callable[[int, int], None]
 class Pace:
     """`rate` requests/s with Poisson arrivals (None: all at once); at most `concurrency` at a time (None: no bound)."""
 
-    rate: Optional[float] = None
-    concurrency: Optional[int] = None
+    rate: float | None = None
+    concurrency: int | None = None
     seed: int = 0
 
 

@@ -6,9 +6,10 @@ import argparse
 import json
 import os
 import tempfile
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Mapping, Sequence
+from typing import Any
 
 from syshaxd.config.types import Config
 from syshaxd.engine.calibration import calibration_path

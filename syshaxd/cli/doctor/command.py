@@ -6,7 +6,7 @@ One line a finding (ok, warning, error) with what to do. Exit code 1 where there
 from __future__ import annotations
 
 import argparse
-from typing import Iterator, List
+from collections.abc import Iterator
 
 from syshaxd.cli.exits import FAILURE, OK
 from syshaxd.cli.options import add_config, add_json, print_json, source
@@ -39,7 +39,7 @@ def run(args: argparse.Namespace) -> int:
     return FAILURE if any(finding.level is Level.ERROR for finding in findings) else OK
 
 
-def lines(findings: List[Finding]) -> List[str]:
+def lines(findings: list[Finding]) -> list[str]:
     """For a terminal."""
     shown = []
     for finding in findings:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Dict, List
 
 from syshaxd.backends.container import default_socket
 from syshaxd.backends.container_spec import EngineKind
@@ -17,9 +16,9 @@ from .findings import Finding, error, good, warning
 SERVICES = {EngineKind.PODMAN: "systemctl start syshax-podman.socket", EngineKind.DOCKER: "systemctl start docker"}
 
 
-def engine_findings(config: Config) -> List[Finding]:
+def engine_findings(config: Config) -> list[Finding]:
     """Sockets, versions, and images of all units in containers."""
-    units: Dict[str, List[UnitConfig]] = {}
+    units: dict[str, list[UnitConfig]] = {}
     for unit in config.units:
         if unit.backend in CONTAINERS:
             kind = EngineKind(unit.backend.value)
@@ -27,11 +26,11 @@ def engine_findings(config: Config) -> List[Finding]:
     return asyncio.run(_ask_all(units)) if units else []
 
 
-async def _ask_all(units: Dict[str, List[UnitConfig]]) -> List[Finding]:
+async def _ask_all(units: dict[str, list[UnitConfig]]) -> list[Finding]:
     return [finding for socket, on_it in units.items() for finding in await _ask(socket, on_it)]
 
 
-async def _ask(socket: str, units: List[UnitConfig]) -> List[Finding]:
+async def _ask(socket: str, units: list[UnitConfig]) -> list[Finding]:
     kind = EngineKind(units[0].backend.value)
     api = EngineApi(socket)
     try:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import shutil
 import socket
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Iterator
 
 from syshaxd.config.types import Config, UnitConfig
 from syshaxd.model.unit import BackendKind

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import functools
-from typing import Callable, Optional, Tuple
+from typing import Callable
 
 from syshax_contract.model_files import ModelFacts, NoFacts, read_model
-
 from syshaxd.config.types import Config, UnitConfig
 from syshaxd.errors import ConfigError, Problem
 from syshaxd.model.unit import BackendKind, UnitKind
@@ -34,7 +33,7 @@ def binding_plan(config: Config, host: HostTree) -> BindingPlan:
     return planned
 
 
-def plan_problems(planned: BindingPlan) -> Tuple[Problem, ...]:
+def plan_problems(planned: BindingPlan) -> tuple[Problem, ...]:
     """Problems of a plan as faults of the configuration."""
     return tuple(Problem(text, key="units") for text in planned.problems)
 
@@ -63,7 +62,7 @@ def _ask(config: Config, unit: UnitConfig, host: HostTree, read: ReadModel) -> A
     )
 
 
-def _facts(unit: UnitConfig, read: ReadModel) -> Tuple[Optional[ModelFacts], str]:
+def _facts(unit: UnitConfig, read: ReadModel) -> tuple[ModelFacts | None, str]:
     """None where the model is on a device, or where a command of the user's decides; the text is why it is unknown."""
     if unit.accelerator != "none" or unit.command or unit.kind is UnitKind.OPENAI:
         return None, ""

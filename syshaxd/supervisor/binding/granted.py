@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Iterator, Mapping, Optional
+from typing import Any
 
 from syshaxd.model.unit import Granted, UnitView
 from syshaxd.topology import format_cpu_list, parse_cpu_list
@@ -25,7 +26,7 @@ class Allowed:
     memory_nodes: frozenset[int]
 
 
-def allowed(pid: Optional[int], proc: Path = PROC) -> Optional[Allowed]:
+def allowed(pid: int | None, proc: Path = PROC) -> Allowed | None:
     """Of a unit's first process, in a container too; None where it can't be seen."""
     try:
         text = (proc / str(pid) / "status").read_text(encoding="ascii", errors="replace") if pid else ""
@@ -37,7 +38,7 @@ def allowed(pid: Optional[int], proc: Path = PROC) -> Optional[Allowed]:
 
 
 def shortfalls(
-    binding: Binding, granted: Optional[Granted], seen: Optional[Allowed] = None, in_container: bool = False
+    binding: Binding, granted: Granted | None, seen: Allowed | None = None, in_container: bool = False
 ) -> Iterator[str]:
     """Where a unit got less than planned, one sentence each. Pure."""
     if not binding.cpus:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Iterable, Iterator, Optional
 
 from syshaxd.errors import ConfigError, Problem
 from syshaxd.topology import SYSFS, format_cpu_list, parse_cpu_list
@@ -22,7 +22,7 @@ class HostNode:
 
     id: int
     cpus: frozenset[int]
-    memory: Optional[int] = None
+    memory: int | None = None
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class HostTree:
     offline: frozenset[int] = frozenset()
     allowed: frozenset[int] = frozenset()
     devices: tuple[HostDevice, ...] = ()  # in PCI order, which is how drivers number them
-    allowed_nodes: Optional[frozenset[int]] = None
+    allowed_nodes: frozenset[int] | None = None
 
     @property
     def usable(self) -> frozenset[int]:
@@ -57,7 +57,7 @@ class HostTree:
         inside = [node for node in self.nodes if self.allowed_nodes is None or node.id in self.allowed_nodes]
         return tuple(node.id for node in inside if node.memory != 0)
 
-    def node_of(self, cpu: int) -> Optional[int]:
+    def node_of(self, cpu: int) -> int | None:
         """Node id of a CPU, None where the host has no such CPU."""
         return next((node.id for node in self.nodes if cpu in node.cpus), None)
 
@@ -72,7 +72,7 @@ class HostTree:
         return frozenset(min(core & self.usable) for core in self.cores if core & self.usable)
 
 
-def read_host(sysfs: Path = SYSFS, allowed: Optional[Iterable[int]] = None) -> HostTree:
+def read_host(sysfs: Path = SYSFS, allowed: Iterable[int] | None = None) -> HostTree:
     """Reads a sysfs tree: `/sys/devices/system`, or a copy of it from another host.
 
     `allowed`: CPUs that units may get; where left out, this process' own affinity, and for a copy all that are online.
@@ -84,7 +84,7 @@ def read_host(sysfs: Path = SYSFS, allowed: Optional[Iterable[int]] = None) -> H
         raise ConfigError([Problem(f"not the CPU and node lists of a Linux host: {err}", file=str(sysfs))]) from err
 
 
-def _read_host(sysfs: Path, allowed: Optional[Iterable[int]]) -> HostTree:
+def _read_host(sysfs: Path, allowed: Iterable[int] | None) -> HostTree:
     own = sysfs == SYSFS
     present, online = _list(sysfs / "cpu/present"), _list(sysfs / "cpu/online")
     if allowed is None:
@@ -113,7 +113,7 @@ def _with_strays(nodes: tuple[HostNode, ...], online: frozenset[int]) -> tuple[H
     return (HostNode(first.id, first.cpus | strays, first.memory), *nodes[1:]) if strays else nodes
 
 
-def _own_nodes() -> Optional[frozenset[int]]:
+def _own_nodes() -> frozenset[int] | None:
     """Memory nodes of the cpuset this process is in, version 1 or 2 alike."""
     match = re.search(r"(?m)^Mems_allowed_list:\s*(\S+)$", _read(STATUS))
     return parse_cpu_list(match[1]) if match else None

@@ -6,8 +6,8 @@ Both ways may say the same; where they differ, both are named and nothing is gue
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Iterator, List, Mapping, Optional, Tuple
 
 from syshaxd.config.types import UnitConfig
 from syshaxd.model.unit import UnitKind
@@ -24,9 +24,9 @@ class Inputs:
     """What was said. `affinity`: auto, none or a list in the kernel's notation; `rank_cpus`: vLLM's own cut."""
 
     affinity: str = "auto"
-    threads: Optional[int] = None
-    rank_cpus: Tuple[frozenset[int], ...] = ()
-    problems: Tuple[str, ...] = ()
+    threads: int | None = None
+    rank_cpus: tuple[frozenset[int], ...] = ()
+    problems: tuple[str, ...] = ()
 
 
 def _decided(unit: UnitConfig, bound: bool) -> frozenset[str]:
@@ -47,7 +47,7 @@ def read_inputs(unit: UnitConfig) -> Inputs:
     """The unit's wishes. Variables count on CPU units only: an accelerator unit's threads are its own affair."""
     if unit.accelerator != "none":
         return Inputs(unit.cpu.affinity, unit.cpu.threads)
-    problems: List[str] = []
+    problems: list[str] = []
     ranks = _ranks(unit, problems)
     affinity = _affinity(unit, ranks, problems)
     threads = _threads(unit, problems)
@@ -68,7 +68,7 @@ def parse_affinity(text: str) -> frozenset[int]:
     return frozenset(cpus)
 
 
-def _affinity(unit: UnitConfig, ranks: Tuple[frozenset[int], ...], problems: List[str]) -> str:
+def _affinity(unit: UnitConfig, ranks: tuple[frozenset[int], ...], problems: list[str]) -> str:
     """cpu.affinity, or what the variables say where it is auto."""
     said = list(_said(unit, ranks, problems))
     if unit.cpu.affinity != "auto":
@@ -84,8 +84,8 @@ def _affinity(unit: UnitConfig, ranks: Tuple[frozenset[int], ...], problems: Lis
 
 
 def _said(
-    unit: UnitConfig, ranks: Tuple[frozenset[int], ...], problems: List[str]
-) -> Iterator[Tuple[str, Optional[frozenset[int]]]]:
+    unit: UnitConfig, ranks: tuple[frozenset[int], ...], problems: list[str]
+) -> Iterator[tuple[str, frozenset[int] | None]]:
     """Variables that name CPUs; `auto` says nothing."""
     for name in LISTS:
         text = unit.env.get(name, "").strip()
@@ -99,7 +99,7 @@ def _said(
         yield RANKS, frozenset().union(*ranks)
 
 
-def _named(affinity: str) -> Optional[frozenset[int]]:
+def _named(affinity: str) -> frozenset[int] | None:
     """None for `none`, and for a list that is faulty in itself, which the plan tells."""
     try:
         return None if affinity == "none" else parse_cpu_list(affinity)
@@ -107,11 +107,11 @@ def _named(affinity: str) -> Optional[frozenset[int]]:
         return None
 
 
-def _words(cpus: Optional[frozenset[int]]) -> str:
+def _words(cpus: frozenset[int] | None) -> str:
     return "not to bind" if cpus is None else f"CPUs {format_cpu_list(cpus)}"
 
 
-def _ranks(unit: UnitConfig, problems: List[str]) -> Tuple[frozenset[int], ...]:
+def _ranks(unit: UnitConfig, problems: list[str]) -> tuple[frozenset[int], ...]:
     """vLLM's list of a rank each, joined by |."""
     text = unit.env.get(RANKS, "").strip()
     if unit.kind is not UnitKind.VLLM or text in ("", "auto", "nobind"):
@@ -133,7 +133,7 @@ def _ranks(unit: UnitConfig, problems: List[str]) -> Tuple[frozenset[int], ...]:
     return parts
 
 
-def _threads(unit: UnitConfig, problems: List[str]) -> Optional[int]:
+def _threads(unit: UnitConfig, problems: list[str]) -> int | None:
     """cpu.threads, or OMP_NUM_THREADS, which counts the threads of one rank."""
     text, each = unit.env.get(THREADS, "").strip(), 1
     if not text:

@@ -6,14 +6,13 @@ Upper bounds: a unit starts with less and grows to this.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Mapping, Optional
 
 from syshax_contract.gguf import F32
 from syshax_contract.model_files import ModelFacts
 from syshax_contract.model_memory import SERVER_BYTES, engine_memory, kv_bytes
 from syshax_contract.sysinfer_command import CommandLineError, EngineSizing, sizing_of
-
 from syshaxd.config.types import UnitConfig
 from syshaxd.model.unit import UnitKind
 from syshaxd.supervisor.vllm_recipe import CPU_BLOCK, CPU_KV_SPACE, flags
@@ -40,7 +39,7 @@ class Memory:
         return self.weights + self.kv + self.pool + self.activations
 
 
-def unit_memory(unit: UnitConfig, facts: Optional[ModelFacts], pool: int, host_memory: int) -> Memory:
+def unit_memory(unit: UnitConfig, facts: ModelFacts | None, pool: int, host_memory: int) -> Memory:
     """What a unit takes of the host. `facts` None: its model is unknown, or is held by an accelerator.
 
     `host_memory`: bytes of all its nodes, for what sysinfer sizes by itself; 0: unknown.

@@ -7,8 +7,8 @@ CPUs on every NUMA node. A plan with problems is never applied.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Mapping, Optional, Sequence
 
 from syshaxd.topology import format_cpu_list, parse_cpu_list
 
@@ -26,7 +26,7 @@ class Ask:
 
     name: str
     affinity: str = "auto"
-    threads: Optional[int] = None
+    threads: int | None = None
     reserved: str = ""  # CPUs that nothing is placed on automatically
     memory_nodes: str = ""
     accelerator: str = "none"  # nvidia | ascend | none
@@ -79,7 +79,7 @@ class BindingPlan:
     problems: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
-    def unit(self, name: str) -> Optional[Binding]:
+    def unit(self, name: str) -> Binding | None:
         """Binding of a unit."""
         return next((binding for binding in self.units if binding.name == name), None)
 
@@ -192,7 +192,7 @@ def _device_nodes(host: HostTree, ask: Ask) -> tuple[int, ...]:
     return tuple(first if node is None else node for node in nodes)
 
 
-def _device(known: Sequence[HostDevice], name: str) -> Optional[int]:
+def _device(known: Sequence[HostDevice], name: str) -> int | None:
     if name.isdecimal() and int(name) < len(known):
         return known[int(name)].node
     return None

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import subprocess
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Callable, Iterator
+from typing import Callable
 
 import pytest
+
 from syshax_kernels.library import Library
 from syshax_kernels.pool import pool_library
 

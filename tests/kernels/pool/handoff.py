@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from typing import List, Optional
 
 from syshax_kernels.errors import BusyError, CorruptError, NotFoundError, StaleError
 from syshax_kernels.library import Library
 from syshax_kernels.pool import CHUNK_TOKENS, F16, Geometry, Inbox, Outbox, Ticket, View
-
 from tests.crc32c import crc32c
 
 GEOMETRY = Geometry(n_layers=1, n_kv_heads=2, head_size=4, wire_type=F16, model_id=bytes(range(32)))
@@ -23,7 +21,7 @@ REFUSALS = (BusyError, CorruptError, NotFoundError, StaleError)
 """What a consumer may be told; it recomputes then."""
 
 
-def make_outbox(path: str, library: Optional[Library] = None) -> Outbox:
+def make_outbox(path: str, library: Library | None = None) -> Outbox:
     return Outbox.create(path, GEOMETRY, chunks=CHUNKS, tickets=TICKETS, max_tokens=MAX_TOKENS, library=library)
 
 
@@ -31,7 +29,7 @@ def ticket_id(name: str) -> bytes:
     return hashlib.md5(name.encode()).digest()
 
 
-def token_ids(name: str, n_tokens: int) -> List[int]:
+def token_ids(name: str, n_tokens: int) -> list[int]:
     return [FIRST_TOKEN + name.encode()[0] * 512 + i for i in range(n_tokens)]
 
 
@@ -70,7 +68,7 @@ def read(view: View, index: int) -> bytes:
     return copy
 
 
-def is_right(view: View, name: str, tokens: List[int], chunks: List[bytes]) -> bool:
+def is_right(view: View, name: str, tokens: list[int], chunks: list[bytes]) -> bool:
     """Whether copies of a whole view are what `name` stands for; only rows of valid tokens count."""
     if tokens != token_ids(name, view.n_tokens) or len(chunks) != view.n_chunks:
         return False
@@ -95,7 +93,7 @@ def take(inbox: Inbox, name: str, consumed: bool = True, lease_s: float = LEASE_
     return "right" if is_right(view, name, tokens, chunks) else "wrong"
 
 
-def try_take(path: str, name: str, library: Optional[Library] = None) -> str:
+def try_take(path: str, name: str, library: Library | None = None) -> str:
     """The same from scratch; a file that can't be opened is a refusal too."""
     try:
         inbox = Inbox.open(path, GEOMETRY, library=library)

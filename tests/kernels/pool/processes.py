@@ -6,8 +6,9 @@ import ctypes
 import os
 import signal
 import traceback
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Callable, Iterator
+from typing import Callable
 
 from syshax_kernels.library import Library
 

@@ -11,7 +11,7 @@ import signal
 import struct
 import time
 from pathlib import Path
-from typing import Callable, List, Optional, Set
+from typing import Callable
 
 import pytest
 
@@ -19,8 +19,20 @@ from syshax_kernels.errors import KernelError, StaleError
 from syshax_kernels.library import Library
 from syshax_kernels.pool import CHUNK_TOKENS, Inbox, Outbox, Ticket, TicketState, UnitStats, Worker, read_stats
 from tests.kernels.pool.handoff import (
-    FIRST_TOKEN, GEOMETRY, LEASE_S, REFUSALS, TICKETS, assert_empty, is_right, make_outbox, save, take, ticket_id,
-    token_ids, try_take, write,
+    FIRST_TOKEN,
+    GEOMETRY,
+    LEASE_S,
+    REFUSALS,
+    TICKETS,
+    assert_empty,
+    is_right,
+    make_outbox,
+    save,
+    take,
+    ticket_id,
+    token_ids,
+    try_take,
+    write,
 )
 from tests.kernels.pool.processes import count_from_one, start
 
@@ -60,7 +72,7 @@ def owner_life(path: str, library: Library) -> str:
 
 
 def test_owner_killed_at_every_step(cut_library: Library, folder: Path) -> None:
-    seen: Set[str] = set()
+    seen: set[str] = set()
     for cut in count_from_one():
         path = str(folder / f"{cut}.pool")
         child = start(cut_library, lambda p=path: owner_life(p, cut_library), cut, signal.SIGKILL)  # type: ignore[misc]
@@ -141,7 +153,7 @@ def test_consumer_killed_at_every_step(cut_library: Library, folder: Path, consu
         with Inbox.open(path, GEOMETRY, library=cut_library) as inbox:
             return take(inbox, "a", consumed)
 
-    states: Set[TicketState] = set()
+    states: set[TicketState] = set()
     with make_outbox(path) as outbox:
         for cut in count_from_one():
             ticket = save(outbox, "a", 100)
@@ -175,7 +187,7 @@ def test_consumer_stopped_at_every_step_while_the_owner_goes_on(cut_library: Lib
         with Inbox.open(path, GEOMETRY, library=cut_library) as inbox:
             return take(inbox, "a", lease_s=2 * LEASE_S)
 
-    results: Set[str] = set()
+    results: set[str] = set()
     with make_outbox(path) as outbox:
         for cut in count_from_one():
             save(outbox, "a", 100)
@@ -243,7 +255,7 @@ def reap_late(path: str, library: Library) -> str:
 
 
 @pytest.mark.parametrize("crc", [None, 7])
-def test_worker_killed_at_every_step(cut_library: Library, folder: Path, crc: Optional[int]) -> None:
+def test_worker_killed_at_every_step(cut_library: Library, folder: Path, crc: int | None) -> None:
     """A ticket whose worker died cannot be published, and its chunks come back."""
     path, refused = str(folder / "a.pool"), 0
     with make_outbox(path) as outbox:
@@ -297,13 +309,13 @@ def test_daemon_cut_at_every_step(folder: Path, consumer_at: int, daemon_at: int
     outbox = make_outbox(path)
     save(outbox, "a", 100)
     outbox.close()
-    steps: List[Callable[[], object]] = [
+    steps: list[Callable[[], object]] = [
         lambda: in_child(unlink, path),
         lambda: in_child(put_empty, path),
         lambda: fresh.append(make_outbox(path)),
         lambda: save(fresh[0], "b", 100),
     ]
-    fresh: List[Outbox] = []
+    fresh: list[Outbox] = []
 
     def daemon() -> None:
         for step in steps[:daemon_at]:

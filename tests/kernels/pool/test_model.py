@@ -5,7 +5,6 @@ from __future__ import annotations
 import tempfile
 import time
 from dataclasses import dataclass, field
-from typing import Dict, List, Optional
 
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -14,7 +13,16 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from syshax_kernels.errors import BusyError, FullError, KernelError, NotFoundError, StaleError
 from syshax_kernels.pool import CHUNK_TOKENS, Inbox, Ticket, TicketState, View
 from tests.kernels.pool.handoff import (
-    CHUNKS, GEOMETRY, LEASE_S, MAX_TOKENS, TICKETS, assert_empty, chunk_data, is_right, make_outbox, ticket_id,
+    CHUNKS,
+    GEOMETRY,
+    LEASE_S,
+    MAX_TOKENS,
+    TICKETS,
+    assert_empty,
+    chunk_data,
+    is_right,
+    make_outbox,
+    ticket_id,
     token_ids,
 )
 
@@ -30,9 +38,9 @@ class Model:
     ticket: Ticket
     state: TicketState = TicketState.FILLING
     n_tokens: int = 0
-    sealed: Dict[int, int] = field(default_factory=dict)  # chunk: tokens covered
+    sealed: dict[int, int] = field(default_factory=dict)  # chunk: tokens covered
     doomed: bool = False
-    view: Optional[View] = None
+    view: View | None = None
 
     @property
     def n_chunks(self) -> int:
@@ -56,10 +64,10 @@ class PoolMachine(RuleBasedStateMachine):
         path = f"{self.folder.name}/a.pool"
         self.outbox = make_outbox(path)
         self.inbox = Inbox.open(path, GEOMETRY)
-        self.models: Dict[str, Model] = {}
-        self.gone: List[Ticket] = []
-        self.lost: List[View] = []  # pins that the owner took away
-        self.published: Dict[str, int] = {}  # tokens
+        self.models: dict[str, Model] = {}
+        self.gone: list[Ticket] = []
+        self.lost: list[View] = []  # pins that the owner took away
+        self.published: dict[str, int] = {}  # tokens
 
     def teardown(self) -> None:
         for model in self.models.values():

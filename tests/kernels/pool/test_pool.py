@@ -10,21 +10,52 @@ import time
 import zlib
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Callable, Dict, List
+from typing import Any, Callable
 
 import pytest
 
 from syshax_kernels.errors import (
-    BusyError, CorruptError, FullError, KernelError, MismatchError, NotFoundError, StaleError,
+    BusyError,
+    CorruptError,
+    FullError,
+    KernelError,
+    MismatchError,
+    NotFoundError,
+    StaleError,
 )
 from syshax_kernels.library import Library
 from syshax_kernels.pool import (
-    BF16, F32, Geometry, Inbox, Outbox, PoolInfo, TicketState, UnitStats, Worker, chunks_that_fit, model_id, read_stats,
+    BF16,
+    F32,
+    Geometry,
+    Inbox,
+    Outbox,
+    PoolInfo,
+    TicketState,
+    UnitStats,
+    Worker,
+    chunks_that_fit,
+    model_id,
+    read_stats,
 )
 from tests.crc32c import crc32c
 from tests.kernels.pool.handoff import (
-    CHUNK_BYTES, CHUNKS, GEOMETRY, LEASE_S, MAX_TOKENS, TICKETS, assert_empty, chunk_data, make_outbox, rows, save,
-    take, ticket_id, token_ids, try_take, write,
+    CHUNK_BYTES,
+    CHUNKS,
+    GEOMETRY,
+    LEASE_S,
+    MAX_TOKENS,
+    TICKETS,
+    assert_empty,
+    chunk_data,
+    make_outbox,
+    rows,
+    save,
+    take,
+    ticket_id,
+    token_ids,
+    try_take,
+    write,
 )
 
 
@@ -93,12 +124,10 @@ def test_no_room_for_the_file_says_bytes_needed_and_left(path: str) -> None:
     "change",
     [{"chunks": 0}, {"tickets": 0}, {"tickets": 70000}, {"max_tokens": 0}, {"chunks": 1 << 31}],
 )
-def test_sizes_out_of_range_are_named(path: str, change: Dict[str, int]) -> None:
+def test_sizes_out_of_range_are_named(path: str, change: dict[str, int]) -> None:
     size = {"chunks": CHUNKS, "tickets": TICKETS, "max_tokens": MAX_TOKENS, **change}
     with pytest.raises(KernelError, match=f"{next(iter(change))} is .*, expected 1 to"):
-        Outbox.create(
-            path, GEOMETRY, chunks=size["chunks"], tickets=size["tickets"], max_tokens=size["max_tokens"]
-        )
+        Outbox.create(path, GEOMETRY, chunks=size["chunks"], tickets=size["tickets"], max_tokens=size["max_tokens"])
 
 
 @pytest.mark.parametrize("field", ["n_layers", "n_kv_heads", "head_size", "model_id"])
@@ -136,8 +165,11 @@ def test_a_freed_slot_is_recognised(path: str) -> None:
         old.free()
         for name in "bcd":
             save(outbox, name, 10)
-        calls: List[Callable[[], None]] = [
-            lambda: old.append([1]), lambda: old.publish(1), old.fail, lambda: worker.seal(old.slot, 0, 0),
+        calls: list[Callable[[], None]] = [
+            lambda: old.append([1]),
+            lambda: old.publish(1),
+            old.fail,
+            lambda: worker.seal(old.slot, 0, 0),
         ]
         for call in calls:
             with pytest.raises(StaleError, match="freed"):

@@ -7,9 +7,10 @@ import os
 import signal
 import sys
 import time
+from collections.abc import AsyncIterator, Awaitable
 from dataclasses import replace
 from pathlib import Path
-from typing import AsyncIterator, Awaitable, Callable, List
+from typing import Callable
 
 import pytest
 
@@ -29,7 +30,7 @@ class Rig:
     def __init__(self, folder: Path) -> None:
         self.socket = str(folder / "engine.sock")
         self.backend = ContainerBackend(EngineKind.DOCKER, "/var/lib/here")
-        self.lines: List[str] = []
+        self.lines: list[str] = []
         self.process: asyncio.subprocess.Process
 
     async def up(self, *faults: str) -> "Rig":

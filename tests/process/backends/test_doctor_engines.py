@@ -6,7 +6,6 @@ import asyncio
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import List
 
 import pytest
 
@@ -18,7 +17,7 @@ from syshaxd.model.unit import BackendKind, Role, UnitKind
 ROOT = Path(__file__).resolve().parents[3]
 
 
-async def findings(socket: Path, unit: UnitConfig, *faults: str) -> List[Finding]:
+async def findings(socket: Path, unit: UnitConfig, *faults: str) -> list[Finding]:
     """With a fake engine of these faults behind the socket."""
     words = [word for fault in faults for word in ("--fault", fault)]
     command = (sys.executable, "-m", "testbed.fake_container_engine", str(socket), *words)

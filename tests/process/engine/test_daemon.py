@@ -6,15 +6,15 @@ import asyncio
 import json
 import os
 import socket
+from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any, AsyncIterator, List
+from typing import Any
 
 import aiohttp
 import psutil
 import pytest
 
 from testbed.daemon_fake_units import HUP, KILL, TERM, Daemon, ask, clients, free_port, unit
-
 
 pytestmark = pytest.mark.timeout(240)  # starts several daemons; a busy machine takes seconds for each interpreter
 
@@ -197,7 +197,7 @@ async def test_a_hundred_hangups_under_traffic_lose_nothing(daemon: Daemon) -> N
     await daemon.start()
     await daemon.ready()
     done = asyncio.Event()
-    served: List[int] = []
+    served: list[int] = []
 
     async def traffic(session: aiohttp.ClientSession, number: int) -> None:
         while not done.is_set():
@@ -315,7 +315,7 @@ async def test_socket_activation_refuses_nobody_over_a_restart(tmp_path: Path) -
 async def _restart_under_load(daemon: Daemon, listener: socket.socket, session: aiohttp.ClientSession) -> int:
     """Connections all the time; none may be refused or reset. What is in flight or waits is answered."""
     restarted = asyncio.Event()
-    answers: List[int] = []
+    answers: list[int] = []
 
     async def knock() -> None:
         while not restarted.is_set():

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
-from typing import Any, AsyncIterator, Mapping
+from typing import Any
 
 import aiohttp
 import pytest
@@ -13,7 +14,6 @@ from syshaxd.config import Source
 from syshaxd.engine import Engine, Surroundings
 from syshaxd.sdnotify import Notifier
 from syshaxd.supervisor.binding.host import read_host
-
 from testbed.daemon_fake_units import free_port
 
 TEXT = """

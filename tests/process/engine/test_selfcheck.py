@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import importlib.util
 import os
+from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any, AsyncIterator, Dict
+from typing import Any
 
 import pytest
 
@@ -30,7 +31,7 @@ async def daemon(tmp_path: Path) -> AsyncIterator[Daemon]:
     await made.close()
 
 
-def _unit(role: str, **more: Any) -> Dict[str, Any]:
+def _unit(role: str, **more: Any) -> dict[str, Any]:
     return {"role": role, "kind": "sysinfer", "cpu": {"affinity": "none"}, "restart": {"backoff": "100ms"}, **more}
 
 

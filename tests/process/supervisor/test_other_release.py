@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
+from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
-from typing import AsyncIterator, Dict, List, Optional, Tuple
 
 import pytest
 
@@ -38,7 +38,7 @@ class EarlierRelease:
     async def start(self, spec: LaunchSpec, on_line: OnLine) -> Running:
         return await self._inner.start(replace(spec, contract="0"), on_line)
 
-    async def adopt(self, spec: LaunchSpec, on_line: OnLine) -> Optional[Adopted]:
+    async def adopt(self, spec: LaunchSpec, on_line: OnLine) -> Adopted | None:
         return await self._inner.adopt(spec, on_line)
 
     async def close(self) -> None:
@@ -49,7 +49,7 @@ class Release:
     """One daemon's supervisor; notes what it shows at each change."""
 
     def __init__(self, folder: Path, client: UnitClient, earlier: bool) -> None:
-        self.seen: List[Tuple[UnitView, ...]] = []
+        self.seen: list[tuple[UnitView, ...]] = []
         backend = ContainerBackend(EngineKind.DOCKER, str(folder))
         self.supervisor = Supervisor(
             backends={BackendKind.DOCKER: EarlierRelease(backend) if earlier else backend},
@@ -63,7 +63,7 @@ class Release:
         config = _config(folder)
         self.supervisor.apply(desired_units(config, binding_plan(config, read_host())))
 
-    async def settled(self) -> Dict[str, str]:
+    async def settled(self) -> dict[str, str]:
         """Container ids, once all units are ready and nothing is pending."""
 
         def done() -> bool:

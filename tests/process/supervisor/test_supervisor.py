@@ -7,9 +7,10 @@ import contextlib
 import os
 import signal
 import sys
+from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, AsyncIterator, Callable, Dict, Iterator, List, Sequence, Tuple
+from typing import Any, Callable
 
 import psutil
 import pytest
@@ -19,7 +20,14 @@ from syshaxd.backends.container_spec import EngineKind
 from syshaxd.backends.external import ExternalBackend
 from syshaxd.backends.process import ProcessBackend
 from syshaxd.config.types import (
-    Config, ContainerConfig, CpuConfig, HealthConfig, LifecycleConfig, LimitsConfig, PdConfig, RestartConfig,
+    Config,
+    ContainerConfig,
+    CpuConfig,
+    HealthConfig,
+    LifecycleConfig,
+    LimitsConfig,
+    PdConfig,
+    RestartConfig,
     UnitConfig,
 )  # fmt: skip
 from syshaxd.errors import ConfigError, ControlError
@@ -40,11 +48,12 @@ class World:
 
     def __init__(self, folder: Path, client: UnitClient) -> None:
         self.folder = folder
-        self.in_flight: List[InFlight] = []
-        self.failures: List[Tuple[str, BaseException]] = []
+        self.in_flight: list[InFlight] = []
+        self.failures: list[tuple[str, BaseException]] = []
         self.supervisor = Supervisor(
             backends={
-                BackendKind.PROCESS: ProcessBackend(), BackendKind.EXTERNAL: ExternalBackend(),
+                BackendKind.PROCESS: ProcessBackend(),
+                BackendKind.EXTERNAL: ExternalBackend(),
                 BackendKind.DOCKER: ContainerBackend(EngineKind.DOCKER, str(folder)),
             },
             client=client,
@@ -235,7 +244,7 @@ async def test_a_frozen_process_is_noticed(world: World) -> None:
     await world.until(lambda: world.view("cpu").epoch == 2 and world.view("cpu").ready)
 
 
-class _Looked(List[InFlight]):
+class _Looked(list[InFlight]):
     """Counts how often it was read."""
 
     looks = 0
@@ -252,7 +261,7 @@ class _Looked(List[InFlight]):
 
 
 @pytest.mark.parametrize("where", [{"unit": "cpu"}, {"unit": "other", "kept_by": "cpu"}])
-async def test_stop_drains_and_start_begins_anew(world: World, where: Dict[str, Any]) -> None:
+async def test_stop_drains_and_start_begins_anew(world: World, where: dict[str, Any]) -> None:
     """A request that has left fetches its KV from the unit still."""
     world.apply(world.unit("cpu", "--ignore-sigterm", stop_timeout=0.1))
     await world.ready("cpu")
@@ -271,7 +280,7 @@ async def test_reload_replaces_only_changed_units_one_by_one(world: World) -> No
     units = [world.unit(name) for name in ("a", "b", "c")]
     world.apply(*units)
     before = {view.name: view.pid for view in await world.ready("a", "b", "c")}
-    down: List[int] = []
+    down: list[int] = []
 
     def watch() -> bool:
         down.append(sum(not view.ready for view in world.supervisor.views()))

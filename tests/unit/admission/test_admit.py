@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any, Dict
+from typing import Any
 
 import pytest
 
@@ -24,7 +24,7 @@ def code(answer: Any) -> Any:
 
 def test_at_the_door() -> None:
     def ask(**changed: Any) -> Any:
-        asked: Dict[str, Any] = {"model": "m", "served": SERVED, "open_": True, "in_flight": 7, "limit": 8, **changed}
+        asked: dict[str, Any] = {"model": "m", "served": SERVED, "open_": True, "in_flight": 7, "limit": 8, **changed}
         return code(admit.at_the_door(**asked))
 
     assert ask() is None

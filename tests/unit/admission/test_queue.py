@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any, Optional
+from typing import Any
 
 from syshaxd.admission.queue import ASKED, RequestQueue, turn_of
 from syshaxd.model.request import Endpoint, RequestInfo, Tier
@@ -33,7 +33,7 @@ async def test_the_queue_wakes_in_order() -> None:
 
 
 def test_turns_by_tier_then_deadline() -> None:
-    def turn(tier: Tier, now: float, ttft: Optional[float] = None, priority: int = 0) -> Any:
+    def turn(tier: Tier, now: float, ttft: float | None = None, priority: int = 0) -> Any:
         info = RequestInfo("r", Endpoint.CHAT, "m", True, 1, None, tier=tier, slo_ttft=ttft, priority=priority)
         return turn_of(info, now + (30.0 if ttft is None else min(30.0, ttft)))
 

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from typing import List, Tuple
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from syshaxd.backends.container_spec import EngineKind
 from syshaxd.backends.engineapi import (
-    EngineRefused, Frames, PullProgress, Version, negotiated, raise_for, split_reference,
+    EngineRefused,
+    Frames,
+    PullProgress,
+    Version,
+    negotiated,
+    raise_for,
+    split_reference,
 )  # fmt: skip
 from syshaxd.errors import BackendError
 
@@ -20,7 +24,7 @@ def _frame(stream: int, data: bytes) -> bytes:
 
 
 @given(st.lists(st.tuples(st.sampled_from([1, 2]), st.binary(max_size=50))), st.data())
-def test_frames_come_whole_however_they_are_cut(parts: List[Tuple[int, bytes]], data: st.DataObject) -> None:
+def test_frames_come_whole_however_they_are_cut(parts: list[tuple[int, bytes]], data: st.DataObject) -> None:
     wire = b"".join(_frame(stream, text) for stream, text in parts)
     frames, said, at = Frames(), b"", 0
     while at < len(wire):

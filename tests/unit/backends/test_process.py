@@ -9,10 +9,11 @@ import subprocess
 import sys
 import textwrap
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Callable, List, Sequence
+from typing import Callable
 
 import psutil
 import pytest
@@ -37,7 +38,7 @@ async def _until(condition: Callable[[], bool], seconds: float = 10.0) -> None:
 
 
 async def test_lines_exit_status_and_environment() -> None:
-    lines: List[str] = []
+    lines: list[str] = []
     spec = _spec("import os; print(sorted(os.environ)); print('é'); exit(3)")
     child = await ProcessBackend().start(spec, lines.append)
     ended = await asyncio.wait_for(child.wait(), 10)
@@ -49,19 +50,19 @@ async def test_lines_exit_status_and_environment() -> None:
 
 async def test_bound_before_the_first_instruction() -> None:
     cpu = min(os.sched_getaffinity(0))
-    lines: List[str] = []
+    lines: list[str] = []
     child = await ProcessBackend().start(_spec("import os; print(os.sched_getaffinity(0))", [cpu]), lines.append)
     await asyncio.wait_for(child.wait(), 10)
     assert lines == [str({cpu})]
 
 
 async def test_memory_comes_from_the_nodes_asked_for_from_the_first_instruction() -> None:
-    lines: List[str] = []
+    lines: list[str] = []
     code = "print(open('/proc/self/numa_maps').readline().split()[1])"
     spec = replace(_spec(code), memory_nodes=(0,))
     await asyncio.wait_for((await ProcessBackend().start(spec, lines.append)).wait(), 10)
     assert lines in (["bind:0"], _REFUSED), "a container without CAP_SYS_NICE may refuse it; the unit runs and says so"
-    absent: List[str] = []
+    absent: list[str] = []
     await asyncio.wait_for((await ProcessBackend().start(replace(spec, memory_nodes=(999,)), absent.append)).wait(), 10)
     assert absent[0].startswith("memory is not bound to nodes [999]: set_mempolicy: ") and absent[1] == "default"
 
@@ -70,13 +71,13 @@ _REFUSED = ["memory is not bound to nodes [0]: set_mempolicy: Operation not perm
 
 
 async def test_cpus_that_cannot_be_had_are_named() -> None:
-    lines: List[str] = []
+    lines: list[str] = []
     ended = await asyncio.wait_for((await ProcessBackend().start(_spec("", [9999]), lines.append)).wait(), 10)
     assert ended.code == 127 and lines[0].startswith("cannot bind to CPUs 9999: Invalid argument")
 
 
 async def test_polite_stop() -> None:
-    lines: List[str] = []
+    lines: list[str] = []
     code = """
         import signal, sys
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
@@ -89,7 +90,7 @@ async def test_polite_stop() -> None:
 
 
 async def test_a_unit_that_ignores_sigterm_is_killed_with_its_children() -> None:
-    lines: List[str] = []
+    lines: list[str] = []
     code = """
         import signal, subprocess, sys
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -106,7 +107,7 @@ async def test_a_unit_that_ignores_sigterm_is_killed_with_its_children() -> None
 @pytest.mark.parametrize("outside", [False, True])
 async def test_a_killed_unit_leaves_no_shared_memory(outside: bool) -> None:
     """Python removes it by a process of its own, which outlives the others for a moment."""
-    lines: List[str] = []
+    lines: list[str] = []
     code = """
         import signal, subprocess, sys
         from multiprocessing.shared_memory import SharedMemory
@@ -133,7 +134,7 @@ async def test_killed_from_outside_gives_the_hint() -> None:
 
 
 async def test_a_command_that_does_not_exist_says_so() -> None:
-    lines: List[str] = []
+    lines: list[str] = []
     spec = LaunchSpec(unit="cpu", argv=("/nowhere/engine",), env=ENV, url="")
     child = await ProcessBackend().start(spec, lines.append)
     assert (await asyncio.wait_for(child.wait(), 10)).code == 127
@@ -205,7 +206,7 @@ def test_units_die_with_a_killed_daemon(tmp_path: Path) -> None:
 @pytest.mark.parametrize("size", [1, 7, MAX_LINE * 3])
 def test_lines_are_bounded_however_they_arrive(size: int) -> None:
     data = b"one\r\n" + b"x" * (2 * MAX_LINE + 5) + b"\n\n\xff\nlast"
-    lines: List[str] = []
+    lines: list[str] = []
     splitter = LineSplitter(lines.append)
     for at in range(0, len(data), size):
         splitter.feed(data[at : at + size])

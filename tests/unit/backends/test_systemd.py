@@ -10,7 +10,6 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Dict, List
 
 import pytest
 
@@ -18,7 +17,13 @@ from syshaxd.backends import launch_file as launcher
 from syshaxd.backends.base import LaunchSpec
 from syshaxd.backends.pidfd import has_ended, process_end
 from syshaxd.backends.systemd import (
-    ServiceState, Systemctl, SystemdBackend, available, launch_file, read_launch_file, write_launch_file,
+    ServiceState,
+    Systemctl,
+    SystemdBackend,
+    available,
+    launch_file,
+    read_launch_file,
+    write_launch_file,
 )  # fmt: skip
 from syshaxd.errors import BackendError
 
@@ -109,7 +114,7 @@ ADOPTIONS = [("active", "d", True), ("active", "e", False), ("failed", "d", Fals
 @pytest.mark.parametrize(("state", "digest", "adopted"), ADOPTIONS)
 async def test_adoption(tmp_path: Path, state: str, digest: str, adopted: bool) -> None:
     with subprocess.Popen(["sleep", "60"]) as process:
-        lines: List[str] = []
+        lines: list[str] = []
         backend = SystemdBackend(str(tmp_path), fake(tmp_path, state, process.pid))
         write_launch_file(launch_file(tmp_path / "units", "cpu"), replace(spec("d"), contract="0"))
         found = await backend.adopt(LaunchSpec("cpu", (), {}, "http://127.0.0.1:1", digest=digest), lines.append)
@@ -140,5 +145,5 @@ async def test_a_foreign_process_is_seen_to_end() -> None:
 
 
 def test_only_a_service_gets_services(tmp_path: Path) -> None:
-    results: Dict[str, bool] = {"no service": available("", Path("/")), "no template": available("x", tmp_path / "no")}
+    results: dict[str, bool] = {"no service": available("", Path("/")), "no template": available("x", tmp_path / "no")}
     assert not any(results.values())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import Any, Dict
+from typing import Any
 
 import pytest
 
@@ -127,7 +127,7 @@ def test_status_shows_plan_and_shortfalls(tmp_path: Path, kunpeng: Path, model: 
     )  # fmt: skip
     unit = binding_json(view, planned.units[0], host, tmp_path / "proc")
     assert unit["allowed"] == {"cpus": "0-159", "memory_nodes": "0-3"} and len(unit["shortfalls"]) == 2
-    status: Dict[str, Any] = {"units": [{"name": "cpu", "state": "ready", "binding": unit}]}
+    status: dict[str, Any] = {"units": [{"name": "cpu", "state": "ready", "binding": unit}]}
     text = "\n".join(lines({**status, "binding": plan_json(planned, host)}))
     assert "cpu: 160 threads on CPUs 0-159 (node 0: 0-39, node 1: 40-79" in text and "158 of 160 pinned" in text
     assert "not as planned: 2 of 160 threads are not pinned" in text and "3 ranges of weights or KV" in text

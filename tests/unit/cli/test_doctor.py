@@ -7,7 +7,6 @@ import socket
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Dict, Optional
 
 import pytest
 
@@ -41,7 +40,7 @@ def _write(root: Path, name: str, text: str) -> None:
     (root / name).write_text(text)
 
 
-def _by_subject(root: Path, unit: UnitConfig) -> Dict[str, Finding]:
+def _by_subject(root: Path, unit: UnitConfig) -> dict[str, Finding]:
     config = Config(units=(unit,), pd=PdConfig(pool_size=1 << 20))
     return {finding.subject: finding for finding in host_findings(config, root)}
 
@@ -89,7 +88,7 @@ def test_a_whole_ascend_board(tmp_path: Path) -> None:
         (None, False, Level.WARNING, "version 1 without cpuset"),
     ],
 )
-def test_control_groups(tmp_path: Path, controllers: Optional[str], version_1: bool, level: Level, words: str) -> None:
+def test_control_groups(tmp_path: Path, controllers: str | None, version_1: bool, level: Level, words: str) -> None:
     host = _host(tmp_path)
     if version_1:
         (host / "sys/fs/cgroup/cpuset").mkdir(parents=True)
@@ -103,7 +102,7 @@ def test_control_groups(tmp_path: Path, controllers: Optional[str], version_1: b
 @pytest.mark.parametrize(
     ("enforce", "words"), [(None, "not in use"), ("1", "enforcing; the pool folder"), ("0", "permissive")]
 )
-def test_selinux(tmp_path: Path, enforce: Optional[str], words: str) -> None:
+def test_selinux(tmp_path: Path, enforce: str | None, words: str) -> None:
     host = _host(tmp_path)
     if enforce is not None:
         _write(host, "sys/fs/selinux/enforce", enforce)

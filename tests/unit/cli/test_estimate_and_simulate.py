@@ -16,7 +16,8 @@ from syshaxd.cli.estimate import estimate
 from syshaxd.model.request import Tier
 from syshaxd.simulation.deciders import Contestant, Predictive, contestants
 from syshaxd.simulation.law import hosts
-from syshaxd.simulation.report import conclusion, play, plot, table as score_table
+from syshaxd.simulation.report import conclusion, play, plot
+from syshaxd.simulation.report import table as score_table
 from syshaxd.simulation.workload import Arrival, Demand, TraceError, arrivals, read_trace
 from syshaxd.simulation.world import World
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Dict
+from typing import Any
 
 import pytest
 
@@ -10,7 +10,7 @@ from syshaxd.cli.status import lines
 from syshaxd.cli.units import _show_failure
 
 
-def _unit(state: str, **more: Any) -> Dict[str, Any]:
+def _unit(state: str, **more: Any) -> dict[str, Any]:
     return {"name": "gpu", "state": state, "age": 1.0, **more}
 
 

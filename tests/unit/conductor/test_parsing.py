@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from pathlib import Path
-from typing import Any, Dict
+from typing import Any
 
 import aiohttp
 import pytest
@@ -24,7 +24,7 @@ from syshaxd.runner import RequestError
 MESSAGES = [{"role": "user", "content": "x" * 40}]
 
 
-def parsed(body: Dict[str, Any], endpoint: Endpoint = Endpoint.CHAT, **headers: str) -> RequestInfo:
+def parsed(body: dict[str, Any], endpoint: Endpoint = Endpoint.CHAT, **headers: str) -> RequestInfo:
     named = {name.replace("_", "-"): value for name, value in headers.items()}
     return parse_request(body, endpoint, named, "R", "default-model")
 
@@ -68,7 +68,7 @@ def test_defaults_and_limits() -> None:
         ({"messages": MESSAGES, "model": 5}, "model"),
     ],
 )
-def test_mistakes_name_their_field(body: Dict[str, Any], param: str) -> None:
+def test_mistakes_name_their_field(body: dict[str, Any], param: str) -> None:
     with pytest.raises(BadRequest) as caught:
         parsed(body)
     assert (caught.value.param, caught.value.status) == (param, 400)
@@ -78,7 +78,7 @@ def test_mistakes_name_their_field(body: Dict[str, Any], param: str) -> None:
 @pytest.mark.parametrize(
     "headers", [{"x_syshax_route": "gpu"}, {"x_slo_ttft_ms": "fast"}, {"x_slo_tpot_ms": "-1"}, {"x_slo_tpot_ms": "nan"}]
 )
-def test_bad_headers(headers: Dict[str, Any]) -> None:
+def test_bad_headers(headers: dict[str, Any]) -> None:
     with pytest.raises(BadRequest):
         parsed({"messages": MESSAGES}, **headers)
 
@@ -92,7 +92,7 @@ names = st.sampled_from(["messages", "prompt", "stop", "n", "tools", "logprobs",
 
 
 @given(st.dictionaries(names, json_values), st.sampled_from(list(Endpoint)))
-def test_no_json_object_makes_it_fail_otherwise(body: Dict[str, Any], endpoint: Endpoint) -> None:
+def test_no_json_object_makes_it_fail_otherwise(body: dict[str, Any], endpoint: Endpoint) -> None:
     try:
         parsed(body, endpoint)
     except BadRequest as err:

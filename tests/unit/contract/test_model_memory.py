@@ -4,25 +4,25 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Dict, List, Tuple
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from syshax_contract.gguf import TENSOR_TYPES
 from syshax_contract.model_files import ModelFacts, Part, gguf_facts, read_model
 from syshax_contract.model_memory import HELD_AS, held_bytes, held_type
 from syshax_contract.sysinfer_command import BLOCK_SIZES, KV_DTYPES, WEIGHTS
-
-from sysinfer.env import read_environment
-from sysinfer.gguf import GgufFile
-from sysinfer.loading import plan_sizes
-from sysinfer.options import parse_options
 from syshaxd.config.types import UnitConfig
 from syshaxd.model.unit import Role, UnitKind
 from syshaxd.supervisor.binding.memory import unit_memory
 from syshaxd.supervisor.binding.plan import Binding
 from syshaxd.supervisor.recipes import Surroundings, launch_spec
+from sysinfer.env import read_environment
+from sysinfer.gguf import GgufFile
+from sysinfer.loading import plan_sizes
+from sysinfer.options import parse_options
 
 GIB = 1 << 30
 DEMO = Path(__file__).resolve().parents[3] / "kernels/demo/syshax-demo.gguf"
@@ -32,11 +32,11 @@ LLAMA = ModelFacts(PARTS, 2 * LAYERS * HEADS * HEAD, 8192, 4096, 14336, 128256, 
 ELEMENT = {"f16": 2, "bf16": 2, "f32": 4, "q8_0": 1}
 
 
-def _words(flag: str, value: Any) -> List[str]:
+def _words(flag: str, value: Any) -> list[str]:
     return [f"{flag}={value}"] if len(str(value)) % 2 else [flag, str(value)]
 
 
-FLAGS: Dict[str, st.SearchStrategy[Any]] = {
+FLAGS: dict[str, st.SearchStrategy[Any]] = {
     "--kv-dtype": st.sampled_from(KV_DTYPES), "--kv-blocks": st.integers(1, 1 << 20),
     "--block-size": st.sampled_from(BLOCK_SIZES), "--max-model-len": st.integers(2, 8192),
     "--max-num-seqs": st.integers(1, 1024), "--max-num-batched-tokens": st.integers(1, 1 << 16),
@@ -55,7 +55,7 @@ SECTION = st.fixed_dictionaries({
 
 @given(SECTION, OPTIONS, st.integers(0, 1 << 42), st.booleans())
 def test_the_plan_is_what_the_engine_does(
-    section: Dict[str, Any], options: Tuple[Tuple[str, Any], ...], memory: int, last: bool
+    section: dict[str, Any], options: tuple[tuple[str, Any], ...], memory: int, last: bool
 ) -> None:
     """From one configuration: the daemon's plan, and the engine's sizes from the command line it is started with."""
     extra = [word for name, value in options for word in _words(name, value)]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Iterable, List, Tuple
 
 import pytest
 
@@ -24,7 +24,7 @@ BAD = [
 
 
 def test_a_file_is_given_once_and_again_when_it_changes(tmp_path: Path) -> None:
-    given: List[Tuple[str, int]] = []
+    given: list[tuple[str, int]] = []
 
     def give(name: str, samples: Iterable[StepSample]) -> None:
         given.append((name, len(list(samples))))

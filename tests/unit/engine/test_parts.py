@@ -6,9 +6,10 @@ import asyncio
 import os
 import re
 import socket
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, Mapping, Optional, Sequence
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -45,7 +46,7 @@ def listener() -> Iterator[socket.socket]:
         yield made
 
 
-def _environ(count: int, pid: Optional[int] = None) -> Dict[str, str]:
+def _environ(count: int, pid: int | None = None) -> dict[str, str]:
     return {"LISTEN_FDS": str(count), "LISTEN_PID": str(pid or os.getpid()), "LISTEN_FDNAMES": "api", "PATH": "/bin"}
 
 
@@ -73,10 +74,10 @@ def test_what_does_not_listen_is_refused() -> None:
 
 
 async def test_cleanup_goes_backward_and_past_failures() -> None:
-    order: List[str] = []
+    order: list[str] = []
     cleanup = Cleanup()
 
-    def step(name: str, error: Optional[BaseException] = None, hang: bool = False) -> None:
+    def step(name: str, error: BaseException | None = None, hang: bool = False) -> None:
         async def undo() -> None:
             order.append(name)
             if error is not None:
@@ -104,7 +105,7 @@ class Loads:
     def __init__(self) -> None:
         self.may_end = asyncio.Event()
         self.begun = asyncio.Event()
-        self.error: Optional[SysHaxError] = None
+        self.error: SysHaxError | None = None
         self.count = 0
 
     async def __call__(self) -> Mapping[str, Any]:
@@ -186,9 +187,9 @@ def test_unit_json_keeps_missing_signals_missing() -> None:
 class Heard(Notifier):
     """What the service manager would hear."""
 
-    def __init__(self, watchdog: Optional[float] = None) -> None:
+    def __init__(self, watchdog: float | None = None) -> None:
         super().__init__(watchdog)
-        self.words: List[str] = []
+        self.words: list[str] = []
 
     def watchdog(self) -> None:
         self.words.append("watchdog")
@@ -260,7 +261,7 @@ def test_an_outbox_that_found_no_room(tmp_path: Path) -> None:
 
 
 @given(st.lists(st.floats(-20, 0), min_size=1, max_size=64))
-def test_the_same_numbers_agree(values: List[float]) -> None:
+def test_the_same_numbers_agree(values: list[float]) -> None:
     assert compare(values, values, values) == (1.0, 0.0)
     assert compare([value - 1 for value in values], values, [value + 1 for value in values])[0] == 0.0
 

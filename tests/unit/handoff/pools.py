@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections import Counter as CounterOf
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Dict, List, Optional, Sequence
-from typing import Counter as CounterOf
+from typing import Any
 
 from syshax_kernels.errors import BusyError, CorruptError, FullError, KernelError, NotFoundError, StaleError
 from syshax_kernels.pool import CHUNK_TOKENS
@@ -28,9 +29,9 @@ class MemoryTicket:
     def __init__(self, pool: "MemoryPool", ticket_id: bytes) -> None:
         self.pool, self.id = pool, ticket_id
         self.state = FILLING
-        self.tokens: List[int] = []
-        self.chunks: Dict[int, List[Optional[int]]] = {}
-        self.seals: Dict[int, int] = {}  # chunk: tokens covered
+        self.tokens: list[int] = []
+        self.chunks: dict[int, list[int | None]] = {}
+        self.seals: dict[int, int] = {}  # chunk: tokens covered
         self.writing = 0  # copies that have not ended
 
     def append(self, tokens: Sequence[int]) -> None:
@@ -47,7 +48,7 @@ class MemoryTicket:
         assert self.state == FILLING and index in self.chunks
         return index
 
-    def seal(self, index: int, *, n_tokens: Optional[int] = None, crc: Optional[int] = None) -> None:
+    def seal(self, index: int, *, n_tokens: int | None = None, crc: int | None = None) -> None:
         assert self.state == FILLING and n_tokens
         self.seals[index] = n_tokens
 
@@ -69,7 +70,7 @@ class MemoryTicket:
             self.state = OVER
             self.pool.tickets.pop(self.id, None)
 
-    def kv(self) -> List[Optional[int]]:
+    def kv(self) -> list[int | None]:
         """Of all its tokens."""
         return [kv for index in range(len(self.chunks)) for kv in self.chunks[index]][: len(self.tokens)]
 
@@ -79,7 +80,7 @@ class MemoryPool:
 
     def __init__(self, chunks: int, tickets: int) -> None:
         self.chunks_free, self.limit = chunks, tickets
-        self.tickets: Dict[bytes, MemoryTicket] = {}
+        self.tickets: dict[bytes, MemoryTicket] = {}
         self.pages = 0
         self.closed = False
 
@@ -129,7 +130,7 @@ class MemoryView:
         self.ticket, self.lost, self.released = ticket, False, 0
 
     @property
-    def tokens(self) -> List[int]:
+    def tokens(self) -> list[int]:
         return list(self.ticket.tokens)
 
     def release(self, consumed: bool = True) -> None:

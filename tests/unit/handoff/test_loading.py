@@ -5,16 +5,15 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Dict, List
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
+
 from syshax_handoff.chunks import common_prefix
 from syshax_handoff.loading import FILLING_WAIT_S, Loader, Loading
 from syshax_kernels.errors import CorruptError
-
 from tests.unit.handoff.pools import READY, Counts, MemoryPool, MemoryView
 
 log = logging.getLogger("tests.handoff")
@@ -34,7 +33,7 @@ class Source:
 class Life:
     """A request that asks for a ticket. `have`: tokens in its blocks."""
 
-    tokens: List[int]
+    tokens: list[int]
     since: float
     have: int
     polled: bool = False
@@ -49,8 +48,8 @@ class ConsumerMachine(RuleBasedStateMachine):
         self.loader: Loader[int] = Loader(
             Path(__file__).parent, lambda path: self.pool, self.counts, log, lambda: self.now
         )
-        self.lives: Dict[int, Life] = {}
-        self.views: List[MemoryView] = []
+        self.lives: dict[int, Life] = {}
+        self.views: list[MemoryView] = []
         self.told = 0  # handoffs that must have been counted as failures
 
     @rule(number=st.integers(1, 4), length=st.sampled_from([1, 64, 100, 200]), ready=st.booleans())
@@ -149,7 +148,7 @@ TestHandoffsTakenUp.settings = settings(max_examples=80, stateful_step_count=40,
 
 
 @given(st.lists(st.integers(0, 3)), st.lists(st.integers(0, 3)))
-def test_common_prefix(left: List[int], right: List[int]) -> None:
+def test_common_prefix(left: list[int], right: list[int]) -> None:
     length = common_prefix(left, right)
     assert left[:length] == right[:length]
     assert length in (len(left), len(right)) or left[length] != right[length]

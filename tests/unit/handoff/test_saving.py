@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
-from typing import Dict, List, Optional
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+
 from syshax_handoff import chunks
 from syshax_handoff.chunks import ChunkPart
 from syshax_handoff.saving import PUBLISHED, Progress, Saver, Saving
 from syshax_kernels.errors import KernelError
 from syshax_kernels.pool import CHUNK_TOKENS
-
 from tests.unit.handoff.pools import FILLING, READY, Counts, MemoryPool, MemoryTicket
 
 log = logging.getLogger("tests.handoff")
@@ -29,7 +28,7 @@ class Life:
     """One request. `known`: tokens whose KV is in its blocks."""
 
     name: int
-    tokens: List[int]
+    tokens: list[int]
     known: int = 0
     ended: bool = False
     failed: bool = False
@@ -46,9 +45,9 @@ class OwnerMachine(RuleBasedStateMachine):
     def start(self, at_once: bool) -> None:
         self.pool, self.counts, self.at_once = MemoryPool(CHUNKS, TICKETS), Counts(), at_once
         self.saver: Saver[int] = Saver(self.pool, self.counts, log, at_once)
-        self.lives: Dict[int, Life] = {}
-        self.orders: Dict[int, List[range]] = {}  # copies that have not been made
-        self.published: Dict[bytes, List[int]] = {}
+        self.lives: dict[int, Life] = {}
+        self.orders: dict[int, list[range]] = {}  # copies that have not been made
+        self.published: dict[bytes, list[int]] = {}
         self.numbers = 0
 
     @rule(key=KEYS, private=st.booleans())
@@ -151,14 +150,14 @@ class OwnerMachine(RuleBasedStateMachine):
             self.orders.setdefault(key, []).append(tokens)
 
     def copy(self, key: int, ticket: MemoryTicket, tokens: range) -> None:
-        def copy(part: ChunkPart, address: int) -> Optional[int]:
+        def copy(part: ChunkPart, address: int) -> int | None:
             rows = ticket.chunks[address]
             rows[part.at : part.until] = self.lives[key].tokens[part.first : part.first + part.count]
             return None
 
         chunks.save(ticket, tokens, copy)
 
-    def ticket(self, key: int) -> Optional[MemoryTicket]:
+    def ticket(self, key: int) -> MemoryTicket | None:
         found = self.saver.ticket(key)
         return found  # type: ignore[return-value]
 

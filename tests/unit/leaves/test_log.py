@@ -6,8 +6,8 @@ import io
 import logging
 import socket
 import struct
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Dict, Iterator
 
 import pytest
 
@@ -29,7 +29,7 @@ def clean_logging() -> Iterator[None]:
     logging.getLogger(log.ROOT).setLevel(logging.NOTSET)
 
 
-def _decode(entry: bytes) -> Dict[str, str]:
+def _decode(entry: bytes) -> dict[str, str]:
     """A reader of the native protocol, as the journal has it."""
     fields = {}
     while entry:

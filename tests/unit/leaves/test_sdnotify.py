@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import socket
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Dict, Iterator, List
 
 import pytest
 
@@ -21,7 +21,7 @@ class Manager:
         self.socket.bind(self.path)
         self.socket.settimeout(5)
 
-    def message(self) -> List[str]:
+    def message(self) -> list[str]:
         return self.socket.recv(65536).decode().split("\n")
 
 
@@ -72,7 +72,7 @@ def test_nothing_is_left_for_units_to_inherit(notifier: Notifier) -> None:
 
 
 @pytest.mark.parametrize("environ", [{}, {"WATCHDOG_USEC": "x"}, {"WATCHDOG_USEC": "5", "WATCHDOG_PID": "1"}])
-def test_no_manager_no_watchdog(environ: Dict[str, str]) -> None:
+def test_no_manager_no_watchdog(environ: dict[str, str]) -> None:
     notifier = Notifier.from_environment(environ)
     notifier.ready("nobody hears it")
     assert not notifier.present

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from typing import List, Tuple
 
 import pytest
 
@@ -51,7 +50,7 @@ async def test_errors_of_the_work_pass_through() -> None:
 
 
 async def test_failed_task_is_reported_with_its_name() -> None:
-    failures: List[Tuple[str, str]] = []
+    failures: list[tuple[str, str]] = []
     reported = asyncio.Event()
 
     def report(name: str, error: BaseException) -> None:
@@ -90,7 +89,7 @@ async def test_close_cancels_everything_and_names_what_stays() -> None:
 
 
 async def test_tasks_that_end_soon_are_let_end() -> None:
-    ended: List[str] = []
+    ended: list[str] = []
 
     async def short() -> None:
         await asyncio.sleep(0)

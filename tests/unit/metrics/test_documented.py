@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import ast
 import re
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Dict, FrozenSet, Iterator, Set, Tuple
 
 from syshaxd.metrics import MetricsService
 from syshaxd.runner.rules import REASONS
@@ -18,7 +18,7 @@ TELLERS = {"handed_over", "handoff_ended", "over", "stays", "_stays"}
 WHY_NOT = ("str | None", "Optional[str]")
 WORD = re.compile(r"[a-z]+(_[a-z]+)*")
 
-Metrics = Dict[str, Tuple[str, FrozenSet[str]]]
+Metrics = dict[str, tuple[str, frozenset[str]]]
 
 
 def paragraph(start: str) -> str:
@@ -26,7 +26,7 @@ def paragraph(start: str) -> str:
     return next(part for part in TEXT.split("\n\n") if part.startswith(start))
 
 
-def quoted(text: str) -> Set[str]:
+def quoted(text: str) -> set[str]:
     """What stands in backticks there."""
     return set(re.findall(r"`([a-z_]+)`", text))
 
@@ -38,9 +38,9 @@ def constants(node: ast.AST) -> Iterator[str]:
             yield found.value
 
 
-def told_by_the_runner() -> Set[str]:
+def told_by_the_runner() -> set[str]:
     """Constants handed to one of TELLERS, and those a `-> str | None` returns: why not."""
-    told: Set[str] = set()
+    told: set[str] = set()
     for path in (ROOT / "syshaxd/runner").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Call) and getattr(node.func, "attr", getattr(node.func, "id", "")) in TELLERS:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
-from typing import AsyncIterator, Callable, List, Optional
+from typing import Callable
 
 import pytest
 from aiohttp import web
@@ -27,9 +28,9 @@ class World:
 
     def __init__(self, folder: Path) -> None:
         self.pool = folder / "cpu.pool"
-        self.text: Optional[str] = "vllm:num_requests_running 3\nvllm:gpu_cache_usage_perc 0.5\n"
+        self.text: str | None = "vllm:num_requests_running 3\nvllm:gpu_cache_usage_perc 0.5\n"
         self.key = ""
-        self.entries: List[InFlight] = []
+        self.entries: list[InFlight] = []
         self.view = UnitView(
             "cpu", Role.CPU, UnitKind.SYSINFER, BackendKind.PROCESS, UnitState.READY, "", 1, pool_file=str(self.pool)
         )
@@ -83,7 +84,7 @@ async def monitor(world: World) -> AsyncIterator[SystemMonitor]:
     await client.close()
 
 
-async def _load(monitor: SystemMonitor, wanted: Callable[[Optional[UnitLoad]], bool]) -> Optional[UnitLoad]:
+async def _load(monitor: SystemMonitor, wanted: Callable[[UnitLoad | None], bool]) -> UnitLoad | None:
     end = time.monotonic() + 10
     while True:
         load = monitor.snapshot().units[0].load

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Dict, List, Mapping, Optional, Sequence, Set, Tuple
+from typing import Any
 
 from syshaxd.errors import UnitError, UnitErrorKind
 from syshaxd.model.request import Endpoint
@@ -25,11 +26,11 @@ class SimulatedUnit:
             name, role, UnitKind.SYSINFER, BackendKind.PROCESS, UnitState.READY,
             f"http://{name}", 1, "m", f"/{name}", abilities=replace(SYSINFER.abilities, max_context=4096),
         )  # fmt: skip
-        self.streams: List["SimulatedStream"] = []
+        self.streams: list["SimulatedStream"] = []
         self.refuses_aborts = False
-        self.tickets: Set[str] = set()  # published, not taken
-        self.cut_at: List[int] = []  # where they were cut
-        self.cuts: List[int] = []  # an aborted stream first makes so many tokens; one entry a stream
+        self.tickets: set[str] = set()  # published, not taken
+        self.cut_at: list[int] = []  # where they were cut
+        self.cuts: list[int] = []  # an aborted stream first makes so many tokens; one entry a stream
 
     def fail(self, kind: UnitErrorKind) -> None:
         """Every stream on it breaks."""
@@ -57,7 +58,7 @@ class SimulatedStream:
     ) -> None:  # fmt: skip
         self._units = units
         self.unit, self.id = unit, ("chatcmpl-" if endpoint is Endpoint.CHAT else "cmpl-") + request_id
-        self.error: Optional[UnitError] = None
+        self.error: UnitError | None = None
         self.aborted = False
         self._prompt = render(dict(body))
         self._left = int(body.get("max_tokens") or 16)
@@ -145,14 +146,14 @@ class SimulatedWorld:
     """Units and snapshots."""
 
     def __init__(self, ledger: InFlightLedger) -> None:
-        self.units: Dict[str, SimulatedUnit] = {
+        self.units: dict[str, SimulatedUnit] = {
             "gpu": SimulatedUnit("gpu", Role.ACCELERATOR),
             "cpu": SimulatedUnit("cpu", Role.CPU),
         }
         self._ledger = ledger
         self.pd = PdStatus()
 
-    def views(self) -> Tuple[UnitView, ...]:
+    def views(self) -> tuple[UnitView, ...]:
         return tuple(unit.view for unit in self.units.values())
 
     def api_key(self, name: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Dict
+from typing import Any
 
 import pytest
 
@@ -20,7 +20,7 @@ WHY = Reason("r", "r")
 
 
 def request(endpoint: Endpoint = Endpoint.CHAT, first: bool = False, **body: Any) -> ClientRequest:
-    given: Dict[str, Any] = {"messages": [{"role": "user", "content": "x"}]}
+    given: dict[str, Any] = {"messages": [{"role": "user", "content": "x"}]}
     if endpoint is Endpoint.COMPLETIONS:
         given = {"prompt": "x"}
     info = RequestInfo("R", endpoint, "m", True, 1, None, first_token_stays="seed" if first else None)
@@ -62,7 +62,7 @@ def produced(*tokens: int) -> Record:
         ({"n": 2, "seed": 1}, "n", "seed"),
     ],
 )
-def test_rules(body: Dict[str, Any], stays: str, first: str) -> None:
+def test_rules(body: dict[str, Any], stays: str, first: str) -> None:
     assert tuple(handover_rules(body)) == (stays, first)
 
 

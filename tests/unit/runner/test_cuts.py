@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from dataclasses import replace
-from typing import Any, Dict, List, Tuple, cast
+from typing import Any, cast
 
 import pytest
 
@@ -23,7 +23,7 @@ from tests.unit.runner.simulated import SimulatedClient, SimulatedWorld
 UNITS = (UnitConfig("gpu", Role.ACCELERATOR), UnitConfig("cpu", Role.CPU))
 CONFIG = Config(model_name="m", units=UNITS)
 MIXED = "你好，世界! 😀👩\u200d👧 naïve e\u0301te\u0301 ok"
-TEXTS: Dict[str, Tuple[str, List[str], str, str, str]] = {  # said, stops, reasoning, content, finish
+TEXTS: dict[str, tuple[str, list[str], str, str, str]] = {  # said, stops, reasoning, content, finish
     "mixed": (MIXED, [], "", MIXED, "stop"),
     "stop string": ("一 two, STOP你HERE and never", ["STOP你HERE", "nope"], "", "一 two, ", "stop"),
     "no stop string": ("ends with STO", ["STOP"], "", "ends with STO", "stop"),
@@ -33,7 +33,7 @@ TEXTS: Dict[str, Tuple[str, List[str], str, str, str]] = {  # said, stops, reaso
 }
 
 
-async def story(name: str, endpoint: Endpoint, stream: bool, cuts: List[int]) -> Tuple[str, str, str, int]:
+async def story(name: str, endpoint: Endpoint, stream: bool, cuts: list[int]) -> tuple[str, str, str, int]:
     """Reasoning, content, finish reason and tokens that the client reads; moved to the other unit at each of `cuts`."""
     said, stops, *_ = TEXTS[name]
     thinks = name.startswith("think")
@@ -87,7 +87,7 @@ async def move_on(runner: Runner, ledger: InFlightLedger, times: int) -> None:
         await asyncio.sleep(0)
 
 
-def read(data: bytes) -> Tuple[str, str, str, int]:
+def read(data: bytes) -> tuple[str, str, str, int]:
     reasoning = content = finish = ""
     tokens = 0
     for line in data.decode().splitlines():

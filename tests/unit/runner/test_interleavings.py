@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from dataclasses import replace
-from typing import Any, Dict, List, Tuple, cast
+from typing import Any, cast
 
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -25,7 +25,7 @@ from tests.unit.runner.simulated import SimulatedClient, SimulatedWorld
 CONFIG = Config(model_name="m", limits=LimitsConfig(queue_timeout=4.0, request_timeout=10.0))
 TOKENS = 25
 KINDS = [kind for kind in UnitErrorKind if kind is not UnitErrorKind.STATUS]
-REQUESTS: List[Tuple[Endpoint, Dict[str, Any]]] = [
+REQUESTS: list[tuple[Endpoint, dict[str, Any]]] = [
     (Endpoint.CHAT, {"messages": [{"role": "user", "content": "one"}], "max_tokens": TOKENS}),
     (Endpoint.COMPLETIONS, {"prompt": "two", "max_tokens": TOKENS}),
     (Endpoint.COMPLETIONS, {"prompt": "stays", "max_tokens": TOKENS, "seed": 1}),
@@ -55,7 +55,7 @@ class Play:
         self.scheduler = Scheduler(CONFIG)
         client = cast(UnitClient, SimulatedClient(self.world.units))
         self.runner = Runner(client, self.world, self.world, self.scheduler, self.metrics, self.ledger, CONFIG)
-        self.clients: List["asyncio.Task[str]"] = []
+        self.clients: list["asyncio.Task[str]"] = []
         self.submitted = 0  # a client cancelled before its task began never sent anything
 
     async def client(self, index: int) -> str:
@@ -83,7 +83,7 @@ class Play:
         finally:
             await self.runner.finish(stream, status)
 
-    async def run(self, schedule: List[Tuple[int, Tuple[str, Any, Any]]]) -> List[str]:
+    async def run(self, schedule: list[tuple[int, tuple[str, Any, Any]]]) -> list[str]:
         """Plays it, then brings both units back so that everything can end."""
         self.clients = [asyncio.ensure_future(self.client(index)) for index in range(len(REQUESTS))]
         for pause, (what, first, second) in schedule:
@@ -155,7 +155,7 @@ def counted(metrics: MetricsService) -> float:
 @example([(3, ("move", 0, "cpu")), (1, ("stop", "cpu", None)), (1, ("fail", "gpu", UnitErrorKind.GONE))])
 @example([(2, ("abort", "gpu", None)), (2, ("fail", "gpu", UnitErrorKind.CONNECT))])
 @example([(5, ("move", 0, "cpu")), (0, ("leave", 0, None)), (2, ("move", 1, "cpu")), (0, ("restart", "gpu", None))])
-def test_every_stream_ends_exactly_once(schedule: List[Tuple[int, Tuple[str, Any, Any]]]) -> None:
+def test_every_stream_ends_exactly_once(schedule: list[tuple[int, tuple[str, Any, Any]]]) -> None:
     async def scenario() -> None:
         play = Play()
         ends = await play.run(schedule)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import List
-
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -12,7 +10,7 @@ from syshaxd.unitclient import Chunk
 from testbed.fake_unit.language import Detokenizer, decode, encode
 
 
-def chunks(text: str) -> List[Chunk]:
+def chunks(text: str) -> list[Chunk]:
     detokenizer = Detokenizer([])
     return [Chunk(b"", detokenizer.feed(token), (token,), has_choice=True) for token in encode(text)]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Any, Dict, List
+from typing import Any
 
 import pytest
 
@@ -14,7 +14,7 @@ from syshaxd.runner.request import Delta, Event, Finish, Raw
 from syshaxd.runner.timeline import MAX_EVENTS, Timeline, Timelines
 from syshaxd.unitclient import Usage
 
-EVENTS: List[Event] = [
+EVENTS: list[Event] = [
     Delta("", "think\n", (1,)),
     Delta('a "quote" \u2028 你', "", (2,), {"content": [1]}),
     Delta("b", "", (3, 4), {"content": [2, 3]}),
@@ -26,7 +26,7 @@ def client_request(endpoint: Endpoint, **body: Any) -> ClientRequest:
     return ClientRequest(RequestInfo("R", endpoint, "m", True, 1, None), {"model": "m", **body}, 0.0, 123)
 
 
-def streamed(request: ClientRequest, events: List[Event]) -> List[Dict[str, Any]]:
+def streamed(request: ClientRequest, events: list[Event]) -> list[dict[str, Any]]:
     renderer = StreamRenderer(request)
     data = b"".join(renderer.render(event, (9, 9)) for event in events)
     return [json.loads(block[6:]) for block in data.decode().split("\n\n") if block]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import List, Tuple
 
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -71,7 +70,7 @@ def test_every_ending_has_a_next_step(state: State, step: Step, ending: Ending) 
 
 
 @given(st.lists(errors, min_size=MAX_FAILURES + 1, max_size=MAX_FAILURES + 1), st.booleans())
-def test_failures_are_bounded(faults: List[UnitError], delivered: bool) -> None:
+def test_failures_are_bounded(faults: list[UnitError], delivered: bool) -> None:
     state, ended = State(delivered=delivered), False
     for fault in faults:
         done = next_step(state, Step(UNIT, True, WHY), Ending(error=fault))
@@ -94,7 +93,7 @@ cuts = st.lists(st.tuples(st.integers(0, 9), st.sampled_from(["move", "broken"])
 
 @given(st.text(min_size=1, max_size=20), cuts)
 @example("你好", [(1, "move"), (2, "broken"), (0, "move")])
-def test_no_token_is_doubled_or_lost(text: str, schedule: List[Tuple[int, str]]) -> None:
+def test_no_token_is_doubled_or_lost(text: str, schedule: list[tuple[int, str]]) -> None:
     """A model that says `text`, asked leg by leg for what the body of each leg says is missing."""
     request = ClientRequest(
         RequestInfo("r", Endpoint.COMPLETIONS, "m", True, 1, 99), {"prompt": "x", "max_tokens": 99}, 0.0, 0

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import List, Tuple
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -13,12 +11,12 @@ from syshaxd.runner.text import ReasoningSplitter, StopMatcher, TextPipeline
 ALPHABET = "abc<>/thinkë你"
 
 
-def chunks_of(text: str, cuts: List[int]) -> List[str]:
+def chunks_of(text: str, cuts: list[int]) -> list[str]:
     edges = [0, *sorted(cut % (len(text) + 1) for cut in cuts), len(text)]
     return [text[a:b] for a, b in zip(edges, edges[1:])]
 
 
-def stopped(text: str, stops: List[str]) -> Tuple[str, bool]:
+def stopped(text: str, stops: list[str]) -> tuple[str, bool]:
     """The reference: the stop string that ends first; of those, the one that begins first."""
     for end in range(1, len(text) + 1):
         hits = [text[:end].rfind(stop) for stop in stops if text[:end].endswith(stop)]
@@ -32,7 +30,7 @@ def stopped(text: str, stops: List[str]) -> Tuple[str, bool]:
     st.lists(st.text(alphabet="abc你", min_size=1, max_size=4), max_size=3),
     st.lists(st.integers(0, 30), max_size=30),
 )
-def test_stop_strings_are_found_one_character_at_a_time(text: str, stops: List[str], cuts: List[int]) -> None:
+def test_stop_strings_are_found_one_character_at_a_time(text: str, stops: list[str], cuts: list[int]) -> None:
     matcher = StopMatcher(stops)
     out = "".join(matcher.feed(character) for character in text)
     assert (out + (matcher.flush() if matcher.matched is None else ""), matcher.matched is not None) == stopped(
@@ -45,7 +43,7 @@ def test_stop_strings_are_found_one_character_at_a_time(text: str, stops: List[s
     st.text(alphabet="abc你", min_size=1, max_size=4),
     st.lists(st.integers(0, 30), max_size=30),
 )
-def test_one_stop_string_in_any_chunks(text: str, stop: str, cuts: List[int]) -> None:
+def test_one_stop_string_in_any_chunks(text: str, stop: str, cuts: list[int]) -> None:
     matcher = StopMatcher([stop])
     out = "".join(matcher.feed(chunk) for chunk in chunks_of(text, cuts)) + matcher.flush()
     assert out == text.split(stop)[0]
@@ -67,7 +65,7 @@ def test_a_stop_string_counts_only_after_min_tokens() -> None:
 
 @given(st.text(alphabet=ALPHABET, max_size=20), st.text(alphabet=ALPHABET, max_size=20), st.lists(st.integers(0, 60)))
 @pytest.mark.parametrize("opened", [False, True])
-def test_reasoning_in_any_chunks(opened: bool, thought: str, answer: str, cuts: List[int]) -> None:
+def test_reasoning_in_any_chunks(opened: bool, thought: str, answer: str, cuts: list[int]) -> None:
     thought = thought.replace("<think>", "").replace("</think>", "")
     text = ("<think>" if opened else "") + thought + "</think>" + answer
     splitter = ReasoningSplitter()

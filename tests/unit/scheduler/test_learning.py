@@ -13,8 +13,8 @@ from syshaxd.model.snapshot import InFlight, Snapshot, UnitLoad, UnitSnapshot
 from syshaxd.model.unit import BackendKind, Role, UnitKind, UnitState, UnitView
 from syshaxd.scheduler import Scheduler
 from syshaxd.scheduler.learning import Learner, step_sample
-from syshaxd.scheduler.scheduler import predictive_policy
 from syshaxd.scheduler.policy import policy_of
+from syshaxd.scheduler.scheduler import predictive_policy
 from syshaxd.scheduler.steptime import StepModel, StepSample
 
 LAW = StepModel(0.010, 0.0003, 0.00005, 0.0004)

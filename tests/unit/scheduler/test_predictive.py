@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any, Dict, Optional
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from syshaxd.admission.queue import last_ask, turn_of
+from syshaxd.config.types import Config, SchedulerConfig, SloConfig
 from syshaxd.model.plan import Queue, Refuse, Split, Whole
 from syshaxd.model.request import Endpoint, RequestInfo, Route, Tier
 from syshaxd.model.snapshot import InFlight, PdStatus, Snapshot, UnitLoad, UnitSnapshot
 from syshaxd.model.unit import BackendKind, Role, UnitKind, UnitState, UnitView
+from syshaxd.scheduler import Scheduler
 from syshaxd.scheduler.lengths import LengthLog, Lengths
 from syshaxd.scheduler.moving import choose_moves
 from syshaxd.scheduler.outlook import (
@@ -27,9 +30,6 @@ from syshaxd.scheduler.outlook import (
     predicted_ttft,
     side_of,
 )
-from syshaxd.admission.queue import last_ask, turn_of
-from syshaxd.config.types import Config, SchedulerConfig, SloConfig
-from syshaxd.scheduler import Scheduler
 from syshaxd.scheduler.predictive import Memory, decide, in_a_hurry, keep_split, patience
 from syshaxd.scheduler.steptime import StepModel, StepSample
 
@@ -43,7 +43,7 @@ def view(name: str, role: Role, state: UnitState = UnitState.READY) -> UnitView:
     return UnitView(name, role, UnitKind.VLLM, BackendKind.EXTERNAL, state, "http://127.0.0.1:1", pool_file=name)
 
 
-def info(number: int = 0, prompt: int = 500, tier: Tier = Tier.DEFAULT, stays: Optional[str] = None) -> RequestInfo:
+def info(number: int = 0, prompt: int = 500, tier: Tier = Tier.DEFAULT, stays: str | None = None) -> RequestInfo:
     return RequestInfo(str(number), Endpoint.CHAT, "m", True, prompt, None, tier=tier, stays=stays)
 
 
@@ -332,7 +332,7 @@ def test_the_preempted_leave_first() -> None:
 
 
 @pytest.mark.parametrize("values", [{"stays": "n"}, {"first_token_stays": "seed"}, {"route": Route.ACCELERATOR}])
-def test_what_the_rules_keep_is_no_victim(values: Dict[str, Any]) -> None:
+def test_what_the_rules_keep_is_no_victim(values: dict[str, Any]) -> None:
     helps = Knowledge(models={"gpu": GPU, "cpu": replace(CPU, base=0.02, per_kv=0.0005)})
     snapshot = world(gpu=55, context=500, capacity=28_000)
     kept = tuple(replace(entry, info=replace(entry.info, **values)) for entry in snapshot.in_flight)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any, Dict, Optional
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -37,8 +37,8 @@ def ask(*units: UnitSnapshot, failed: Any = frozenset(), queued: int = 0, pd: Pd
     return decide(info(**i), Snapshot(0.0, units, queued=queued, pd=pd), POLICY, failed)
 
 
-FREE: Dict[str, Any] = dict(running=0, waiting=0, kv_used=0, kv_total=1000)
-FULL: Dict[str, Any] = dict(running=300, waiting=0, kv_used=100, kv_total=1000)
+FREE: dict[str, Any] = dict(running=0, waiting=0, kv_used=0, kv_total=1000)
+FULL: dict[str, Any] = dict(running=300, waiting=0, kv_used=100, kv_total=1000)
 
 
 def test_the_accelerator_first() -> None:
@@ -221,5 +221,5 @@ def test_no_oscillation_at_constant_load(gpu_kv: int, cpu_kv: int, sizes: list[i
     freed = sum(entry.prompt_tokens + 10 for entry in entries if entry.info.request_id in dict(chosen))
     after = [replace(e, unit=dict(chosen).get(e.info.request_id, e.unit), last_move=100.0) for e in entries]
     load_after = dict(load, kv_used=max(0, total - freed))
-    back: Optional[list[tuple[str, str]]] = moves(load_after, FREE, *after, at=100.5)
+    back: list[tuple[str, str]] | None = moves(load_after, FREE, *after, at=100.5)
     assert not [move for move in back or [] if move[1] == "gpu" and move[0] in dict(chosen)]

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import shlex
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
+from typing import Any
 
 import pytest
 
@@ -57,7 +58,7 @@ def _image(unit: UnitConfig, image: str) -> UnitConfig:
     return replace(unit, container=replace(unit.container, image=image))
 
 
-CASES: Dict[str, Any] = {
+CASES: dict[str, Any] = {
     "NVIDIA A100 x2": (GPU, AROUND),
     "Ascend A2": (NPU, AROUND),
     "Ascend A3": (_image(NPU, "quay.io/ascend/vllm-ascend:v0.23.0-a3"), AROUND),
@@ -66,7 +67,7 @@ CASES: Dict[str, Any] = {
 }
 
 
-def requests() -> Dict[str, Any]:
+def requests() -> dict[str, Any]:
     """All create requests; `python3 -m tests.unit.supervisor.test_container_spec` writes them anew."""
     return {f"{name}, {engine.value}": create_request(_spec(name), engine) for name in CASES for engine in EngineKind}
 
@@ -80,10 +81,10 @@ def test_create_requests_are_the_recorded_ones() -> None:
     assert requests() == json.loads(GOLDEN.read_text(encoding="utf-8"))
 
 
-def _guide(line: str) -> Tuple[str, ...]:
+def _guide(line: str) -> tuple[str, ...]:
     """The flags of a guide's line, one spelling for all: `--name vllm_gpu` and `--name=vllm_gpu` are the same."""
     words = shlex.split(line)
-    found: List[str] = []
+    found: list[str] = []
     for word, value in zip(words, [*words[1:], "-"]):
         if word.startswith("-"):
             found.append(word if "=" in word or value.startswith("-") else f"{word}={value}")
@@ -91,7 +92,7 @@ def _guide(line: str) -> Tuple[str, ...]:
 
 
 # Of the guides' `docker run` (their model folder is /models here): what we start instead. None: nothing.
-ELSEWISE: Mapping[str, Optional[str]] = {
+ELSEWISE: Mapping[str, str | None] = {
     "-p=8001:8001": "--publish=127.0.0.1:8001:8001",  # loopback: clients come through the daemon's own port
     "-p=8002:8002": "--publish=127.0.0.1:8002:8002",
     "-v=/models:/models": f"--volume={MODEL}:{MODEL}:ro",
@@ -121,7 +122,7 @@ SERVE = f"""--served-model-name=ds-32b --host 0.0.0.0 --dtype=half --max_model_l
 SERVE_GPU = f"{SERVE} --port 8001 --block_size=16 --tensor-parallel-size 2 --gpu_memory_utilization=0.8"
 
 
-def _ours(flag: str) -> Optional[str]:
+def _ours(flag: str) -> str | None:
     """What a flag of a guide is here; None: it is not needed."""
     if flag in ELSEWISE:
         return ELSEWISE[flag]
@@ -132,19 +133,19 @@ def _ours(flag: str) -> Optional[str]:
     return {"-v": f"--volume={source}:{source}:ro", "--device": f"--device={source}"}.get(name, flag)
 
 
-def _missing(guide: str, line: Sequence[str], but: Sequence[str] = ()) -> List[str]:
+def _missing(guide: str, line: Sequence[str], but: Sequence[str] = ()) -> list[str]:
     """Flags of the guide's line that are neither in ours nor on a list of differences."""
     wanted = [_ours(flag) for flag in _guide(guide) if flag not in but]
     return [flag for flag in wanted if flag is not None and flag not in line]
 
 
-def _served(line: Sequence[str]) -> List[str]:
+def _served(line: Sequence[str]) -> list[str]:
     """vLLM's flags in a command line."""
     flags = _guide(" ".join(shlex.quote(word) for word in line[line.index(PLUGIN_START) + 1 :]))
     return [f"{name.replace('_', '-')}={value}" for name, _, value in (flag.partition("=") for flag in flags)]
 
 
-def _expected(serve: str) -> List[str]:
+def _expected(serve: str) -> list[str]:
     """The flags of a guide's `vllm serve`."""
     return _served((PLUGIN_START, *shlex.split(serve)))
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import List, Tuple
-
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -19,12 +17,12 @@ def test_a_burst_and_then_a_trickle() -> None:
 
 
 @given(st.lists(st.floats(0, 5), max_size=200))
-def test_never_more_than_the_budget_and_every_line_is_accounted_for(pauses: List[float]) -> None:
+def test_never_more_than_the_budget_and_every_line_is_accounted_for(pauses: list[float]) -> None:
     budget, now, taken = LineBudget(burst=5, rate=2), 0.0, []
     for pause in pauses:
         now += pause
         taken.append((now, budget.take(now)))
-    logged: List[Tuple[float, int]] = [(at, missed) for at, missed in taken if missed is not None]
+    logged: list[tuple[float, int]] = [(at, missed) for at, missed in taken if missed is not None]
     assert len(logged) <= 5 + 2 * now + 1e-6
     last = max((index for index, (_, missed) in enumerate(taken) if missed is not None), default=-1)
     assert len(logged) + sum(missed for _, missed in logged) == last + 1

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Optional
-
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -114,7 +112,7 @@ class AnyOrder(RuleBasedStateMachine):
         super().__init__()
         self.life = Life()
         self.now = 0.0
-        self.process: Optional[int] = None  # epoch of the one that lives
+        self.process: int | None = None  # epoch of the one that lives
         self.generated = False
         self.activity = Act.NOTHING
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Optional
-
 from syshaxd.config.types import HealthConfig
 from syshaxd.model.request import Endpoint, RequestInfo
 from syshaxd.model.snapshot import InFlight
@@ -14,7 +12,7 @@ from syshaxd.supervisor.vitals import Pulse, Vitals, pulse
 HEALTH = HealthConfig(interval=1.0, failures=3, canary_interval=60.0)
 
 
-def _entry(first_token: Optional[float], tokens: int = 0) -> InFlight:
+def _entry(first_token: float | None, tokens: int = 0) -> InFlight:
     info = RequestInfo("r", Endpoint.CHAT, "m", True, 10, None)
     return InFlight(info, "cpu", 0.0, first_token, 10, tokens)
 

@@ -7,13 +7,14 @@ import os
 import selectors
 import subprocess
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from syshax_kernels.pool import BF16, CHUNK_TOKENS, F32, Geometry, Inbox
 
+from syshax_kernels.pool import BF16, CHUNK_TOKENS, F32, Geometry, Inbox
 from syshaxd.supervisor.vllm_recipe import transfer_config
 
 PYTHON = Path(os.environ.get("VLLM_VENV", ".venv-vllm"), "bin/python").absolute()
@@ -81,15 +82,15 @@ class Engine:
         line, _, self._read = self._read.partition(b"\n")
         return json.loads(line)
 
-    def generate(self, prompts: Sequence[Sequence[int]], max_tokens: int = 12, **more: Any) -> List[Tuple[int, ...]]:
+    def generate(self, prompts: Sequence[Sequence[int]], max_tokens: int = 12, **more: Any) -> list[tuple[int, ...]]:
         """Greedy tokens. `params` and `abort`: one for each prompt."""
         blank = [None] * len(prompts)
         order = {"params": blank, "abort": blank, **more, "prompts": prompts, "max_tokens": max_tokens}
         return [tuple(tokens) for tokens, _ in self.ask("generate", **order)]
 
     def one(
-        self, prompt: Sequence[int], max_tokens: int = 12, abort: Optional[int] = None, **wish: Any
-    ) -> Tuple[int, ...]:
+        self, prompt: Sequence[int], max_tokens: int = 12, abort: int | None = None, **wish: Any
+    ) -> tuple[int, ...]:
         """generate() of one prompt, with the wish as kv_transfer_params.syshax."""
         return self.generate([prompt], max_tokens, params=[wish or None], abort=[abort])[0]
 
@@ -97,7 +98,7 @@ class Engine:
         """Sum of the counters with that text in their names."""
         return sum(value for key, value in self.ask("counts").items() if name in key)
 
-    def load_from(self, ticket: str) -> Dict[str, Any]:
+    def load_from(self, ticket: str) -> dict[str, Any]:
         """The wish of a consumer of ours."""
         return {"ticket": ticket, "pool": self.pool.name, "generation": 0}
 

@@ -14,14 +14,20 @@ from typing import Any
 
 import torch
 import vllm
-from syshax_vllm.connector import SyshaxConnector
-from syshax_vllm.geometry import digest_of
 from vllm.config import KVTransferConfig
 from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorRole
 from vllm.engine.arg_utils import EngineArgs
 from vllm.v1.kv_cache_interface import (
-    FullAttentionSpec, KVCacheConfig, KVCacheGroupSpec, MambaSpec, MLAAttentionSpec, SlidingWindowSpec,
+    FullAttentionSpec,
+    KVCacheConfig,
+    KVCacheGroupSpec,
+    MambaSpec,
+    MLAAttentionSpec,
+    SlidingWindowSpec,
 )  # fmt: skip
+
+from syshax_vllm.connector import SyshaxConnector
+from syshax_vllm.geometry import digest_of
 
 TOKENS = ["a", "b"]
 SIZES: dict[str, Any] = {"block_size": 32, "num_kv_heads": 2, "head_size": 32, "dtype": torch.float32}

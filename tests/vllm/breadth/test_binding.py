@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Dict, Iterator, Set
 
 import psutil
 import pytest
@@ -52,10 +52,10 @@ def test_plan_variables_and_threads_agree(daemon: house.Daemon) -> None:
     assert pinned == CPUS, f"a compute thread on each CPU, found {places}"
 
 
-def thread_places(pid: int) -> Dict[int, Set[frozenset[int]]]:
+def thread_places(pid: int) -> dict[int, set[frozenset[int]]]:
     """Where the threads of a process and its children may run, by process."""
     leader = psutil.Process(pid)
-    found: Dict[int, Set[frozenset[int]]] = {}
+    found: dict[int, set[frozenset[int]]] = {}
     for process in (leader, *leader.children(recursive=True)):
         tasks = Path(f"/proc/{process.pid}/task")
         seen = [allowed(int(task.name), tasks) for task in tasks.iterdir()]

@@ -9,8 +9,9 @@ from __future__ import annotations
 import json
 import secrets
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Callable, Dict, Iterator, List, Tuple
+from typing import Callable
 
 import numpy as np
 import pytest
@@ -26,13 +27,13 @@ BLOCKS = 40  # of 32 tokens: eight requests don't fit
 LENGTHS = (1, 2, 31, 64, 65, 200, 700)
 
 
-def prompt(length: int, salt: int = 0) -> List[int]:
+def prompt(length: int, salt: int = 0) -> list[int]:
     """Token ids; other lengths and salts begin otherwise."""
     return [4 + (7 * length + 101 * salt + 31 * i + i * i) % 250 for i in range(length)]
 
 
 @pytest.fixture(scope="module")
-def engines() -> Iterator[Dict[str, Engine]]:
+def engines() -> Iterator[dict[str, Engine]]:
     """`one`, `two`: float32 on that many ranks; `brain`: bfloat16; `half`: float16, with a user's connector."""
     with tempfile.TemporaryDirectory(prefix="syshax-engines-", dir="/dev/shm") as name:
         folder = Path(name)
@@ -54,12 +55,12 @@ def engines() -> Iterator[Dict[str, Engine]]:
 
 
 @pytest.fixture
-def one(engines: Dict[str, Engine]) -> Engine:
+def one(engines: dict[str, Engine]) -> Engine:
     return engines["one"]
 
 
 @pytest.fixture(autouse=True)
-def nothing_left(engines: Dict[str, Engine]) -> Iterator[None]:
+def nothing_left(engines: dict[str, Engine]) -> Iterator[None]:
     """After every test no engine holds a request, a block or a ticket, but READY ones that the test names."""
     yield
     for engine in engines.values():
@@ -67,7 +68,7 @@ def nothing_left(engines: Dict[str, Engine]) -> Iterator[None]:
         assert not any(held.values()), (engine.name, held)
 
 
-def moved(source: Engine, target: Engine, ids: List[int]) -> Tuple[int, ...]:
+def moved(source: Engine, target: Engine, ids: list[int]) -> tuple[int, ...]:
     """Tokens of `target` after a prompt that `source` prefilled."""
     ticket = secrets.token_hex(16)
     source.one(ids, max_tokens=1, save=ticket)
@@ -75,7 +76,7 @@ def moved(source: Engine, target: Engine, ids: List[int]) -> Tuple[int, ...]:
 
 
 @pytest.mark.parametrize("source, target", [("one", "two"), ("two", "one")])
-def test_other_degrees_of_tensor_parallelism(engines: Dict[str, Engine], source: str, target: str) -> None:
+def test_other_degrees_of_tensor_parallelism(engines: dict[str, Engine], source: str, target: str) -> None:
     before = engines[target].counts("syshax_handoff_loaded_tokens")
     found = [moved(engines[source], engines[target], prompt(n)) for n in LENGTHS]
     assert engines[target].counts("syshax_handoff_loaded_tokens") - before == sum(LENGTHS) - len(LENGTHS)
@@ -88,13 +89,13 @@ def exact(values: Floats) -> Floats:
     return values
 
 
-STEPS: List[Tuple[str, Callable[[Floats], Floats]]] = [
+STEPS: list[tuple[str, Callable[[Floats], Floats]]] = [
     ("two", exact), ("brain", rounded_to_bf16), ("half", lambda v: v.astype(np.float16).astype(np.float32)),
     ("one", exact),
 ]  # fmt: skip
 
 
-def test_kv_goes_through_every_precision_and_block_size(engines: Dict[str, Engine]) -> None:
+def test_kv_goes_through_every_precision_and_block_size(engines: dict[str, Engine]) -> None:
     """f32 in blocks of 32 -> f32 on two ranks, 64 -> bf16, 128 -> f16, 64 -> f32, 32."""
     ids, source, ticket = prompt(300, 1), engines["one"], secrets.token_hex(16)
     source.one(ids, max_tokens=1, save=ticket)
@@ -107,7 +108,7 @@ def test_kv_goes_through_every_precision_and_block_size(engines: Dict[str, Engin
     engines["two"].one(ids, max_tokens=1, load=source.load_from(ticket))
 
 
-def test_lower_precision_is_close(engines: Dict[str, Engine]) -> None:
+def test_lower_precision_is_close(engines: dict[str, Engine]) -> None:
     """Greedy tokens of a bf16 engine hardly depend on where its context was computed."""
     brain, prompts = engines["brain"], [prompt(n, 2) for n in (40, 129, 300, 500)]
     split = [moved(engines["half"], brain, ids) for ids in prompts]
@@ -115,7 +116,7 @@ def test_lower_precision_is_close(engines: Dict[str, Engine]) -> None:
     assert sum(a[0] == b[0] for a, b in zip(split, alone)) >= len(prompts) - 1
 
 
-def test_a_users_own_connector_stays(engines: Dict[str, Engine]) -> None:
+def test_a_users_own_connector_stays(engines: dict[str, Engine]) -> None:
     half, ids = engines["half"], prompt(256, 3)
     stored = half.pool.parent / "stored"
     before = len(list(stored.iterdir()))
@@ -137,7 +138,7 @@ def test_preempted_requests_take_their_kv_back(one: Engine) -> None:
     assert preempted > 0 and loaded >= 100 * preempted
 
 
-def test_aborted_requests_publish_what_they_have(engines: Dict[str, Engine], one: Engine) -> None:
+def test_aborted_requests_publish_what_they_have(engines: dict[str, Engine], one: Engine) -> None:
     ids, ticket = prompt(100, 5), secrets.token_hex(16)
     whole = one.one(ids, max_tokens=40)
     begun = one.one(ids, max_tokens=40, abort=10, save=ticket, save_on="abort")
@@ -148,7 +149,7 @@ def test_aborted_requests_publish_what_they_have(engines: Dict[str, Engine], one
     assert engines["two"].counts("syshax_handoff_loaded_tokens") - loaded >= len(ids) + len(begun) - 2
 
 
-def test_a_handoff_is_consumed_once(engines: Dict[str, Engine], one: Engine) -> None:
+def test_a_handoff_is_consumed_once(engines: dict[str, Engine], one: Engine) -> None:
     ids, ticket, two = prompt(150, 6), secrets.token_hex(16), engines["two"]
     one.one(ids, max_tokens=1, save=ticket)
     failed, loaded = two.counts("load_failures"), two.counts("syshax_handoff_loaded_tokens")
@@ -185,7 +186,7 @@ PARTS = "id", "tokens", "crc", "chunk list", "owner", "seal", "token id", "KV"
 
 
 @pytest.mark.parametrize("part", PARTS)
-def test_damage_falls_back_to_computing(engines: Dict[str, Engine], one: Engine, part: str) -> None:
+def test_damage_falls_back_to_computing(engines: dict[str, Engine], one: Engine, part: str) -> None:
     ids, ticket, two = prompt(90, 7), secrets.token_hex(16), engines["two"]
     expected = one.one(ids)
     one.one(ids, max_tokens=1, save=ticket)

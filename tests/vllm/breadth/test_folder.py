@@ -15,8 +15,9 @@ import socket
 import subprocess
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Dict, Iterator, Tuple
+from typing import Any
 
 import pytest
 
@@ -36,9 +37,9 @@ class Server:
 
     def __init__(self, folder: Path, port: int) -> None:
         self.folder, self.plugin, self.port = folder, folder / "plugin", port
-        self.installed: Dict[str, str] = {}
+        self.installed: dict[str, str] = {}
 
-    def call(self, path: str, body: Any = None) -> Tuple[int, bytes]:
+    def call(self, path: str, body: Any = None) -> tuple[int, bytes]:
         """GET, or POST of a JSON body."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=120)
         try:
@@ -56,7 +57,7 @@ class Server:
         except OSError:
             return False
 
-    def tokens(self, **wish: Any) -> Tuple[int, ...]:
+    def tokens(self, **wish: Any) -> tuple[int, ...]:
         """Greedy tokens after IDS."""
         body = {"model": "m", "prompt": IDS, "max_tokens": 8, "temperature": 0, "return_token_ids": True}
         status, answer = self.call("/v1/completions", {**body, "kv_transfer_params": {"syshax": wish}})
@@ -78,7 +79,7 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def files(folder: Path) -> Dict[str, str]:
+def files(folder: Path) -> dict[str, str]:
     """Digests by name, without Python's caches: it leaves them out where it may not write, as root may."""
     found = (path for path in sorted(folder.rglob("*")) if path.is_file() and path.suffix != ".pyc")
     return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in found}

@@ -6,12 +6,13 @@ import json
 import os
 import subprocess
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Dict, Iterator
+from typing import Any
 
 import pytest
-from syshax_kernels.pool_types import model_id
 
+from syshax_kernels.pool_types import model_id
 from testbed import twin_models as twins
 from tests.vllm.breadth.engine import PYTHON, ROOT
 
@@ -28,7 +29,7 @@ MAMBA = {
     "architectures": ["MambaForCausalLM"], "model_type": "mamba", "state_size": 8, "conv_kernel": 4, "expand": 2,
     "hidden_size": 64, "num_hidden_layers": 2, "vocab_size": 256, "time_step_rank": 4,
 }  # fmt: skip
-CASES: Dict[str, Dict[str, Any]] = {
+CASES: dict[str, dict[str, Any]] = {
     "llama": {}, "mla": MLA, "mamba": MAMBA, "hybrid": {}, "sliding": {},
     "llama3": {"rope_scaling": {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
                                 "original_max_position_embeddings": 512}},
@@ -45,7 +46,7 @@ def run(script: str, folder: Path, *more: str) -> Any:
 
 
 @pytest.fixture(scope="module")
-def said() -> Iterator[Dict[str, str]]:
+def said() -> Iterator[dict[str, str]]:
     """What the connector raised, by case."""
     with tempfile.TemporaryDirectory(prefix="syshax-refusals-") as name:
         folder = Path(name)
@@ -64,16 +65,16 @@ def said() -> Iterator[Dict[str, str]]:
         ("soon", "this is soon"),
     ],
 )  # fmt: skip
-def test_refused_with_the_reason(said: Dict[str, str], case: str, reason: str) -> None:
+def test_refused_with_the_reason(said: dict[str, str], case: str, reason: str) -> None:
     assert reason in said[case]
 
 
-def test_a_plain_model_is_taken(said: Dict[str, str]) -> None:
+def test_a_plain_model_is_taken(said: dict[str, str]) -> None:
     assert said["llama"] == ""
 
 
 @pytest.mark.parametrize("case, scaling", [("llama", None), ("llama3", ("llama3", 8.0)), ("linear", ("linear", 4.0))])
-def test_both_engines_have_one_name_for_a_model(said: Dict[str, str], case: str, scaling: Any) -> None:
+def test_both_engines_have_one_name_for_a_model(said: dict[str, str], case: str, scaling: Any) -> None:
     """sysinfer gives `scaling` so (sysinfer.config), from a GGUF file's numbers; the plugin from config.json."""
     found = twins.config("llama")
     layers, heads, kv = (found[f"num_{name}"] for name in ("hidden_layers", "attention_heads", "key_value_heads"))

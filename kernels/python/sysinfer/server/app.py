@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hmac
 import logging
-from typing import Any, Awaitable, Callable, List, Optional
+from collections.abc import Awaitable
+from typing import Any, Callable
 
 from aiohttp import web
 
@@ -27,7 +28,7 @@ def _reply(value: Any, status: int = 200) -> web.Response:
     return web.Response(body=dump(value), status=status, content_type="application/json", charset="utf-8")
 
 
-def refusal(message: str, status: int, param: Optional[str] = None) -> web.Response:
+def refusal(message: str, status: int, param: str | None = None) -> web.Response:
     """An error in the OpenAI form."""
     response = _reply(error_body(message, status, param), status)
     if status == 429:
@@ -38,10 +39,10 @@ def refusal(message: str, status: int, param: Optional[str] = None) -> web.Respo
 class Server:
     """The endpoints. `frontend` and `scrape` are None while the model loads: then everything is answered by 503."""
 
-    def __init__(self, keys: List[bytes]) -> None:
+    def __init__(self, keys: list[bytes]) -> None:
         self._keys = keys
-        self.frontend: Optional[Frontend] = None
-        self.scrape: Optional[Callable[[], bytes]] = None
+        self.frontend: Frontend | None = None
+        self.scrape: Callable[[], bytes] | None = None
 
     def app(self) -> web.Application:
         app = web.Application(client_max_size=MAX_BODY, middlewares=[self._errors])

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Callable, Dict, List, Sequence, Tuple
+from typing import Callable
 
 from sysinfer.engine import Abort, Add, Command
 from sysinfer.errors import RequestError
@@ -35,14 +36,14 @@ class Call:
     """One request's sequences. Written and read on the event loop."""
 
     def __init__(
-        self, request_id: str, contexts: Sequence[List[int]], keys: Sequence[int], alive: Callable[[], bool]
+        self, request_id: str, contexts: Sequence[list[int]], keys: Sequence[int], alive: Callable[[], bool]
     ) -> None:
         self.request_id = request_id
         self.contexts = contexts  # of each choice
         self.keys = dict(zip(keys, range(len(keys))))
         self.alive = alive
         self.open = set(keys)
-        self._parts: List[Part] = []
+        self._parts: list[Part] = []
         self._news = asyncio.Event()
         self._gone = False
 
@@ -57,7 +58,7 @@ class Call:
         self._gone = True
         self._news.set()
 
-    async def parts(self) -> List[Part]:
+    async def parts(self) -> list[Part]:
         """The parts that have come since; empty once every sequence has ended. Ends within the engine's own limits:
         each sequence ends by length, stop, abort, or with the engine."""
         while not self._parts and self.open and not self._gone:
@@ -75,14 +76,14 @@ class Calls:
     def __init__(self, put: Callable[[Command], bool]) -> None:
         self._put = put
         self._keys = itertools.count()
-        self._calls: Dict[int, Call] = {}  # by sequence key
+        self._calls: dict[int, Call] = {}  # by sequence key
 
     @property
     def n_sequences(self) -> int:
         return len(self._calls)
 
     def start(
-        self, request_id: str, contexts: Sequence[List[int]], params: Sequence[SamplingParams], n: int,
+        self, request_id: str, contexts: Sequence[list[int]], params: Sequence[SamplingParams], n: int,
         handoff: HandoffParams, alive: Callable[[], bool],
     ) -> Call:  # fmt: skip
         """Queues `n` sequences for each context. RequestError 429 when too much is waiting already."""
@@ -126,7 +127,7 @@ class Calls:
                 self._calls.pop(key, None)
             call.open.clear()
 
-    def abort(self, request_ids: Tuple[str, ...], discard: Tuple[bytes, ...]) -> None:
+    def abort(self, request_ids: tuple[str, ...], discard: tuple[bytes, ...]) -> None:
         """Abort by id: the streams end with finish reason abort, tickets are published; but those named are freed."""
         if not self._put(Abort(request_ids, publish=True, discard=discard)):
             raise RequestError("the engine's queue is full; try again later", 429)

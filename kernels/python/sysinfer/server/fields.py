@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from typing import Any, List, Mapping, Optional, Sequence, Tuple
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from sysinfer.errors import RequestError
 
@@ -43,7 +44,7 @@ class Fields:
     def get(self, name: str) -> object:
         return self.body.get(name)
 
-    def text(self, name: str, default: Optional[str] = None) -> Optional[str]:
+    def text(self, name: str, default: str | None = None) -> str | None:
         value = self.body.get(name)
         if value is not None and not isinstance(value, str):
             raise wrong(self.prefix + name, value, "a string")
@@ -71,7 +72,7 @@ class Fields:
             raise wrong(self.prefix + name, value, f"a whole number from {low} to {high}")
         return int(value)
 
-    def object(self, name: str) -> Optional[Fields]:
+    def object(self, name: str) -> Fields | None:
         value = self.body.get(name)
         if value is None:
             return None
@@ -79,13 +80,13 @@ class Fields:
             raise wrong(self.prefix + name, value, "an object")
         return Fields(value, f"{self.prefix}{name}.")
 
-    def array(self, name: str) -> Optional[List[Any]]:
+    def array(self, name: str) -> list[Any] | None:
         value = self.body.get(name)
         if value is not None and not isinstance(value, list):
             raise wrong(self.prefix + name, value, "an array")
         return value
 
-    def strings(self, name: str) -> Tuple[str, ...]:
+    def strings(self, name: str) -> tuple[str, ...]:
         """A string or an array of strings."""
         value = self.body.get(name)
         items = [value] if isinstance(value, str) else [] if value is None else value
@@ -93,7 +94,7 @@ class Fields:
             raise wrong(self.prefix + name, value, f"a string or an array of at most {MAX_STRINGS} strings")
         return tuple(items)
 
-    def tokens(self, name: str, vocab: int) -> Optional[List[int]]:
+    def tokens(self, name: str, vocab: int) -> list[int] | None:
         value = self.array(name)
         if value is not None:
             check_tokens(self.prefix + name, value, vocab)

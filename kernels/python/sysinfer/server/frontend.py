@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Callable, List, Mapping, Optional, Sequence, Union
+from typing import Callable
 
 from sysinfer.errors import RequestError
 from sysinfer.sampling import SamplingParams
@@ -22,18 +23,18 @@ class Frontend:
 
     model: str
     tokenizer: ModelTokenizer
-    template: Optional[ChatTemplate]
+    template: ChatTemplate | None
     limits: Limits
     calls: Calls
     started: int  # Unix seconds
-    binding: Mapping[str, Union[int, str]] = field(default_factory=dict)  # threads, and what the system granted them
+    binding: Mapping[str, int | str] = field(default_factory=dict)  # threads, and what the system granted them
 
-    def check_model(self, name: Optional[str]) -> None:
+    def check_model(self, name: str | None) -> None:
         """404 for a model that is not served here; no name means the one there is."""
         if name is not None and name != self.model:
             raise RequestError(f"the model {name!r} does not exist; served is {self.model!r}", 404, "model")
 
-    async def encode(self, text: str, add_special: bool) -> List[int]:
+    async def encode(self, text: str, add_special: bool) -> list[int]:
         """Token ids of `text`; refuses at once what can't fit, encodes long texts in a thread."""
         if self.tokenizer.fewest(text) > self.limits.max_model_len:
             raise self._too_long(f"at least {self.tokenizer.fewest(text)}")
@@ -57,20 +58,20 @@ class Frontend:
             request.continue_final, request.template_values,
         )  # fmt: skip
 
-    async def chat_context(self, request: ChatRequest) -> List[int]:
+    async def chat_context(self, request: ChatRequest) -> list[int]:
         """Token ids of the rendered messages, or those given."""
         if request.common.context is not None:
             return request.common.context
         return await self.encode(self.render(request), add_special=False)
 
-    async def completion_contexts(self, request: CompletionRequest) -> List[List[int]]:
+    async def completion_contexts(self, request: CompletionRequest) -> list[list[int]]:
         """Token ids of each prompt."""
         return [await self._prompt_ids(p, request.add_special) for p in request.prompts]
 
-    async def _prompt_ids(self, prompt: Prompt, add_special: bool) -> List[int]:
+    async def _prompt_ids(self, prompt: Prompt, add_special: bool) -> list[int]:
         return await self.encode(prompt, add_special) if isinstance(prompt, str) else prompt
 
-    def start(self, request_id: str, contexts: Sequence[List[int]], common: Common, alive: Callable[[], bool]) -> Call:
+    def start(self, request_id: str, contexts: Sequence[list[int]], common: Common, alive: Callable[[], bool]) -> Call:
         """Sends the sequences to the engine; RequestError for a context without room for a token."""
         params = [self._fitted(common, len(c)) for c in contexts]
         return self.calls.start(request_id, contexts, params, common.n, common.handoff, alive)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import re
 import uuid
-from typing import Optional
 
 from aiohttp import web
 
@@ -95,7 +94,7 @@ class Generate:
             raise failure(parts[0].output)  # nothing has gone out: a refusal like any other
         await response.prepare(request)
         while parts:
-            failed: Optional[bytes] = None
+            failed: bytes | None = None
             events = []
             for part in parts:
                 if part.output.finish == ERROR:

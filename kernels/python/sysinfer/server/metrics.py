@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Callable, Iterator, Mapping, Tuple
+from collections.abc import Iterator, Mapping
+from typing import Callable
 
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 
 from sysinfer.stats import EngineStats, Histogram
 
-Family = Tuple[str, str]  # name and help
+Family = tuple[str, str]  # name and help
 
 
 class _Collector:
@@ -75,7 +76,7 @@ class _Collector:
 
     def _histograms(self) -> Iterator[Metric]:
         stats = self._stats
-        families: Tuple[Tuple[str, str, Histogram], ...] = (
+        families: tuple[tuple[str, str, Histogram], ...] = (
             ("vllm:time_to_first_token_seconds", "Time to the first token.", stats.ttft),
             ("vllm:inter_token_latency_seconds", "Time between tokens.", stats.itl),
             ("vllm:e2e_request_latency_seconds", "Time of whole requests.", stats.e2e),

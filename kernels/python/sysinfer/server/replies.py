@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Dict, List, Optional, Sequence, Tuple
+from typing import Any
 
 from sysinfer.output import Output
 from sysinfer.sampling import TokenLogprob
 from sysinfer.server.requests import Common
 from sysinfer.tokenizer import ModelTokenizer
 
-Json = Dict[str, Any]  # a JSON object on its way out
+Json = dict[str, Any]  # a JSON object on its way out
 
 DONE = b"data: [DONE]\n\n"
 
@@ -31,7 +32,7 @@ _KINDS = {400: "BadRequestError", 401: "AuthenticationError", 404: "NotFoundErro
           429: "RateLimitError", 500: "InternalServerError", 503: "ServiceUnavailableError"}  # fmt: skip
 
 
-def error_body(message: str, status: int, param: Optional[str] = None) -> Json:
+def error_body(message: str, status: int, param: str | None = None) -> Json:
     """The OpenAI error form."""
     kind = _KINDS.get(status, "BadRequestError" if status < 500 else "InternalServerError")
     return {"error": {"message": message, "type": kind, "param": param, "code": status}}
@@ -42,12 +43,12 @@ class Choice:
     """One choice of an answer as it grows."""
 
     index: int
-    context: List[int]
+    context: list[int]
     text: str = ""
-    tokens: List[int] = field(default_factory=list)
-    logprobs: List[TokenLogprob] = field(default_factory=list)
-    prompt_logprobs: Tuple[TokenLogprob, ...] = ()
-    finish: Optional[str] = None
+    tokens: list[int] = field(default_factory=list)
+    logprobs: list[TokenLogprob] = field(default_factory=list)
+    prompt_logprobs: tuple[TokenLogprob, ...] = ()
+    finish: str | None = None
     stop_reason: Any = None
     begun: bool = False
     cached: int = 0  # context tokens that were not computed
@@ -75,7 +76,7 @@ class Replies:
     chunk_name = ""
 
     def __init__(
-        self, reply_id: str, model: str, common: Common, tokenizer: ModelTokenizer, contexts: Sequence[List[int]]
+        self, reply_id: str, model: str, common: Common, tokenizer: ModelTokenizer, contexts: Sequence[list[int]]
     ) -> None:
         self.id, self.model, self.common, self.tokenizer = reply_id, model, common, tokenizer
         self.created = int(time.time())
@@ -96,7 +97,7 @@ class Replies:
         body = {**self._head(self.object_name), "choices": [self._whole_choice(c) for c in self.choices]}
         return {**body, "usage": self.usage(), **self._whole_extra()}
 
-    def chunks(self, index: int, output: Output) -> List[bytes]:
+    def chunks(self, index: int, output: Output) -> list[bytes]:
         """The events that an output of choice `index` makes."""
         choice = self.choices[index]
         events = [] if choice.begun else self._first(choice)
@@ -105,7 +106,7 @@ class Replies:
         choice.cached = max(choice.cached, output.cached)
         return [*events, self._event(self._chunk_choice(choice, output))]
 
-    def last(self) -> List[bytes]:
+    def last(self) -> list[bytes]:
         """What ends a stream."""
         if not self.common.include_usage:
             return [DONE]
@@ -123,13 +124,13 @@ class Replies:
     def _whole_extra(self) -> Json:
         return {}
 
-    def _first(self, choice: Choice) -> List[bytes]:
+    def _first(self, choice: Choice) -> list[bytes]:
         return []
 
     def _chunk_choice(self, choice: Choice, output: Output) -> Json:
         raise AssertionError("a kind of answer states its choices")
 
-    def _end(self, finish: Optional[str], stop_reason: Any) -> Json:
+    def _end(self, finish: str | None, stop_reason: Any) -> Json:
         return {"finish_reason": finish, "stop_reason": stop_reason}
 
 
@@ -147,7 +148,7 @@ class ChatReplies(Replies):
     def _whole_extra(self) -> Json:
         return {"prompt_token_ids": self.choices[0].context} if self.common.return_token_ids else {}
 
-    def _first(self, choice: Choice) -> List[bytes]:
+    def _first(self, choice: Choice) -> list[bytes]:
         extra = {"prompt_token_ids": choice.context} if self.common.return_token_ids else {}
         delta = {"role": "assistant", "content": ""}
         return [self._event({"index": choice.index, "delta": delta, "logprobs": None, "finish_reason": None}, **extra)]
@@ -227,7 +228,7 @@ class CompletionReplies(Replies):
         return form
 
     def _append(
-        self, form: Json, choice: Choice, token: int, logprob: Optional[float], entry: Optional[TokenLogprob]
+        self, form: Json, choice: Choice, token: int, logprob: float | None, entry: TokenLogprob | None
     ) -> None:
         text = self.tokenizer.text_of(token)
         form["text_offset"].append(self._offsets[choice.index])

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import secrets
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Dict, List, Mapping, Optional, Tuple, Union
+from typing import Any, Union
 
 from sysinfer.errors import RequestError
 from sysinfer.sampling import SamplingParams
@@ -17,7 +18,7 @@ _BIG = 1 << 31
 _REFUSED = ("guided_json", "guided_regex", "guided_choice", "guided_grammar", "structured_outputs", "suffix", "audio",
             "use_beam_search", "bad_words", "allowed_token_ids")  # fmt: skip
 
-Prompt = Union[str, List[int]]
+Prompt = Union[str, list[int]]
 
 
 @dataclass(frozen=True)
@@ -26,32 +27,32 @@ class Limits:
 
     vocab: int
     max_model_len: int
-    end_ids: Tuple[int, ...] = ()
+    end_ids: tuple[int, ...] = ()
     default_temperature: float = 1.0
-    default_max_tokens: Optional[int] = None
+    default_max_tokens: int | None = None
 
 
 @dataclass(frozen=True)
 class Common:
     """What both endpoints share. `max_tokens` None: as much as the context allows."""
 
-    model: Optional[str]
+    model: str | None
     params: SamplingParams
-    max_tokens: Optional[int]
+    max_tokens: int | None
     explicit_max: bool  # the client named it
     n: int
     stream: bool
     include_usage: bool
     continuous_usage: bool
     return_token_ids: bool
-    context: Optional[List[int]]  # kv_transfer_params.prompt_token_ids
+    context: list[int] | None  # kv_transfer_params.prompt_token_ids
     handoff: HandoffParams
 
 
 @dataclass(frozen=True)
 class CompletionRequest:
     common: Common
-    prompts: List[Prompt]
+    prompts: list[Prompt]
     echo: bool
     add_special: bool
 
@@ -59,10 +60,10 @@ class CompletionRequest:
 @dataclass(frozen=True)
 class ChatRequest:
     common: Common
-    messages: List[Mapping[str, Any]]
+    messages: list[Mapping[str, Any]]
     add_generation_prompt: bool
     continue_final: bool
-    tools: Optional[List[Any]]
+    tools: list[Any] | None
     template_values: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -81,7 +82,7 @@ def parse_completion(body: Mapping[str, Any], limits: Limits) -> CompletionReque
         common = replace(common, params=replace(common.params, prompt_logprobs=logprobs))
     if common.handoff.save is not None or common.handoff.load is not None or common.context is not None:
         _only_one(common, len(_prompts(body.get("prompt"), limits.vocab)) if common.context is None else 1)
-    prompts: List[Prompt] = (
+    prompts: list[Prompt] = (
         [common.context] if common.context is not None else _prompts(body.get("prompt"), limits.vocab)
     )
     if len(prompts) * common.n > MAX_CHOICES:
@@ -94,7 +95,7 @@ def _only_one(common: Common, n_prompts: int) -> None:
         raise RequestError("kv_transfer_params needs a single prompt and n = 1", param="kv_transfer_params")
 
 
-def _prompts(value: Any, vocab: int) -> List[Prompt]:
+def _prompts(value: Any, vocab: int) -> list[Prompt]:
     """A string, token ids, or a list of either."""
     if isinstance(value, str):
         return [value]
@@ -130,14 +131,14 @@ def parse_chat(body: Mapping[str, Any], limits: Limits) -> ChatRequest:
     )  # fmt: skip
 
 
-def _messages(fields: Fields) -> List[Mapping[str, Any]]:
+def _messages(fields: Fields) -> list[Mapping[str, Any]]:
     messages = fields.array("messages")
     if not messages:
         raise wrong("messages", messages, "an array of messages")
     return [_message(m, f"messages[{i}]") for i, m in enumerate(messages)]
 
 
-def _message(message: Any, name: str) -> Dict[str, Any]:
+def _message(message: Any, name: str) -> dict[str, Any]:
     """A message with its content as one string; text parts are joined by line ends, as vLLM does it."""
     if not isinstance(message, dict) or not isinstance(message.get("role"), str):
         raise RequestError(f"{name} is not an object with a role", param="messages")
@@ -167,9 +168,7 @@ def _check_tools(fields: Fields) -> None:
         )
 
 
-def _common(
-    fields: Fields, limits: Limits, logprobs: Optional[int], default_max: Optional[int], max_name: str
-) -> Common:
+def _common(fields: Fields, limits: Limits, logprobs: int | None, default_max: int | None, max_name: str) -> Common:
     _refuse(fields)
     options = fields.object("stream_options") or Fields({})
     context, handoff = _transfer(fields, limits.vocab)
@@ -195,7 +194,7 @@ def _refuse(fields: Fields) -> None:
         raise RequestError("best_of greater than n is not supported by this unit", param="best_of")
 
 
-def _sampling(fields: Fields, limits: Limits, logprobs: Optional[int]) -> SamplingParams:
+def _sampling(fields: Fields, limits: Limits, logprobs: int | None) -> SamplingParams:
     seed = fields.integer("seed", -1, -(1 << 63), (1 << 64) - 1) if fields.get("seed") is not None else None
     return SamplingParams(
         temperature=fields.number("temperature", limits.default_temperature, 0, 100),
@@ -225,7 +224,7 @@ def _positive(fields: Fields, name: str) -> float:
     return value
 
 
-def _bias(fields: Fields, vocab: int) -> Dict[int, float]:
+def _bias(fields: Fields, vocab: int) -> dict[int, float]:
     given = fields.object("logit_bias")
     if given is None:
         return {}
@@ -237,7 +236,7 @@ def _bias(fields: Fields, vocab: int) -> Dict[int, float]:
     return bias
 
 
-def _transfer(fields: Fields, vocab: int) -> Tuple[Optional[List[int]], HandoffParams]:
+def _transfer(fields: Fields, vocab: int) -> tuple[list[int] | None, HandoffParams]:
     """kv_transfer_params: the exact context, and what to save and load (docs/kv-handoff.md)."""
     given = fields.object("kv_transfer_params")
     if given is None:
@@ -255,7 +254,7 @@ def _transfer(fields: Fields, vocab: int) -> Tuple[Optional[List[int]], HandoffP
     return context, HandoffParams(save, SaveOn(save_on), _load(ours.object("load")))
 
 
-def _load(given: Optional[Fields]) -> Optional[LoadFrom]:
+def _load(given: Fields | None) -> LoadFrom | None:
     if given is None:
         return None
     ticket, pool = _ticket(given, "ticket"), given.text("pool")
@@ -264,7 +263,7 @@ def _load(given: Optional[Fields]) -> Optional[LoadFrom]:
     return LoadFrom(ticket, pool, given.integer("generation", 0, 0, (1 << 64) - 1))
 
 
-def _ticket(given: Fields, name: str) -> Optional[bytes]:
+def _ticket(given: Fields, name: str) -> bytes | None:
     text = given.text(name)
     return None if text is None else ticket_id(given.prefix + name, text)
 

@@ -9,7 +9,7 @@ import signal
 import sys
 import threading
 import time
-from typing import Callable, List, Optional, Tuple
+from typing import Callable
 
 from aiohttp import web
 
@@ -43,8 +43,8 @@ class Process:
         self._loop = asyncio.get_running_loop()
         self._server = Server(list(options.api_keys))
         self._stats = EngineStats()
-        self._loaded: Optional[Loaded] = None
-        self._done: "asyncio.Future[Optional[BaseException]]" = self._loop.create_future()
+        self._loaded: Loaded | None = None
+        self._done: "asyncio.Future[BaseException | None]" = self._loop.create_future()
         self._engine = EngineThread(
             self._load, self._stats, options.sizing.block_size, self._deliver, self._on_ready, self._on_ended
         )
@@ -95,11 +95,11 @@ class Process:
         except asyncio.TimeoutError:
             log.warning("some connections did not take their last bytes; leaving them")
 
-    def _load(self) -> Tuple[EngineCore, Optional[SequenceSaver]]:
+    def _load(self) -> tuple[EngineCore, SequenceSaver | None]:
         self._loaded = load(open_model(self._options), self._options, self._stats)
         return self._loaded.core, self._loaded.saver
 
-    def _deliver(self, outputs: List[Output]) -> None:
+    def _deliver(self, outputs: list[Output]) -> None:
         """Hands outputs to the event loop, in the engine's thread.
 
         Where the kernels use every CPU of the process, the loop would get none until its time slice comes, and tokens
@@ -112,7 +112,7 @@ class Process:
         self._call(self._dispatch, outputs)
         self._written.wait(WRITE_S)
 
-    def _dispatch(self, outputs: List[Output]) -> None:
+    def _dispatch(self, outputs: list[Output]) -> None:
         self._calls.dispatch(outputs)
         # Those who wait for outputs run in the loop's next round, before this.
         self._loop.call_soon(self._written.set)
@@ -120,7 +120,7 @@ class Process:
     def _on_ready(self) -> None:
         self._call(self._ready)
 
-    def _on_ended(self, error: Optional[BaseException]) -> None:
+    def _on_ended(self, error: BaseException | None) -> None:
         self._call(self._end, error)
 
     def _call(self, function: Callable[..., object], *arguments: object) -> None:
@@ -130,7 +130,7 @@ class Process:
         except RuntimeError:
             log.debug("the event loop ended before the engine")
 
-    def _end(self, error: Optional[BaseException]) -> None:
+    def _end(self, error: BaseException | None) -> None:
         if not self._done.done():
             self._done.set_result(error)
 

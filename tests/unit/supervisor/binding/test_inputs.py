@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, Mapping, Optional
+from collections.abc import Mapping
+from typing import Any
 
 import pytest
 
@@ -31,7 +32,7 @@ def unit(env: Mapping[str, str], kind: UnitKind = UnitKind.SYSINFER, **more: Any
         ({"CUSTOM_CPU_AFFINITY": "auto", "GOMP_CPU_AFFINITY": "0-3"}, "0-3", None),
     ],
 )
-def test_as_in_the_guides(env: Mapping[str, str], affinity: str, threads: Optional[int]) -> None:
+def test_as_in_the_guides(env: Mapping[str, str], affinity: str, threads: int | None) -> None:
     said = read_inputs(unit(env))
     assert (said.affinity, said.threads, said.problems) == (affinity, threads, ())
 

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from syshax_contract.gguf import BF16, F32, Q4_0
 from syshax_contract.model_files import ModelFacts, NoFacts, Part, read_model
-
 from syshaxd.config.types import Config, PdConfig, UnitConfig
 from syshaxd.model.unit import Role, UnitKind
 from syshaxd.supervisor.binding.asks import plan_units

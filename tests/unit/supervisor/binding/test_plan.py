@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Iterable, Optional, Sequence
 
 import pytest
 from hypothesis import given, settings
@@ -196,7 +196,7 @@ def _tree(sizes: Sequence[int], smt: bool, holes: Iterable[int]) -> HostTree:
 @given(hosts, st.integers(1, 4), st.one_of(st.none(), st.integers(1, 30)))
 @settings(max_examples=150)
 def test_automatic_plans_are_even_disjoint_and_inside_the_cpuset(
-    host: HostTree, units: int, threads: Optional[int]
+    host: HostTree, units: int, threads: int | None
 ) -> None:
     asks = [Ask(f"u{i}", threads=threads) for i in range(units)]
     found = plan(host, asks)
