@@ -6,15 +6,14 @@
 #include <algorithm>
 
 #include "core/context.h"
-#include "core/layout.h"
-#include "core/pack.h"
+#include "core/kv_layout.h"
+#include "formats/format.h"
 
 using check::Guarded;
 using check::Random;
 
 namespace {
 
-const int32_t kTypes[] = {SX_F32, SX_F16, SX_BF16, SX_Q4_0, SX_Q8_0};
 uint64_t packed_digest = check::digest(nullptr, 0);
 
 struct Failure {
@@ -42,30 +41,32 @@ std::vector<uint8_t> pack(Random *random, int32_t type, uint32_t rows, uint32_t 
     const std::vector<float> source = random->reals(static_cast<size_t>(rows) * cols);
     const size_t stride = sx::tile_bytes(type, cols), tiles = (rows + 15) / 16;
     std::vector<uint8_t> packed(stride * tiles);
-    std::vector<float> scratch(sx::round_up(cols, sx::kSuper));
+    std::vector<float> scratch(sx::round_up(cols, sx::kActColumns));
     const sx::PackJob job{SX_F32, type, rows, cols, reinterpret_cast<const uint8_t *>(source.data())};
     for (uint32_t t = 0; t < tiles; t++) sx::pack_tile(job, t, packed.data() + t * stride, scratch.data());
     packed_digest = check::digest(packed.data(), packed.size(), packed_digest);
     return packed;
 }
 
+std::vector<int32_t> types() {
+    std::vector<int32_t> found;
+    for (int32_t type = 0; type < 64; type++)
+        if (sx::find_format(type)) found.push_back(type);
+    return found;
+}
+
 void multiply(const sx::Ops &ops, int32_t type, const sx::MulArgs &args) {
-    switch (type) {
-        case SX_F32: return ops.mul_f32(&args);
-        case SX_F16: return ops.mul_f16(&args);
-        case SX_BF16: return ops.mul_bf16(&args);
-        case SX_Q4_0: return ops.mul_q4(&args);
-        default: return ops.mul_q8(&args);
-    }
+    ops.products.of[sx::find_format(type)->index](&args);
 }
 
 void check_mul(Case *c) {
-    const int32_t type = kTypes[c->random.below(5)];
+    const std::vector<int32_t> all = types();
+    const int32_t type = all[c->random.below(static_cast<uint32_t>(all.size()))];
     const bool blocks = sx::is_quantised(type);
     const uint32_t rows = c->random.between(1, 80), m = c->random.between(1, 20);
     const uint32_t cols = blocks ? 32 * c->random.between(1, 12) : c->random.between(1, 300);
-    const uint32_t padded = blocks ? sx::round_up(cols, sx::kSuper) : cols,
-                   groups = sx::round_up(cols, sx::kSuper) / sx::kGroup;
+    const uint32_t padded = blocks ? sx::round_up(cols, sx::kActColumns) : cols,
+                   groups = sx::round_up(cols, sx::kActColumns) / sx::kGroup;
     const std::vector<uint8_t> packed = pack(&c->random, type, rows, cols);
     const Guarded<uint8_t> weights(packed);
     const Guarded<float> x(c->random.reals(static_cast<size_t>(m) * cols));
@@ -157,7 +158,7 @@ void fill_group(Random *random, int32_t type, uint32_t dim, uint8_t *out) {
     std::vector<uint8_t> packed(x.size() * sx::float_bytes(type));
     // One tile of x.size() / 16 columns holds exactly these values, in some order; all are of the right type.
     const sx::PackJob job{SX_F32, type, 16, dim, reinterpret_cast<const uint8_t *>(x.data())};
-    std::vector<float> room(sx::round_up(dim, sx::kSuper));
+    std::vector<float> room(sx::round_up(dim, sx::kActColumns));
     sx::pack_tile(job, 0, packed.data(), room.data());
     memcpy(out, packed.data(), packed.size());
 }

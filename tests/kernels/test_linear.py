@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from syshax_kernels.context import Context, available_isas
 from syshax_kernels.errors import KernelError
 from syshax_kernels.matrix import Matrix
-from syshax_kernels.types import DType
+from syshax_kernels.types import BLOCKS, DType
 from tests.kernels.reference import decode, encode
 
 ISAS = available_isas()
@@ -50,12 +50,12 @@ def test_a_product_is_that_of_the_decoded_weights(context: Context, kind: DType,
     with Matrix(context, data, kind, kind, rows, cols) as matrix:
         for m in ROWS:
             x, bias = make(m, m, cols), make(2, rows)
-            seen = quantised(x) if kind in (DType.Q4_0, DType.Q8_0) else x
+            seen = quantised(x) if BLOCKS[kind].quantised else x
             expected = seen.astype(np.float64) @ weights.T + bias
             error = np.abs(matrix.linear(x, bias) - expected).max()
             # f32 sums of `cols` products of size about 1: a few units in the last place each; a value of x that lies
             # on a rounding boundary may fall to the other side, half an 8-bit step.
-            assert error < 2e-6 * cols + (0.03 if kind in (DType.Q4_0, DType.Q8_0) else 0)
+            assert error < 2e-6 * cols + (0.03 if BLOCKS[kind].quantised else 0)
 
 
 @pytest.mark.parametrize("kind", KINDS)

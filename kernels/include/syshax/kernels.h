@@ -41,13 +41,23 @@ enum {
     SX_EMISMATCH = -11    /* geometry or format version differs */
 };
 
-/* Element and block types. Values of the first five equal GGUF's ggml_type numbers. */
+/* Element and block types, by GGUF's ggml_type numbers. */
 enum { SX_F32 = 0, SX_F16 = 1, SX_Q4_0 = 2, SX_Q8_0 = 8, SX_BF16 = 30 };
+
+typedef struct sx_format_info {
+    uint32_t size;
+    uint32_t block, block_bytes; /* weights of a block in a file, and its bytes */
+    uint32_t step, step_bytes;   /* columns of a superblock of a packed tile of 16 rows, and its bytes */
+    uint32_t quantised;          /* 1: its products read activations of 8 bits */
+    char name[16];
+} sx_format_info;
 
 SX_API uint32_t sx_abi_version(void);
 SX_API const char *sx_status_name(sx_status status);
 /* Text of the calling thread's last failure: what was expected, what came. Valid until its next call. */
 SX_API const char *sx_last_error(void);
+/* SX_ENOTFOUND for a type that the core does not take. */
+SX_API sx_status sx_format_describe(int32_t type, sx_format_info *info);
 
 /* ---- context: an ISA and a pool of pinned threads -------------------------------------------------- */
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from syshax_kernels.buffers import Buffer, as_bytes, expect_bytes
 from syshax_kernels.context import Context
 from syshax_kernels.library import Prototypes
-from syshax_kernels.types import DType
+from syshax_kernels.types import BLOCKS, DType
 
 _u32 = ctypes.c_uint32
 
@@ -35,9 +35,7 @@ _PROTOTYPES: Prototypes = {
 
 def row_bytes(kind: DType, cols: int) -> int:
     """Bytes of one row of `cols` values as GGUF stores it."""
-    if kind in (DType.Q4_0, DType.Q8_0):
-        return cols // 32 * (18 if kind == DType.Q4_0 else 34)
-    return cols * (4 if kind == DType.F32 else 2)
+    return cols // BLOCKS[kind].weights * BLOCKS[kind].bytes
 
 
 class Matrix:

@@ -14,7 +14,7 @@ from syshax_kernels.buffers import Buffer, as_bytes, expect_bytes
 from syshax_kernels.context import Context
 from syshax_kernels.library import Prototypes
 from syshax_kernels.matrix import row_bytes
-from syshax_kernels.types import DType, Role
+from syshax_kernels.types import BLOCKS, DType, Role
 
 _u32 = ctypes.c_uint32
 _floats = ctypes.POINTER(ctypes.c_float)
@@ -155,11 +155,11 @@ class Packed:
 
 
 def packed_bytes(kind: DType, rows: int, cols: int) -> int:
-    """Bytes of a packed tensor: rows in tiles of 16, columns of block types in 64s; one row alone is not in tiles."""
+    """Bytes of a packed tensor: rows in tiles of 16, columns in superblocks; one row alone is not in tiles."""
     if rows == 1:
         return 4 * cols
-    row = row_bytes(kind, -(-cols // 64) * 64 if kind in (DType.Q4_0, DType.Q8_0) else cols)
-    return -(-rows // 16) * 16 * row
+    blocks = BLOCKS[kind]
+    return -(-rows // 16) * -(-cols // blocks.step) * blocks.step_bytes
 
 
 @dataclass(frozen=True)

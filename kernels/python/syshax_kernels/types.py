@@ -1,8 +1,9 @@
-"""Element and block types of kernels/include/syshax/kernels.h; the values of the first five are GGUF's."""
+"""Element and block types of kernels/include/syshax/kernels.h, by GGUF's numbers."""
 
 from __future__ import annotations
 
 from enum import IntEnum
+from typing import Mapping, NamedTuple
 
 
 class DType(IntEnum):
@@ -13,6 +14,30 @@ class DType(IntEnum):
     Q4_0 = 2
     Q8_0 = 8
     BF16 = 30
+
+
+class Blocks(NamedTuple):
+    """How a type lies in a file and in a tile of 16 packed rows (sx_format_describe)."""
+
+    weights: int
+    """Of a block in a file."""
+    bytes: int
+    """Of that block."""
+    step: int
+    """Columns of a superblock of a tile."""
+    step_bytes: int
+    """Of that superblock."""
+    quantised: bool = True
+    """Whether its products read activations of 8 bits."""
+
+
+BLOCKS: Mapping[DType, Blocks] = {
+    DType.F32: Blocks(1, 4, 1, 64, False),
+    DType.F16: Blocks(1, 2, 1, 32, False),
+    DType.BF16: Blocks(1, 2, 1, 32, False),
+    DType.Q4_0: Blocks(32, 18, 64, 576),
+    DType.Q8_0: Blocks(32, 34, 64, 1088),
+}
 
 
 class Role(IntEnum):

@@ -6,15 +6,16 @@
 namespace sx {
 namespace {
 
+constexpr uint32_t kAhead = 4608;  // bytes from what is multiplied to what is fetched
+
 inline __m256i activations4(const int8_t *q) {
     int32_t four;
     __builtin_memcpy(&four, q, 4);
     return _mm256_set1_epi32(four);
 }
 
-// Products of a group: `w` is eight vectors of 4 columns x 8 rows, the result one 32-bit sum a row.
-struct Q4 {
-    static constexpr uint32_t kSuperBytes = kQ4Bytes, kGroupBytes = 256;
+// The levels of a group in eight vectors of 4 columns x 8 rows, and their products: one 32-bit sum a row.
+struct DotNibbles {
     static void load(const uint8_t *p, __m256i *w) {
         const __m256i low = _mm256_set1_epi8(15);
 #pragma GCC unroll 4
@@ -34,8 +35,8 @@ struct Q4 {
     }
 };
 
-struct Q8 {
-    static constexpr uint32_t kSuperBytes = kQ8Bytes, kGroupBytes = 512;
+// Bytes of offset 128 become signed.
+struct DotBytes {
     static void load(const uint8_t *p, __m256i *w) {
         const __m256i offset = _mm256_set1_epi8(-128);
 #pragma GCC unroll 8
@@ -55,22 +56,33 @@ struct Q8 {
     }
 };
 
+inline DotNibbles dot_of(Nibbles) { return {}; }
+inline DotBytes dot_of(Bytes) { return {}; }
+template <class F>
+using DotOf = decltype(dot_of(typename F::Levels()));
+
+inline __m256 load_factors(HalfScales, const uint8_t *super, uint32_t g, uint32_t half) {
+    const uint8_t *halves = super + HalfScales::at(g, 8 * half);
+    return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i *>(halves)));
+}
+
 // Half a tile (8 weight rows at byte 32 * half of each vector) for N activation rows.
 template <class F, int N>
 void mul_half(const MulArgs &args, const uint8_t *w, uint32_t half, uint32_t row, float *out) {
+    using Dot = DotOf<F>;
+    constexpr uint32_t kGroups = F::Scales::kGroups;
     const size_t ldg = args.act.ldq / kGroup;
     __m256 acc[N];
     for (int i = 0; i < N; i++) acc[i] = _mm256_setzero_ps();
     for (uint32_t g = 0; g < args.cols / kGroup; g++) {
-        const uint8_t *super = w + static_cast<size_t>(g / 2) * F::kSuperBytes;
-        const uint8_t *halves = super + (g % 2) * 32 + half * 16;
-        const __m256 scale = _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i *>(halves)));
+        const uint8_t *super = w + static_cast<size_t>(g / kGroups) * kSuperBytes<F>;
+        const __m256 scale = load_factors(typename F::Scales(), super, g % kGroups, half);
         __m256i v[8];
-        F::load(super + kScaleBytes + (g % 2) * F::kGroupBytes + 32 * half, v);
+        Dot::load(super + levels_at<F>(g % kGroups) + 32 * half, v);
 #pragma GCC unroll 4
         for (int i = 0; i < N; i++) {
             const size_t at = (row + i) * ldg + g;
-            const __m256i dot = F::dot(v, args.act.q + (row + i) * args.act.ldq + g * kGroup, args.act.sum[at]);
+            const __m256i dot = Dot::dot(v, args.act.q + (row + i) * args.act.ldq + g * kGroup, args.act.sum[at]);
             const __m256 both = _mm256_mul_ps(scale, _mm256_set1_ps(args.act.scale[at]));
             acc[i] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(dot), both, acc[i]);
         }
@@ -81,20 +93,21 @@ void mul_half(const MulArgs &args, const uint8_t *w, uint32_t half, uint32_t row
 // One activation row: both halves together, so that memory is read once and in order.
 template <class F>
 void mul_one(const MulArgs &args, const uint8_t *w, uint32_t row, float *out) {
+    using Dot = DotOf<F>;
+    constexpr uint32_t kGroups = F::Scales::kGroups;
     const size_t ldg = args.act.ldq / kGroup;
     __m256 acc[2] = {_mm256_setzero_ps(), _mm256_setzero_ps()};
     for (uint32_t g = 0; g < args.cols / kGroup; g++) {
-        const uint8_t *super = w + static_cast<size_t>(g / 2) * F::kSuperBytes;
+        const uint8_t *super = w + static_cast<size_t>(g / kGroups) * kSuperBytes<F>;
         const size_t at = row * ldg + g;
-        if (g % 2 == 0)
-            for (uint32_t line = 0; line < F::kSuperBytes; line += 64) vprefetch(super + 8 * kQ4Bytes + line);
+        if (g % kGroups == 0)
+            for (uint32_t line = 0; line < kSuperBytes<F>; line += 64) vprefetch(super + kAhead + line);
 #pragma GCC unroll 2
         for (uint32_t half = 0; half < 2; half++) {
-            const uint8_t *halves = super + (g % 2) * 32 + half * 16;
-            const __m256 scale = _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i *>(halves)));
+            const __m256 scale = load_factors(typename F::Scales(), super, g % kGroups, half);
             __m256i v[8];
-            F::load(super + kScaleBytes + (g % 2) * F::kGroupBytes + 32 * half, v);
-            const __m256i dot = F::dot(v, args.act.q + row * args.act.ldq + g * kGroup, args.act.sum[at]);
+            Dot::load(super + levels_at<F>(g % kGroups) + 32 * half, v);
+            const __m256i dot = Dot::dot(v, args.act.q + row * args.act.ldq + g * kGroup, args.act.sum[at]);
             const __m256 both = _mm256_mul_ps(scale, _mm256_set1_ps(args.act.scale[at]));
             acc[half] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(dot), both, acc[half]);
         }
@@ -126,9 +139,25 @@ void mul(const MulArgs *args) {
         mul_rows_of_tile<F>(*args, args->w + t * args->tile_stride, args->out + t * kTileRows);
 }
 
+template <class F>
+void multiply(F, const MulArgs *args) {
+    mul<F>(args);
+}
+
 }  // namespace
 
-const Ops avx2_ops = {"avx2",   16,  mul<Q4>,  mul<Q8>, mul_f16, mul_bf16, mul_f32, quantise,
-                      rms_norm, add, silu_mul, rope,    attend,  merge,    to_f16};
+const Ops avx2_ops = {
+    .name = "avx2",
+    .default_nrc = 16,
+    .products = products_of(Formats()),
+    .quantise = quantise,
+    .rms_norm = rms_norm,
+    .add = add,
+    .silu_mul = silu_mul,
+    .rope = rope,
+    .attend = attend,
+    .merge = merge,
+    .to_f16 = to_f16,
+};
 
 }  // namespace sx

@@ -12,31 +12,33 @@ inline __m512i activations4(const int8_t *q) {
     return _mm512_set1_epi32(four);
 }
 
-// A group of 32 columns in eight vectors of 4 columns x 16 rows, as unsigned bytes.
-struct Q4 {
-    static constexpr uint32_t kSuperBytes = kQ4Bytes, kGroupBytes = 256;
-    static constexpr int kSumShift = 0;            // offset 8: `sum` is -8 times the sum of the activations
-    static constexpr uint32_t kAheadOfTwo = 6912;  // where memory is fast, two rows take as long as it does
-    static void load(const uint8_t *p, __m512i *w) {
-        const __m512i low = _mm512_set1_epi8(15);
+// The levels of a group of 32 columns in eight vectors of 4 columns x 16 rows.
+inline void load_levels(Nibbles, const uint8_t *p, __m512i *w) {
+    const __m512i low = _mm512_set1_epi8(15);
 #pragma GCC unroll 4
-        for (int v = 0; v < 4; v++) {
-            const __m512i two = _mm512_loadu_si512(p + 64 * v);
-            w[2 * v] = _mm512_and_si512(two, low);
-            w[2 * v + 1] = _mm512_and_si512(_mm512_srli_epi16(two, 4), low);
-        }
+    for (int v = 0; v < 4; v++) {
+        const __m512i two = _mm512_loadu_si512(p + 64 * v);
+        w[2 * v] = _mm512_and_si512(two, low);
+        w[2 * v + 1] = _mm512_and_si512(_mm512_srli_epi16(two, 4), low);
     }
-};
+}
 
-struct Q8 {
-    static constexpr uint32_t kSuperBytes = kQ8Bytes, kGroupBytes = 512;
-    static constexpr int kSumShift = 4;  // offset 128
-    static constexpr uint32_t kAheadOfTwo = 1152;
-    static void load(const uint8_t *p, __m512i *w) {
+inline void load_levels(Bytes, const uint8_t *p, __m512i *w) {
 #pragma GCC unroll 8
-        for (int v = 0; v < 8; v++) w[v] = _mm512_loadu_si512(p + 64 * v);
-    }
-};
+    for (int v = 0; v < 8; v++) w[v] = _mm512_loadu_si512(p + 64 * v);
+}
+
+inline __m512 load_factors(HalfScales, const uint8_t *super, uint32_t g) {
+    return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i *>(super + HalfScales::at(g, 0))));
+}
+
+// What undoes the offset of the levels: `sum` is -8 times the sum of the activations.
+template <class F>
+inline __m512i start_of(int32_t sum) {
+    constexpr int kShift = F::kOffset == 128 ? 4 : 0;
+    static_assert(F::kOffset == 8 << kShift, "an offset that the sums of activations undo");
+    return _mm512_slli_epi32(_mm512_set1_epi32(sum), kShift);
+}
 
 // Where some activation rows lie for the product.
 struct Rows {
@@ -50,25 +52,28 @@ struct Rows {
 // misses would hold up the loads of activations behind it. One row waits for memory only and wants a short distance,
 // many rows leave the hardware's own prefetcher behind. Distances measured on Zen 4.
 template <class F, int N>
-inline void fetch_ahead(const uint8_t *super, uint32_t half, int i) {
-    constexpr uint32_t kAhead = N == 1 ? 1152 : N == 2 ? F::kAheadOfTwo : 9216;
-    constexpr int kLines = F::kSuperBytes / 64, kHalf = (kLines + 1) / 2;
-    const int base = static_cast<int>(half) * kHalf, count = half == 0 ? kHalf : kLines - kHalf;
+inline void fetch_ahead(const uint8_t *super, uint32_t g, int i) {
+    // Two rows of 4-bit levels take as long as a fast memory does.
+    constexpr uint32_t kAheadOfTwo = F::Levels::kBytes == Nibbles::kBytes ? 6912 : 1152;
+    constexpr uint32_t kAhead = N == 1 ? 1152 : N == 2 ? kAheadOfTwo : 9216;
+    constexpr int kLines = kSuperBytes<F> / 64, kGroups = F::Scales::kGroups;
+    const int n = static_cast<int>(g), base = (kLines * n + kGroups - 1) / kGroups;
+    const int count = (kLines * (n + 1) + kGroups - 1) / kGroups - base;
     for (int line = i * count / N; line < (i + 1) * count / N; line++) vprefetch(super + kAhead + 64 * (base + line));
 }
 
 // One group of one tile for N rows: an exact integer dot product, then one float multiply-add.
 template <class F, int N>
-inline void mul_group(const uint8_t *super, uint32_t half, const Rows &rows, uint32_t group, __m512 *acc) {
-    const __m512 scale = _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i *>(super + half * 32)));
+inline void mul_group(const uint8_t *super, uint32_t g, const Rows &rows, uint32_t group, __m512 *acc) {
+    const __m512 scale = load_factors(typename F::Scales(), super, g);
     __m512i w[8];
-    F::load(super + kScaleBytes + half * F::kGroupBytes, w);
+    load_levels(typename F::Levels(), super + levels_at<F>(g), w);
 #pragma GCC unroll 8
     for (int i = 0; i < N; i++) {
         const int8_t *q = rows.q + i * rows.ldq + group * kGroup;
         const size_t at = i * rows.ldg + group;
-        fetch_ahead<F, N>(super, half, i);
-        __m512i dot = _mm512_slli_epi32(_mm512_set1_epi32(rows.sum[at]), F::kSumShift);
+        fetch_ahead<F, N>(super, g, i);
+        __m512i dot = start_of<F>(rows.sum[at]);
         __m512i other = _mm512_setzero_si512();  // two chains hide the latency; integers, so the sum is the same
 #pragma GCC unroll 4
         for (int v = 0; v < 8; v += 2) {
@@ -86,12 +91,13 @@ void mul_block(const uint8_t *w, size_t stride, uint32_t cols, const Rows &rows,
     __m512 acc[R][N];
     for (int r = 0; r < R; r++)
         for (int i = 0; i < N; i++) acc[r][i] = _mm512_setzero_ps();
-    for (uint32_t s = 0; s < cols / kSuper; s++) {
+    constexpr uint32_t kGroups = F::Scales::kGroups;
+    for (uint32_t s = 0; s < cols / kSuperColumns<F>; s++) {
 #pragma GCC unroll 2
         for (int r = 0; r < R; r++) {
-            const uint8_t *super = w + r * stride + static_cast<size_t>(s) * F::kSuperBytes;
-            mul_group<F, N>(super, 0, rows, 2 * s, acc[r]);
-            mul_group<F, N>(super, 1, rows, 2 * s + 1, acc[r]);
+            const uint8_t *super = w + r * stride + static_cast<size_t>(s) * kSuperBytes<F>;
+#pragma GCC unroll 2
+            for (uint32_t g = 0; g < kGroups; g++) mul_group<F, N>(super, g, rows, s * kGroups + g, acc[r]);
         }
     }
     for (int r = 0; r < R; r++)
@@ -128,9 +134,25 @@ void mul(const MulArgs *args) {
     for (; t < args->n_tiles; t++) mul_tiles<F, 1>(*args, args->w + t * args->tile_stride, args->out + t * kTileRows);
 }
 
+template <class F>
+void multiply(F, const MulArgs *args) {
+    mul<F>(args);
+}
+
 }  // namespace
 
-const Ops avx512_ops = {"avx512vnni", 16,  mul<Q4>,  mul<Q8>, mul_f16, mul_bf16, mul_f32, quantise,
-                        rms_norm,     add, silu_mul, rope,    attend,  merge,    to_f16};
+const Ops avx512_ops = {
+    .name = "avx512vnni",
+    .default_nrc = 16,
+    .products = products_of(Formats()),
+    .quantise = quantise,
+    .rms_norm = rms_norm,
+    .add = add,
+    .silu_mul = silu_mul,
+    .rope = rope,
+    .attend = attend,
+    .merge = merge,
+    .to_f16 = to_f16,
+};
 
 }  // namespace sx

@@ -15,17 +15,18 @@ namespace {
 
 constexpr uint32_t kMaxDimension = 1u << 28;
 
-bool known_type(int32_t type) { return sx::is_quantised(type) || sx::is_float(type); }
-
 sx_status check(const sx_pack_args &args) {
     if (!args.data) return sx::fail(SX_EINVAL, "data: expected the rows, got NULL");
-    if (!known_type(args.src_type) || !known_type(args.type))
-        return sx::fail(SX_EINVAL, "types: expected F32, F16, BF16, Q4_0 or Q8_0, got %d to be held as %d",
+    const sx::Format *from = sx::find_format(args.src_type), *to = sx::find_format(args.type);
+    if (!from || !to)
+        return sx::fail(SX_EINVAL, "types: expected those that sx_format_describe knows, got %d to be held as %d",
                         args.src_type, args.type);
     if (args.rows < 1 || args.cols < 1 || args.rows > kMaxDimension || args.cols > kMaxDimension)
         return sx::fail(SX_EINVAL, "shape: expected 1 to %u, got %u x %u", kMaxDimension, args.rows, args.cols);
-    if (args.cols % sx::kGroup != 0 && (sx::is_quantised(args.type) || sx::is_quantised(args.src_type)))
-        return sx::fail(SX_EINVAL, "cols: expected a multiple of %u for block types, got %u", sx::kGroup, args.cols);
+    const uint32_t step = from->block > to->block ? from->block : to->block;
+    if (args.cols % step != 0)
+        return sx::fail(SX_EINVAL, "cols: expected a multiple of %u for %s held as %s, got %u", step, from->name,
+                        to->name, args.cols);
     return SX_OK;
 }
 

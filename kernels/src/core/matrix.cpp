@@ -5,8 +5,8 @@
 #include <memory>
 #include <new>
 
-#include "core/pack.h"
 #include "core/status.h"
+#include "formats/format.h"
 
 namespace sx {
 namespace {
@@ -16,16 +16,6 @@ Span intersect(Span share, Place place, uint32_t n) {
     const uint32_t first = share.first < place.offset ? place.offset : share.first > end ? end : share.first;
     const uint32_t last = share.last < place.offset ? place.offset : share.last > end ? end : share.last;
     return {first - place.offset, last - place.offset};
-}
-
-void (*mul_for(const Ops &ops, int32_t type))(const MulArgs *) {
-    switch (type) {
-        case SX_Q4_0: return ops.mul_q4;
-        case SX_Q8_0: return ops.mul_q8;
-        case SX_F16: return ops.mul_f16;
-        case SX_BF16: return ops.mul_bf16;
-        default: return ops.mul_f32;
-    }
 }
 
 struct Block {
@@ -46,7 +36,7 @@ void mul_tiles(const Product &p, const Matrix &w, Span tiles, Span rows, float *
                 p.act.scale + rows.first * groups, p.act.sum + rows.first * groups};
     args.out = out;
     args.ld_out = ld_out;
-    mul_for(*p.ops, w.type)(&args);
+    p.ops->products.of[find_format(w.type)->index](&args);
 }
 
 bool interleaved(const Matrix &gate, const Matrix &up) {
@@ -140,7 +130,7 @@ uint32_t bind_parts(const Team &team, const Matrix &matrix) {
 }
 
 sx_status pack_matrix(Team &team, const Source &source, Place place, Matrix *matrix) {
-    const uint32_t columns = round_up(matrix->cols, kSuper), n = team.size();
+    const uint32_t columns = round_up(matrix->cols, kTileRows), n = team.size();
     std::unique_ptr<float[]> scratch(new (std::nothrow) float[static_cast<size_t>(columns) * n]);
     if (!scratch) return fail(SX_ENOMEM, "no memory for %u threads to pack rows of %u columns", n, matrix->cols);
     const size_t bytes = tile_bytes(matrix->type, matrix->cols);
@@ -158,13 +148,13 @@ sx_status pack_matrix(Team &team, const Source &source, Place place, Matrix *mat
 }
 
 bool ActivationBuffer::allocate(uint32_t max_rows, uint32_t max_cols) {
-    const size_t values = static_cast<size_t>(max_rows) * round_up(max_cols, kSuper);
+    const size_t values = static_cast<size_t>(max_rows) * round_up(max_cols, kActColumns);
     const size_t groups = values / kGroup * sizeof(float);
     return q_.allocate(values) && scale_.allocate(groups) && sum_.allocate(groups);
 }
 
 void ActivationBuffer::quantise(const Ops &ops, const float *x, uint32_t cols, Span rows) {
-    const size_t padded = round_up(cols, kSuper), groups = padded / kGroup;
+    const size_t padded = round_up(cols, kActColumns), groups = padded / kGroup;
     for (uint32_t row = rows.first; row < rows.last; row++) {
         const QuantiseArgs args{x + static_cast<size_t>(row) * cols, cols,
                                 static_cast<uint32_t>(padded),       q_.as<int8_t>() + row * padded,
@@ -174,7 +164,7 @@ void ActivationBuffer::quantise(const Ops &ops, const float *x, uint32_t cols, S
 }
 
 Activations ActivationBuffer::view(const float *x, uint32_t cols) const {
-    return {x, cols, q_.as<int8_t>(), round_up(cols, kSuper), scale_.as<float>(), sum_.as<int32_t>()};
+    return {x, cols, q_.as<int8_t>(), round_up(cols, kActColumns), scale_.as<float>(), sum_.as<int32_t>()};
 }
 
 void multiply(const Product &product, uint32_t thread, uint32_t n_threads, float *scratch) {

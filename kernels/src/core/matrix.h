@@ -3,10 +3,10 @@
 
 #include <stdint.h>
 
-#include "core/layout.h"
 #include "core/memory.h"
 #include "core/ops.h"
 #include "core/team.h"
+#include "formats/format.h"
 #include "syshax/kernels.h"
 
 namespace sx {
@@ -45,8 +45,8 @@ struct Matrix {
     // Tiles that one thread owns follow each other; tiles of different nodes need not.
     uint8_t *tile_at(uint32_t tile) const { return tiles + tile * tile_stride + parts.skip_of(tile); }
     uint32_t n_tiles() const { return (rows + kTileRows - 1) / kTileRows; }
-    // Columns as a product counts them: quantised weights are padded.
-    uint32_t padded_cols() const { return is_quantised(type) ? round_up(cols, kSuper) : cols; }
+    // Columns as a product counts them: block types are padded.
+    uint32_t padded_cols() const { return sx::padded_cols(type, cols); }
 };
 
 // Where a matrix stands in the run of tiles that its product goes over: q, k and v form one run.

@@ -5,7 +5,12 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "formats/all.h"
+
 namespace sx {
+
+constexpr uint32_t kActColumns = 64;  // quantised activations are padded to so many columns
+constexpr float kTiny = 1e-36f;       // a group of activations not above this is quantised to zeros
 
 // Rows of activations for a product with packed weights. Float weights read `x`, quantised weights the rest.
 // Quantised: q = round(x / scale), scale = max|x| / 127 for each group of 32 columns, kept as f32.
@@ -59,14 +64,15 @@ struct AttendArgs {
     float *peak, *total;    // [n_rows] largest score; sum of exp(score - peak); a row without tokens: -inf and 0
 };
 
+// A product with packed weights for each format, in the order of Formats.
+struct Products {
+    void (*of[kFormats])(const MulArgs *);
+};
+
 struct Ops {
     const char *name;
     uint32_t default_nrc;
-    void (*mul_q4)(const MulArgs *);
-    void (*mul_q8)(const MulArgs *);
-    void (*mul_f16)(const MulArgs *);
-    void (*mul_bf16)(const MulArgs *);
-    void (*mul_f32)(const MulArgs *);
+    Products products;
     void (*quantise)(const QuantiseArgs *);
     void (*rms_norm)(const float *x, const float *weight, uint32_t n, float eps, float *out);
     void (*add)(float *y, const float *x, uint32_t n);                           // y += x
@@ -78,6 +84,21 @@ struct Ops {
     // To f16, rounded to nearest even; what is beyond its range becomes its largest number. n: a multiple of 16.
     void (*to_f16)(const float *x, uint32_t n, uint16_t *out);
 };
+
+namespace {
+
+// The table of an instruction set's own multiply(Format, const MulArgs *).
+template <class F>
+struct ProductOf {
+    static void run(const MulArgs *args) { multiply(F(), args); }
+};
+
+template <class... F>
+constexpr Products products_of(List<F...>) {
+    return {{ProductOf<F>::run...}};
+}
+
+}  // namespace
 
 extern const Ops scalar_ops;
 #if defined(__x86_64__)

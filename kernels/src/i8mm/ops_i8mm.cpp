@@ -25,28 +25,32 @@ struct DotPairs {
     template <class F, int N>
     static void sums(const int8x16_t *w, const Rows &rows, uint32_t group, int32x4_t *out) {
         const int8_t *q = rows.q + group * kGroup;
-        for (int i = 0; i < N; i++) out[i] = vdupq_n_s32(F::start(rows.sum[i * rows.ldg + group]));
+        for (int i = 0; i < N; i++) out[i] = vdupq_n_s32(start_of<F>(rows.sum[i * rows.ldg + group]));
         for (int i = 0; i + 2 <= N; i += 2) dot_two(w, q + i * rows.ldq, q + (i + 1) * rows.ldq, out + i);
-        if (N % 2 == 1) out[N - 1] = dot_one(w, q + (N - 1) * rows.ldq, F::start(rows.sum[(N - 1) * rows.ldg + group]));
+        if (N % 2 == 1)
+            out[N - 1] = dot_one(w, q + (N - 1) * rows.ldq, start_of<F>(rows.sum[(N - 1) * rows.ldg + group]));
     }
 };
 
+template <class F>
+void multiply(F, const MulArgs *args) {
+    mul_q<F, DotPairs>(args);
+}
+
 }  // namespace
 
-const Ops i8mm_ops = {"i8mm",
-                      16,
-                      mul_q<Q4, DotPairs>,
-                      mul_q<Q8, DotPairs>,
-                      mul_f16,
-                      mul_bf16,
-                      mul_f32,
-                      quantise,
-                      rms_norm,
-                      add,
-                      silu_mul,
-                      rope,
-                      attend,
-                      merge,
-                      to_f16};
+const Ops i8mm_ops = {
+    .name = "i8mm",
+    .default_nrc = 16,
+    .products = products_of(Formats()),
+    .quantise = quantise,
+    .rms_norm = rms_norm,
+    .add = add,
+    .silu_mul = silu_mul,
+    .rope = rope,
+    .attend = attend,
+    .merge = merge,
+    .to_f16 = to_f16,
+};
 
 }  // namespace sx

@@ -6,8 +6,8 @@
 #endif
 
 #include "core/crc.h"
-#include "core/layout.h"
-#include "core/pack.h"
+#include "core/kv_layout.h"
+#include "formats/format.h"
 #include "formats/numeric.h"
 #include "kv_pages/transpose.h"
 

@@ -4,7 +4,7 @@
 #include <new>
 
 #include "core/args.h"
-#include "core/pack.h"
+#include "formats/format.h"
 #include "model/attention.h"
 #include "model/model.h"
 

@@ -1,10 +1,10 @@
-// The paged KV cache: kv_blocks blocks of block_size tokens for each layer and kv head. Layout: core/layout.h.
+// The paged KV cache: kv_blocks blocks of block_size tokens for each layer and kv head. Layout: core/kv_layout.h.
 #pragma once
 
 #include <stdint.h>
 
 #include "core/context.h"
-#include "core/layout.h"
+#include "core/kv_layout.h"
 #include "core/memory.h"
 #include "core/ops.h"
 #include "kv_pages/copy.h"

@@ -8,7 +8,7 @@
 
 #include "core/args.h"
 #include "core/crc.h"
-#include "core/pack.h"
+#include "formats/format.h"
 #include "kv_pages/copy.h"
 #include "model/model.h"
 

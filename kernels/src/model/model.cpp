@@ -5,7 +5,7 @@
 
 #include "core/args.h"
 #include "core/crc.h"
-#include "core/pack.h"
+#include "formats/format.h"
 #include "model/scratch.h"
 
 namespace sx {
@@ -108,18 +108,22 @@ bool vector_slot(sx_model *m, int32_t role, uint32_t layer, Memory **memory, uin
     return true;
 }
 
-bool known(int32_t type) { return is_float(type) || is_quantised(type); }
+// SX_EINVAL where rows of a matrix are no whole blocks of `type`.
+sx_status check_columns(const sx_tensor_args &t, int32_t type) {
+    const uint32_t block = find_format(type)->block;
+    if (t.cols % block == 0) return SX_OK;
+    return fail(SX_EINVAL, "role %d: expected columns in multiples of %u for %s, got %u", t.role, block,
+                find_format(type)->name, t.cols);
+}
 
 sx_status check_tensor(const sx_model *m, const sx_tensor_args &t) {
     if (m->finished) return fail(SX_ESTATE, "set_tensor: the model is finished");
     if (!t.data) return fail(SX_EINVAL, "role %d: expected data, got NULL", t.role);
-    if (!known(t.src_type) && !t.packed)
+    if (!find_format(t.src_type) && !t.packed)
         return fail(SX_EINVAL, "role %d: expected a known src_type, got %d", t.role, t.src_type);
     if (t.layer >= m->shape.n_layers)
         return fail(SX_EINVAL, "role %d: expected a layer below %u, got %u", t.role, m->shape.n_layers, t.layer);
-    if (is_quantised(t.src_type) && !t.packed && t.cols % kGroup != 0)
-        return fail(SX_EINVAL, "role %d: expected columns in multiples of %u, got %u", t.role, kGroup, t.cols);
-    return SX_OK;
+    return t.packed ? SX_OK : check_columns(t, t.src_type);
 }
 
 sx_status set_vector(const sx_tensor_args &t, uint32_t n, Memory *memory) {
@@ -163,10 +167,9 @@ sx_status set_matrix(sx_model *m, const sx_tensor_args &t, Slot slot) {
     if (t.rows != slot.rows || t.cols != slot.cols)
         return fail(SX_EINVAL, "role %d layer %u: expected %u x %u, got %u x %u", t.role, t.layer, slot.rows, slot.cols,
                     t.rows, t.cols);
-    if (!known(t.type)) return fail(SX_EINVAL, "role %d: expected a known type, got %d", t.role, t.type);
-    if (is_quantised(t.type) && t.cols % kGroup != 0)
-        return fail(SX_EINVAL, "role %d: expected columns in multiples of %u for block types, got %u", t.role, kGroup,
-                    t.cols);
+    if (!find_format(t.type)) return fail(SX_EINVAL, "role %d: expected a known type, got %d", t.role, t.type);
+    const sx_status whole = check_columns(t, t.type);
+    if (whole != SX_OK) return whole;
     slot.matrix->type = t.type;
     slot.matrix->rows = t.rows;
     slot.matrix->cols = t.cols;

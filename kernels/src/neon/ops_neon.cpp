@@ -5,20 +5,27 @@
 
 namespace sx {
 
-const Ops neon_ops = {"neon",
-                      16,
-                      mul_q<Q4, DotEach>,
-                      mul_q<Q8, DotEach>,
-                      mul_f16,
-                      mul_bf16,
-                      mul_f32,
-                      quantise,
-                      rms_norm,
-                      add,
-                      silu_mul,
-                      rope,
-                      attend,
-                      merge,
-                      to_f16};
+namespace {
+
+template <class F>
+void multiply(F, const MulArgs *args) {
+    mul_q<F, DotEach>(args);
+}
+
+}  // namespace
+
+const Ops neon_ops = {
+    .name = "neon",
+    .default_nrc = 16,
+    .products = products_of(Formats()),
+    .quantise = quantise,
+    .rms_norm = rms_norm,
+    .add = add,
+    .silu_mul = silu_mul,
+    .rope = rope,
+    .attend = attend,
+    .merge = merge,
+    .to_f16 = to_f16,
+};
 
 }  // namespace sx

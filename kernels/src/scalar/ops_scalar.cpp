@@ -1,84 +1,49 @@
 // The oracle: every operation in its plainest form. It also runs where the CPU has none of the other ISAs.
 #include <math.h>
 
-#include "core/layout.h"
+#include "core/kv_layout.h"
 #include "core/ops.h"
 #include "formats/numeric.h"
 
 namespace sx {
 namespace {
 
-// Weight of row r, column c (within the group) of a group whose vectors start at `bytes`.
-int q4_weight(const uint8_t *bytes, uint32_t r, uint32_t c) {
-    const uint8_t byte = bytes[(c / 8) * 64 + r * 4 + c % 4];
-    return static_cast<int>(c % 8 < 4 ? byte & 15u : byte >> 4) - 8;
-}
-
-int q8_weight(const uint8_t *bytes, uint32_t r, uint32_t c) {
-    return static_cast<int>(bytes[(c / 4) * 64 + r * 4 + c % 4]) - 128;
-}
-
-struct Format {
-    uint32_t super_bytes, group_bytes;
-    int (*weight)(const uint8_t *, uint32_t, uint32_t);
-};
-constexpr Format kQ4{kQ4Bytes, 256, q4_weight};
-constexpr Format kQ8{kQ8Bytes, 512, q8_weight};
-
-float dot_quantised(const MulArgs &args, const Format &format, const uint8_t *tile, uint32_t r, uint32_t row) {
+template <class F>
+float dot_quantised(const MulArgs &args, const uint8_t *tile, uint32_t r, uint32_t row) {
     const int8_t *q = args.act.q + row * args.act.ldq;
     const float *scale = args.act.scale + row * (args.act.ldq / kGroup);
     float total = 0;
     for (uint32_t g = 0; g < args.cols / kGroup; g++) {
-        const uint8_t *super = tile + static_cast<size_t>(g / 2) * format.super_bytes;
-        const uint8_t *bytes = super + kScaleBytes + (g % 2) * format.group_bytes;
+        const Group<typename F::Scales> group = read_packed<F>(tile, g, r);
         int32_t sum = 0;
-        for (uint32_t c = 0; c < kGroup; c++) sum += format.weight(bytes, r, c) * q[g * kGroup + c];
-        uint16_t half;
-        memcpy(&half, super + ((g % 2) * kTileRows + r) * 2, 2);
-        total += static_cast<float>(sum) * (f16_to_f32(half) * scale[g]);
+        for (uint32_t c = 0; c < kGroup; c++) sum += (group.level[c] - F::kOffset) * q[g * kGroup + c];
+        total += static_cast<float>(sum) * (group.scale.factor() * scale[g]);
     }
     return total;
 }
 
-void mul_quantised(const MulArgs &args, const Format &format) {
-    for (uint32_t t = 0; t < args.n_tiles; t++)
-        for (uint32_t row = 0; row < args.n_rows; row++)
-            for (uint32_t r = 0; r < kTileRows; r++)
-                args.out[row * args.ld_out + t * kTileRows + r] =
-                    dot_quantised(args, format, args.w + t * args.tile_stride, r, row);
+template <class F>
+float dot_float(const MulArgs &args, const uint8_t *tile, uint32_t r, uint32_t row) {
+    float total = 0;
+    for (uint32_t c = 0; c < args.cols; c++)
+        total += F::load(tile + (static_cast<size_t>(c) * kTileRows + r) * F::kBlockBytes) *
+                 args.act.x[row * args.act.ldx + c];
+    return total;
 }
 
-void mul_q4(const MulArgs *args) { mul_quantised(*args, kQ4); }
-void mul_q8(const MulArgs *args) { mul_quantised(*args, kQ8); }
-
-float load_float(int32_t type, const uint8_t *data, size_t index) {
-    if (type == SX_F32) {
-        float value;
-        memcpy(&value, data + index * 4, 4);
-        return value;
-    }
-    uint16_t half;
-    memcpy(&half, data + index * 2, 2);
-    return type == SX_F16 ? f16_to_f32(half) : bf16_to_f32(half);
-}
-
-void mul_float(const MulArgs &args, int32_t type) {
-    for (uint32_t t = 0; t < args.n_tiles; t++)
-        for (uint32_t row = 0; row < args.n_rows; row++)
+template <class F>
+void multiply(F, const MulArgs *args) {
+    for (uint32_t t = 0; t < args->n_tiles; t++)
+        for (uint32_t row = 0; row < args->n_rows; row++)
             for (uint32_t r = 0; r < kTileRows; r++) {
-                const uint8_t *tile = args.w + t * args.tile_stride;
-                float total = 0;
-                for (uint32_t c = 0; c < args.cols; c++)
-                    total += load_float(type, tile, static_cast<size_t>(c) * kTileRows + r) *
-                             args.act.x[row * args.act.ldx + c];
-                args.out[row * args.ld_out + t * kTileRows + r] = total;
+                const uint8_t *tile = args->w + t * args->tile_stride;
+                float *out = args->out + row * args->ld_out + t * kTileRows + r;
+                if constexpr (F::kQuantised)
+                    *out = dot_quantised<F>(*args, tile, r, row);
+                else
+                    *out = dot_float<F>(*args, tile, r, row);
             }
 }
-
-void mul_f16(const MulArgs *args) { mul_float(*args, SX_F16); }
-void mul_bf16(const MulArgs *args) { mul_float(*args, SX_BF16); }
-void mul_f32(const MulArgs *args) { mul_float(*args, SX_F32); }
 
 void quantise_group(const float *x, uint32_t n, int8_t *q, float *scale, int32_t *sum) {
     float largest = 0;
@@ -122,6 +87,11 @@ void rope(float *x, const float *cosine, const float *sine, uint32_t half) {
         x[i] = a * cosine[i] - b * sine[i];
         x[half + i] = b * cosine[i] + a * sine[i];
     }
+}
+
+float load_float(int32_t type, const uint8_t *data, size_t index) {
+    if (type == SX_F32) return F32::load(data + index * 4);
+    return type == SX_F16 ? F16::load(data + index * 2) : Bf16::load(data + index * 2);
 }
 
 // Element (row, col) of a group of the KV cache whose rows have 16 elements; `head_dim` rows for K, tokens for V.
@@ -178,7 +148,18 @@ void to_f16(const float *x, uint32_t n, uint16_t *out) {
 
 }  // namespace
 
-const Ops scalar_ops = {"scalar", 16,  mul_q4,   mul_q8, mul_f16, mul_bf16, mul_f32, quantise,
-                        rms_norm, add, silu_mul, rope,   attend,  merge,    to_f16};
+const Ops scalar_ops = {
+    .name = "scalar",
+    .default_nrc = 16,
+    .products = products_of(Formats()),
+    .quantise = quantise,
+    .rms_norm = rms_norm,
+    .add = add,
+    .silu_mul = silu_mul,
+    .rope = rope,
+    .attend = attend,
+    .merge = merge,
+    .to_f16 = to_f16,
+};
 
 }  // namespace sx

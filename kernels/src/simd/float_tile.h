@@ -1,6 +1,7 @@
 // Products with a 16-wide tile of floats: float weights here, keys and values in attention.h.
 #pragma once
 
+#include "formats/all.h"
 #include "simd/vector_ops.h"
 
 namespace sx {
@@ -90,9 +91,9 @@ void mul_float(const MulArgs *args) {
         mul_tile<Load>(*args, args->w + t * args->tile_stride, args->out + t * kTileRows);
 }
 
-void mul_f16(const MulArgs *args) { mul_float<LoadF16>(args); }
-void mul_bf16(const MulArgs *args) { mul_float<LoadBf16>(args); }
-void mul_f32(const MulArgs *args) { mul_float<LoadF32>(args); }
+void multiply(F32, const MulArgs *args) { mul_float<LoadF32>(args); }
+void multiply(F16, const MulArgs *args) { mul_float<LoadF16>(args); }
+void multiply(Bf16, const MulArgs *args) { mul_float<LoadBf16>(args); }
 
 }  // namespace
 }  // namespace sx

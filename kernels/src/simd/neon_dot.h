@@ -6,28 +6,34 @@
 namespace sx {
 namespace {
 
-// Eight vectors (32 columns) of four rows as signed bytes; the sum of products starts at `start`.
-struct Q4 {
-    static constexpr uint32_t kSuperBytes = kQ4Bytes, kGroupBytes = 256;
-    static void load(const uint8_t *p, int8x16_t *w) {
-#pragma GCC unroll 4
-        for (int v = 0; v < 4; v++) {
-            const uint8x16_t two = vld1q_u8(p + 64 * v);
-            w[2 * v] = vreinterpretq_s8_u8(vandq_u8(two, vdupq_n_u8(15)));
-            w[2 * v + 1] = vreinterpretq_s8_u8(vshrq_n_u8(two, 4));
-        }
-    }
-    static int32_t start(int32_t sum) { return sum; }  // weights are q + 8, `sum` is -8 times the activations' sum
-};
+constexpr uint32_t kAhead = 4608;  // bytes from what is multiplied to what is fetched
 
-struct Q8 {
-    static constexpr uint32_t kSuperBytes = kQ8Bytes, kGroupBytes = 512;
-    static void load(const uint8_t *p, int8x16_t *w) {
-#pragma GCC unroll 8
-        for (int v = 0; v < 8; v++) w[v] = vreinterpretq_s8_u8(veorq_u8(vld1q_u8(p + 64 * v), vdupq_n_u8(128)));
+// Eight vectors (32 columns) of four rows as signed bytes.
+inline void load_levels(Nibbles, const uint8_t *p, int8x16_t *w) {
+#pragma GCC unroll 4
+    for (int v = 0; v < 4; v++) {
+        const uint8x16_t two = vld1q_u8(p + 64 * v);
+        w[2 * v] = vreinterpretq_s8_u8(vandq_u8(two, vdupq_n_u8(15)));
+        w[2 * v + 1] = vreinterpretq_s8_u8(vshrq_n_u8(two, 4));
     }
-    static int32_t start(int32_t) { return 0; }
-};
+}
+
+inline void load_levels(Bytes, const uint8_t *p, int8x16_t *w) {
+#pragma GCC unroll 8
+    for (int v = 0; v < 8; v++) w[v] = vreinterpretq_s8_u8(veorq_u8(vld1q_u8(p + 64 * v), vdupq_n_u8(128)));
+}
+
+// Where the sum of products starts: `sum` is -8 times the activations' sum. Bytes of offset 128 became signed.
+template <class F>
+inline int32_t start_of(int32_t sum) {
+    static_assert(F::kOffset == 8 || F::kOffset == 128, "an offset that the sums of activations undo");
+    return F::kOffset == 128 ? 0 : sum;
+}
+
+inline float32x4_t load_factors(HalfScales, const uint8_t *super, uint32_t g, uint32_t quarter) {
+    const uint8_t *halves = super + HalfScales::at(g, 4 * quarter);
+    return vcvt_f32_f16(vld1_f16(reinterpret_cast<const float16_t *>(halves)));
+}
 
 // Where some activation rows lie for a product.
 struct Rows {
@@ -40,10 +46,6 @@ struct Rows {
 inline Rows rows_from(const MulArgs &args, uint32_t row) {
     const size_t ldg = args.act.ldq / kGroup;
     return {args.act.q + row * args.act.ldq, args.act.scale + row * ldg, args.act.sum + row * ldg, args.act.ldq, ldg};
-}
-
-inline float32x4_t scales_at(const uint8_t *super, uint32_t half, uint32_t quarter) {
-    return vcvt_f32_f16(vld1_f16(reinterpret_cast<const float16_t *>(super + half * 32 + quarter * 8)));
 }
 
 inline int32x4_t dot_one(const int8x16_t *w, const int8_t *q, int32_t start) {
@@ -66,26 +68,27 @@ struct DotEach {
     static void sums(const int8x16_t *w, const Rows &rows, uint32_t group, int32x4_t *out) {
 #pragma GCC unroll 4
         for (int i = 0; i < N; i++)
-            out[i] = dot_one(w, rows.q + i * rows.ldq + group * kGroup, F::start(rows.sum[i * rows.ldg + group]));
+            out[i] = dot_one(w, rows.q + i * rows.ldq + group * kGroup, start_of<F>(rows.sum[i * rows.ldg + group]));
     }
 };
 
 template <class F, class Dot, int N>
 void mul_rows_q(const uint8_t *w, uint32_t cols, const Rows &rows, float *out, size_t ld_out) {
+    constexpr uint32_t kGroups = F::Scales::kGroups;
     float32x4_t acc[N][4];
     for (int i = 0; i < N; i++)
         for (int part = 0; part < 4; part++) acc[i][part] = vdupq_n_f32(0);
     for (uint32_t g = 0; g < cols / kGroup; g++) {
-        const uint8_t *super = w + static_cast<size_t>(g / 2) * F::kSuperBytes;
-        const uint8_t *group = super + kScaleBytes + (g % 2) * F::kGroupBytes;
-        vprefetch(group + 8 * kQ4Bytes);
+        const uint8_t *super = w + static_cast<size_t>(g / kGroups) * kSuperBytes<F>;
+        const uint8_t *group = super + levels_at<F>(g % kGroups);
+        vprefetch(group + kAhead);
 #pragma GCC unroll 4
         for (uint32_t part = 0; part < 4; part++) {
             int8x16_t v[8];
             int32x4_t dot[N];
-            F::load(group + part * 16, v);
+            load_levels(typename F::Levels(), group + part * 16, v);
             Dot::template sums<F, N>(v, rows, g, dot);
-            const float32x4_t scale = scales_at(super, g % 2, part);
+            const float32x4_t scale = load_factors(typename F::Scales(), super, g % kGroups, part);
 #pragma GCC unroll 4
             for (int i = 0; i < N; i++)
                 acc[i][part] =

@@ -2,7 +2,7 @@
 // chosen width, so a row's result does not depend on what is computed beside it.
 #pragma once
 
-#include "core/layout.h"
+#include "core/kv_layout.h"
 #include "core/ops.h"
 
 namespace sx {

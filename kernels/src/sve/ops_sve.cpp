@@ -9,14 +9,7 @@
 namespace sx {
 namespace {
 
-struct Q4 {
-    static constexpr uint32_t kSuperBytes = kQ4Bytes, kGroupBytes = 256;
-    static constexpr bool kNibbles = true;
-};
-struct Q8 {
-    static constexpr uint32_t kSuperBytes = kQ8Bytes, kGroupBytes = 512;
-    static constexpr bool kNibbles = false;
-};
+constexpr uint32_t kAhead = 4608;  // bytes from what is multiplied to what is fetched
 
 struct Rows {
     const int8_t *q;
@@ -34,21 +27,28 @@ struct Slice {
 };
 
 // Columns 16 * half to 16 * half + 15 of a group, times one row of activations.
-template <class F>
-inline svint32_t dot_half(svint32_t sum, const uint8_t *group, svbool_t p, const int8_t *q, int half) {
+inline svint32_t dot_half(Nibbles, svint32_t sum, const uint8_t *group, svbool_t p, const int8_t *q, int half) {
     const svint8_t x = svld1rq_s8(svptrue_b8(), q + 16 * half);
-    if (F::kNibbles) {
-        const svuint8_t a = svld1_u8(p, group + 128 * half), b = svld1_u8(p, group + 128 * half + 64);
-        sum = svdot_lane_s32(sum, svreinterpret_s8_u8(svand_n_u8_x(p, a, 15)), x, 0);
-        sum = svdot_lane_s32(sum, svreinterpret_s8_u8(svlsr_n_u8_x(p, a, 4)), x, 1);
-        sum = svdot_lane_s32(sum, svreinterpret_s8_u8(svand_n_u8_x(p, b, 15)), x, 2);
-        return svdot_lane_s32(sum, svreinterpret_s8_u8(svlsr_n_u8_x(p, b, 4)), x, 3);
-    }
+    const svuint8_t a = svld1_u8(p, group + 128 * half), b = svld1_u8(p, group + 128 * half + 64);
+    sum = svdot_lane_s32(sum, svreinterpret_s8_u8(svand_n_u8_x(p, a, 15)), x, 0);
+    sum = svdot_lane_s32(sum, svreinterpret_s8_u8(svlsr_n_u8_x(p, a, 4)), x, 1);
+    sum = svdot_lane_s32(sum, svreinterpret_s8_u8(svand_n_u8_x(p, b, 15)), x, 2);
+    return svdot_lane_s32(sum, svreinterpret_s8_u8(svlsr_n_u8_x(p, b, 4)), x, 3);
+}
+
+// Bytes of offset 128 become signed.
+inline svint32_t dot_half(Bytes, svint32_t sum, const uint8_t *group, svbool_t p, const int8_t *q, int half) {
+    const svint8_t x = svld1rq_s8(svptrue_b8(), q + 16 * half);
     const uint8_t *at = group + 256 * half;
     sum = svdot_lane_s32(sum, svreinterpret_s8_u8(sveor_n_u8_x(p, svld1_u8(p, at), 128)), x, 0);
     sum = svdot_lane_s32(sum, svreinterpret_s8_u8(sveor_n_u8_x(p, svld1_u8(p, at + 64), 128)), x, 1);
     sum = svdot_lane_s32(sum, svreinterpret_s8_u8(sveor_n_u8_x(p, svld1_u8(p, at + 128), 128)), x, 2);
     return svdot_lane_s32(sum, svreinterpret_s8_u8(sveor_n_u8_x(p, svld1_u8(p, at + 192), 128)), x, 3);
+}
+
+inline svfloat32_t load_factors(HalfScales, const Slice &s, const uint8_t *super, uint32_t g) {
+    const uint16_t *halves = reinterpret_cast<const uint16_t *>(super + HalfScales::at(g, s.offset / 4));
+    return svcvt_f32_f16_x(s.words(), svreinterpret_f16_u32(svld1uh_u32(s.words(), halves)));
 }
 
 // One group for one row of activations: exact integers, then one float multiply-add.
@@ -57,9 +57,10 @@ inline svfloat32_t add_group(svfloat32_t acc, const Slice &s, const uint8_t *gro
                              uint32_t row, uint32_t g) {
     const int8_t *q = rows.q + row * rows.ldq + g * kGroup;
     const size_t at = row * rows.ldg + g;
-    svint32_t dot = svdup_n_s32(F::kNibbles ? rows.sum[at] : 0);
-    dot = dot_half<F>(dot, group, s.bytes(), q, 0);
-    dot = dot_half<F>(dot, group, s.bytes(), q, 1);
+    svint32_t dot = svdup_n_s32(F::kOffset == 128 ? 0 : rows.sum[at]);
+    static_assert(F::kOffset == 8 || F::kOffset == 128, "an offset that the sums of activations undo");
+    dot = dot_half(typename F::Levels(), dot, group, s.bytes(), q, 0);
+    dot = dot_half(typename F::Levels(), dot, group, s.bytes(), q, 1);
     return svmla_f32_x(s.words(), acc, svcvt_f32_s32_x(s.words(), dot),
                        svmul_n_f32_x(s.words(), scale, rows.scale[at]));
 }
@@ -67,13 +68,13 @@ inline svfloat32_t add_group(svfloat32_t acc, const Slice &s, const uint8_t *gro
 // Vectors of unknown length can't be array elements, so the rows of activations are spelled out: N is 1, 2 or 4.
 template <class F, int N>
 void mul_slice(const Slice &s, uint32_t cols, const Rows &rows, float *out, size_t ld_out) {
+    constexpr uint32_t kGroups = F::Scales::kGroups;
     svfloat32_t a = svdup_n_f32(0), b = a, c = a, d = a;
     for (uint32_t g = 0; g < cols / kGroup; g++) {
-        const uint8_t *super = s.w + static_cast<size_t>(g / 2) * F::kSuperBytes;
-        const uint8_t *group = super + kScaleBytes + (g % 2) * F::kGroupBytes + s.offset;
-        const uint16_t *halves = reinterpret_cast<const uint16_t *>(super) + (g % 2) * kTileRows + s.offset / 4;
-        const svfloat32_t scale = svcvt_f32_f16_x(s.words(), svreinterpret_f16_u32(svld1uh_u32(s.words(), halves)));
-        vprefetch(group + 8 * kQ4Bytes);
+        const uint8_t *super = s.w + static_cast<size_t>(g / kGroups) * kSuperBytes<F>;
+        const uint8_t *group = super + levels_at<F>(g % kGroups) + s.offset;
+        const svfloat32_t scale = load_factors(typename F::Scales(), s, super, g % kGroups);
+        vprefetch(group + kAhead);
         a = add_group<F>(a, s, group, scale, rows, 0, g);
         if (N >= 2) b = add_group<F>(b, s, group, scale, rows, 1, g);
         if (N >= 4) c = add_group<F>(c, s, group, scale, rows, 2, g);
@@ -108,9 +109,25 @@ void mul_q(const MulArgs *args) {
     }
 }
 
+template <class F>
+void multiply(F, const MulArgs *args) {
+    mul_q<F>(args);
+}
+
 }  // namespace
 
-const Ops sve_ops = {"sve",    16,  mul_q<Q4>, mul_q<Q8>, mul_f16, mul_bf16, mul_f32, quantise,
-                     rms_norm, add, silu_mul,  rope,      attend,  merge,    to_f16};
+const Ops sve_ops = {
+    .name = "sve",
+    .default_nrc = 16,
+    .products = products_of(Formats()),
+    .quantise = quantise,
+    .rms_norm = rms_norm,
+    .add = add,
+    .silu_mul = silu_mul,
+    .rope = rope,
+    .attend = attend,
+    .merge = merge,
+    .to_f16 = to_f16,
+};
 
 }  // namespace sx

@@ -1,7 +1,7 @@
 // sx_pages_export and sx_pages_import: KV between a handoff chunk and the paged cache of an engine that is not ours.
 #include "core/args.h"
 #include "core/crc.h"
-#include "core/layout.h"
+#include "formats/format.h"
 #include "kv_pages/copy.h"
 
 namespace sx {
