@@ -1,54 +1,34 @@
-"""Reads a unit's stats page: `sx_unit_stats` in kernels/include/syshax/pool.h, at offset 4096 of its outbox.
+"""A unit's stats page, at offset 4096 of its outbox, in the terms of a snapshot.
 
-A page is rewritten while it is read; the checksum at its end tells a torn read, which is simply repeated.
+The file is read and never mapped: a unit may shorten it at any time, and a mapping would end the daemon by SIGBUS.
 """
 
 from __future__ import annotations
 
-import mmap
 import os
-import struct
-import zlib
-from typing import NamedTuple
 
+from syshax_contract.pool_pages import (
+    HEADER_BYTES,
+    STATS_BYTES,
+    STATS_OFFSET,
+    StatsPage,
+    decode_stats,
+    encode_stats,
+    kv_token_bytes,
+)  # fmt: skip
 from syshaxd.model.snapshot import UnitLoad
 
-OFFSET = 4096
-FORMAT = 1
-_LAYOUT = struct.Struct("<IIQQQ6IQ4Q4I2HI")
-_CHECKED = _LAYOUT.size - 4
+__all__ = ["OFFSET", "Page", "PageReader", "decode", "encode", "kv_token_bytes"]
+
+OFFSET = STATS_OFFSET
+encode = encode_stats
 _RETRIES = 8
-_GEOMETRY = struct.Struct("<16s4I")  # magic, format, size; layers, kv heads, head size, wire type
-_MAGIC = b"SXPOOL1\0"
-_WIDTHS = {0: 4, 1: 2, 30: 2}  # bytes of f32, f16, bf16
 
 
-class Page(NamedTuple):
-    """Fields as in the header; times in nanoseconds of CLOCK_MONOTONIC."""
+class Page(StatsPage):
+    """The same fields, and what the daemon makes of them."""
 
-    size: int
-    format: int
-    sequence: int
-    generation: int
-    time_ns: int
-    running: int
-    waiting: int
-    kv_blocks_used: int
-    kv_blocks_total: int
-    kv_block_size: int
-    step_tokens: int
-    step_ns: int
-    preemptions: int
-    prompt_tokens: int
-    generation_tokens: int
-    steps: int
-    waiting_prompt_tokens: int
-    kv_tokens: int
-    pool_chunks_free: int
-    pool_chunks_total: int
-    max_num_seqs: int
-    max_step_tokens: int
-    crc: int
+    __slots__ = ()
 
     @property
     def progress(self) -> tuple[int, int, int]:
@@ -83,45 +63,25 @@ class Page(NamedTuple):
 
 def decode(data: bytes) -> Page | None:
     """The page in `data`, or None where it is torn, empty or of another format."""
-    if len(data) < _LAYOUT.size:
-        return None
-    page = Page(*_LAYOUT.unpack_from(data))
-    whole = page.size == _LAYOUT.size and page.format == FORMAT and page.crc == zlib.crc32(data[:_CHECKED])
-    return page if whole else None
-
-
-def encode(page: Page) -> bytes:
-    """The reverse, with the right checksum: for units written in Python."""
-    data = _LAYOUT.pack(*page)[:_CHECKED]
-    return data + struct.pack("<I", zlib.crc32(data))
-
-
-def kv_token_bytes(header: bytes) -> int | None:
-    """Bytes of K and V of one token over all layers and heads, from a pool file's header (syshax/pool_format.h)."""
-    if len(header) < _GEOMETRY.size or not header.startswith(_MAGIC):
-        return None
-    layers, heads, head_size, wire_type = _GEOMETRY.unpack_from(header)[1:]
-    width = _WIDTHS.get(wire_type)
-    return layers * 2 * heads * head_size * width if width else None
+    page = decode_stats(data)
+    return Page(*page) if page is not None else None
 
 
 class PageReader:
-    """Maps one outbox, as soon as its owner has sized it, and reads its page. Use one a start of the unit."""
+    """Opens one outbox, as soon as it is there, and reads its page. Use one a start of the unit."""
 
     def __init__(self, path: str) -> None:
         self._path = path
-        self._map: mmap.mmap | None = None
+        self._file: int | None = None
         self._last: tuple[bytes, Page | None] = (b"", None)
 
     def read(self) -> Page | None:
         """The newest whole page, the same object as before where its owner wrote nothing; None where there is none
-        (yet)."""
-        if self._map is None:
-            self._map = _mapped(self._path)
-        if self._map is None:
-            return None
+        (yet), or no more."""
         for _ in range(_RETRIES):
-            data = self._map[OFFSET : OFFSET + _LAYOUT.size]
+            data = self._bytes(STATS_BYTES, OFFSET)
+            if len(data) < STATS_BYTES:
+                return None
             if data == self._last[0]:
                 return self._last[1]
             page = decode(data)
@@ -132,23 +92,19 @@ class PageReader:
 
     def kv_token_bytes(self) -> int | None:
         """See the function; None before the owner has made the file."""
-        return kv_token_bytes(self._map[: _GEOMETRY.size]) if self._map is not None else None
+        return kv_token_bytes(self._bytes(HEADER_BYTES, 0))
 
     def close(self) -> None:
-        """Unmap."""
-        if self._map is not None:
-            self._map.close()
-            self._map = None
+        """Give the file up."""
+        if self._file is not None:
+            os.close(self._file)
+            self._file = None
 
-
-def _mapped(path: str) -> mmap.mmap | None:
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
-        return None
-    try:
-        if os.fstat(descriptor).st_size < 2 * OFFSET:
-            return None
-        return mmap.mmap(descriptor, 2 * OFFSET, mmap.MAP_SHARED, mmap.PROT_READ)
-    finally:
-        os.close(descriptor)
+    def _bytes(self, count: int, offset: int) -> bytes:
+        """As many of them as there are."""
+        try:
+            if self._file is None:
+                self._file = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+            return os.pread(self._file, count, offset)
+        except OSError:
+            return b""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from syshax_contract.transfer import load_values, save_values
 from syshaxd.model.request import Endpoint
 
 from .produced import Record
@@ -78,7 +79,7 @@ def with_transfer(body: dict[str, Any], **values: Any) -> dict[str, Any]:
     return {**body, "kv_transfer_params": {**body.get("kv_transfer_params", {}), **values}}
 
 
-def _with_syshax(body: dict[str, Any], **values: Any) -> dict[str, Any]:
+def _with_syshax(body: dict[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
     mine = body.get("kv_transfer_params", {}).get("syshax", {})
     return with_transfer(body, syshax={**mine, **values})
 
@@ -102,12 +103,11 @@ def body_of(step: Step, request: ClientRequest, record: Record) -> dict[str, Any
     if step.save is not None:
         # A first token that ends the request (k = 1) leaves nothing to hand over.
         save_on = "abort" if not step.prefill_only else "finish" if step.k == 0 else "length"
-        made = _with_syshax(made, save=step.save.id, save_on=save_on)
+        made = _with_syshax(made, save_values(step.save.id, save_on))
     if step.remote is not None:
         made = with_transfer(made, **step.remote)
     if step.load is not None:
-        load = {"ticket": step.load.id, "pool": step.load.pool, "generation": step.load.generation}
-        made = _with_syshax(made, load=load)
+        made = _with_syshax(made, load_values(step.load.id, step.load.pool, step.load.generation))
     return made
 
 

@@ -5,57 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-
-def partial_suffix(text: str, words: Sequence[str]) -> int:
-    """Length of the longest end of `text` that is a beginning (not the whole) of one of `words`."""
-    longest = max((len(word) for word in words), default=1) - 1
-    for size in range(min(longest, len(text)), 0, -1):
-        tail = text[-size:]
-        if any(len(word) > size and word.startswith(tail) for word in words):
-            return size
-    return 0
+from syshax_contract.stop_strings import StopMatcher
 
 
-class StopMatcher:
-    """Lets text through up to the first stop string; holds back what may be the beginning of one.
-
-    A stop string counts only when it ends in text that came while armed (vLLM's rule for `min_tokens`).
-    """
-
-    def __init__(self, stops: Sequence[str], include: bool = False) -> None:
-        self._stops = tuple(stops)
-        self._include = include
-        self._held = ""
-        self._passed = ""  # the end of what was let through, as far as a later stop may begin in it
-        self.matched: str | None = None
-
-    def feed(self, text: str, armed: bool = True) -> str:
-        """Text that may be delivered now. After a match nothing more comes."""
-        if not self._stops or self.matched is not None:
-            return "" if self.matched is not None else text
-        whole = self._held + text
-        if armed:
-            hit = self._first_hit(whole, len(self._held))
-            if hit is not None:
-                start, self.matched = hit
-                self._held = ""
-                return whole[: start + len(self.matched)] if self._include else whole[:start]
-        keep = partial_suffix(whole, self._stops)
-        self._held = whole[len(whole) - keep :]
-        return whole[: len(whole) - keep]
-
-    def flush(self) -> str:
-        """What is held back, when the text ends without a stop string."""
-        held, self._held = self._held, ""
-        return held
-
-    def _first_hit(self, whole: str, old: int) -> tuple[int, str] | None:
-        hits: list[tuple[int, str]] = []
-        for stop in self._stops:
-            start = whole.find(stop, max(0, old - len(stop) + 1))
-            if start >= 0:
-                hits.append((start, stop))
-        return min(hits, key=lambda hit: hit[0]) if hits else None
+def partial_suffix(text: str, word: str) -> int:
+    """Length of the longest end of `text` that is a beginning (not the whole) of `word`."""
+    return next((n for n in range(min(len(word) - 1, len(text)), 0, -1) if text.endswith(word[:n])), 0)
 
 
 class Parts(NamedTuple):
@@ -95,7 +50,7 @@ class ReasoningSplitter:
         if self._closed:
             self._held = ""
             return Parts(content, reasoning)
-        keep = partial_suffix(whole, (self._CLOSE,))
+        keep = partial_suffix(whole, self._CLOSE)
         self._held = whole[len(whole) - keep :]
         return Parts(reasoning=whole[: len(whole) - keep])
 

@@ -15,8 +15,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from syshax_contract.stop_strings import StopMatcher
 from sysinfer.config import read_config
-from sysinfer.detok import StopStrings
 from sysinfer.errors import ModelFileError, RequestError, SequenceError
 from sysinfer.gguf import GgufFile
 from sysinfer.output import ERROR
@@ -117,10 +117,10 @@ def test_a_character_costs_the_same_however_long_the_stop_strings_are() -> None:
     """The text is the beginning of one stop string; another is met and missed at every place of it."""
 
     def run(length: int) -> float:
-        stops = StopStrings(["a" * length + "!", *("ab" * (length // 2) + str(i) for i in range(15))])
+        stops = StopMatcher(["a" * length + "!", *("ab" * (length // 2) + str(i) for i in range(15))])
         begin = time.perf_counter()
         for _ in range(4000):
-            assert stops.push("a") == ("", "") or length < 4000
+            assert (stops.feed("a"), stops.matched) == ("", None) or length < 4000
         return time.perf_counter() - begin
 
     assert min(run(20_000) for _ in range(3)) < 4 * min(run(20) for _ in range(3))

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from sysinfer.detok import Detokenizer, StopStrings
+from syshax_contract.stop_strings import StopMatcher
+from sysinfer.detok import Detokenizer
 from sysinfer.errors import ModelFileError, RequestError
 from sysinfer.template import ChatTemplate
 
@@ -59,12 +60,12 @@ def test_stop_strings_end_at_the_same_place_however_text_arrives(
     text: str, stops: list[str], sizes: list[int], include: bool
 ) -> None:
     """Reference: the earliest end of a stop string as text grows by the same pieces."""
-    machine, said, rest, seen, stop = StopStrings(stops, include), "", text, "", ""
+    machine, said, rest, seen, stop = StopMatcher(stops, include), "", text, "", ""
     for size in sizes:
         piece, rest = rest[:size], rest[size:]
         seen += piece
-        out, stop = machine.push(piece)
-        said += out
+        said += machine.feed(piece)
+        stop = machine.matched or ""
         if stop:
             break
         assert not any(s in seen for s in stops)

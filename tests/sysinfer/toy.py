@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from syshax_contract.transfer import HandoffParams
 from syshax_kernels.pool import F16, Geometry, Outbox
 from sysinfer.blocks import BlockPool
 from sysinfer.core import EngineCore, Handoffs
@@ -21,7 +22,6 @@ from sysinfer.output import Output
 from sysinfer.runner import ALL_LOGITS, NO_LOGITS, Chunk, Row
 from sysinfer.sampling import SamplingParams
 from sysinfer.scheduler import Scheduler, SchedulerConfig
-from sysinfer.sequence import HandoffParams
 from sysinfer.sequence import Sequence as Seq
 from sysinfer.stats import EngineStats
 from tests.crc32c import crc32c

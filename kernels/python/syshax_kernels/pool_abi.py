@@ -6,6 +6,7 @@ import ctypes
 from ctypes import POINTER, c_char_p, c_int32, c_uint8, c_uint16, c_uint32, c_uint64, c_void_p
 from typing import Any, ClassVar
 
+from syshax_contract.pool_pages import STATS_FIELDS
 from syshax_kernels.library import Prototypes
 
 
@@ -71,32 +72,11 @@ class InfoStruct(SizedStruct):
     ]
 
 
+_NUMBERS = {"H": c_uint16, "I": c_uint32, "Q": c_uint64}
+
+
 class StatsStruct(SizedStruct):
-    _fields_: ClassVar[list[Any]] = [
-        ("size", c_uint32),
-        ("format", c_uint32),
-        ("sequence", c_uint64),
-        ("generation", c_uint64),
-        ("time_ns", c_uint64),
-        ("running", c_uint32),
-        ("waiting", c_uint32),
-        ("kv_blocks_used", c_uint32),
-        ("kv_blocks_total", c_uint32),
-        ("kv_block_size", c_uint32),
-        ("step_tokens", c_uint32),
-        ("step_ns", c_uint64),
-        ("preemptions", c_uint64),
-        ("prompt_tokens", c_uint64),
-        ("generation_tokens", c_uint64),
-        ("steps", c_uint64),
-        ("waiting_prompt_tokens", c_uint32),
-        ("kv_tokens", c_uint32),
-        ("pool_chunks_free", c_uint32),
-        ("pool_chunks_total", c_uint32),
-        ("max_num_seqs", c_uint16),
-        ("max_step_tokens", c_uint16),
-        ("crc", c_uint32),
-    ]
+    _fields_: ClassVar[list[Any]] = [(name, _NUMBERS[code]) for name, code in STATS_FIELDS]
 
 
 _POOL = c_void_p

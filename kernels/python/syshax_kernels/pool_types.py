@@ -9,8 +9,13 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any
 
-F32, F16, BF16 = 0, 1, 30
-CHUNK_TOKENS = 64
+from syshax_contract.gguf import BF16, F16, F32
+from syshax_contract.pool_pages import CHUNK_TOKENS
+
+__all__ = [
+    "BF16", "CHUNK_TOKENS", "F16", "F32", "Geometry", "PinnedTicket", "PoolInfo", "TicketState", "UnitStats",
+    "model_id",
+]  # fmt: skip
 
 
 class TicketState(IntEnum):

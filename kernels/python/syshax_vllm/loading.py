@@ -7,12 +7,12 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from syshax_contract.transfer import LoadFrom
 from syshax_kernels.errors import BusyError, KernelError, NotFoundError
 from syshax_kernels.library import Library
 from syshax_kernels.pool import Geometry, Inbox, View
 from syshax_vllm.counts import Counts, reason_of
 from syshax_vllm.env import Pool
-from syshax_vllm.params import LoadFrom
 
 log = logging.getLogger("vllm.syshax")
 

@@ -9,12 +9,12 @@ import logging
 from dataclasses import dataclass, field
 from typing import Any
 
+from syshax_contract.transfer import HandoffParams, parse_transfer
 from syshax_vllm import compat
 from syshax_vllm.counts import Counts
 from syshax_vllm.loading import Arrival, Loader
 from syshax_vllm.meta import HandoffMetadata, Load, Write, blocks_for
 from syshax_vllm.pages import Pages
-from syshax_vllm.params import Wish, parse
 from syshax_vllm.saving import Saved, Saver
 
 log = logging.getLogger("vllm.syshax")
@@ -31,7 +31,7 @@ class Tracked:
     """A living request."""
 
     request: Any
-    wish: Wish
+    wish: HandoffParams
     saved: Saved | None = None
     arrival: Arrival | None = None
     blocks: list[int] = field(default_factory=list)
@@ -62,11 +62,11 @@ class SchedulerSide:
     def _track(self, request: Any) -> Tracked:
         key = request.request_id
         try:
-            wish = parse(request.kv_transfer_params)
+            wish = parse_transfer(request.kv_transfer_params)
         except ValueError as err:
             self._counts.load_failures["bad_request"] += 1
             log.warning("handoff of request %s ignored: %s", key, err)
-            wish = Wish()
+            wish = HandoffParams()
         tracked = self._requests[key] = Tracked(request, wish)
         if wish.save is not None:
             tracked.saved = self._begin(key, wish.save)

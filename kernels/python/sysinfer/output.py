@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Union
 
-from sysinfer.detok import Detokenizer, StopStrings, TokenBytes
+from syshax_contract.stop_strings import StopMatcher
+from sysinfer.detok import Detokenizer, TokenBytes
 from sysinfer.errors import SequenceError
 from sysinfer.sampling import History, SamplingParams, TokenLogprob
 from sysinfer.sequence import Sequence
@@ -35,7 +36,7 @@ class Generation:
     """What a running sequence has beside its KV: detokeniser, stop strings, log-probabilities of its context, times."""
 
     detokenizer: Detokenizer
-    stops: StopStrings
+    stops: StopMatcher
     history: History = field(default_factory=History)
     prompt_logprobs: list[TokenLogprob] = field(default_factory=list)
     last_time: float = 0.0  # of the newest token; 0: none yet
@@ -44,7 +45,7 @@ class Generation:
     def of(cls, seq: Sequence, tokens: TokenBytes) -> Generation:
         params = seq.params
         detokenizer = Detokenizer(tokens, seq.tokens[max(seq.n_context - 4, 0) : seq.n_context], params.skip_special)
-        return cls(detokenizer, StopStrings(params.stops, params.include_stop))
+        return cls(detokenizer, StopMatcher(params.stops, params.include_stop))
 
     def push(self, seq: Sequence, max_model_len: int) -> tuple[str, str | None, StopReason]:
         """Text, finish reason and stop reason that the newest token of `seq` brings."""
@@ -52,11 +53,9 @@ class Generation:
         finish, reason = _end_by_token(token, params)
         if finish is not None:
             return self._text_at_end(token, params, reason), finish, reason
-        text = self.detokenizer.push(token)
-        if seq.n_output >= params.min_tokens:
-            text, stop = self.stops.push(text)
-            if stop:
-                return text, STOP, stop
+        text = self.stops.feed(self.detokenizer.push(token), seq.n_output > params.min_tokens)
+        if self.stops.matched is not None:
+            return text, STOP, self.stops.matched
         if seq.n_output >= params.max_tokens or len(seq.tokens) >= max_model_len:
             return text + self.stops.flush(), LENGTH, None
         return text, None, None
@@ -64,7 +63,7 @@ class Generation:
     def _text_at_end(self, token: int, params: SamplingParams, reason: StopReason) -> str:
         """Held-back text; an end token's own only where the client asks for it."""
         shown = self.detokenizer.push(token) if params.include_stop and reason is not None else ""
-        return self.stops.push(shown)[0] + self.stops.flush()
+        return self.stops.feed(shown) + self.stops.flush()
 
 
 def _end_by_token(token: int, params: SamplingParams) -> tuple[str | None, StopReason]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass, field
 
+from syshax_contract.transfer import HandoffParams
 from sysinfer.blocks import ROOT, Digest
 from sysinfer.sampling import SamplingParams
 
@@ -14,36 +15,6 @@ class Status(enum.Enum):
     LOADING = "loading"  # admitted; KV comes from a ticket
     RUNNING = "running"
     FINISHED = "finished"
-
-
-class SaveOn(enum.Enum):
-    """When a saved KV cache is published (docs/kv-handoff.md)."""
-
-    FINISH = "finish"
-    LENGTH = "length"
-    ABORT = "abort"
-
-
-@dataclass(frozen=True)
-class LoadFrom:
-    """Where a request's KV is to be taken from."""
-
-    ticket: bytes
-    pool: str
-    generation: int = 0
-
-
-@dataclass(frozen=True)
-class HandoffParams:
-    """`kv_transfer_params.syshax` of a request."""
-
-    save: bytes | None = None
-    save_on: SaveOn = SaveOn.FINISH
-    load: LoadFrom | None = None
-
-    def publishes(self, finish: str) -> bool:
-        """Whether a request that ended by itself for this reason leaves its ticket."""
-        return self.save_on is SaveOn.FINISH or (self.save_on is SaveOn.LENGTH and finish == "length")
 
 
 @dataclass(eq=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import struct
 import threading
@@ -79,6 +80,20 @@ def test_reader_waits_for_the_owner(tmp_path: Path) -> None:
         file.write(encode(PAGE._replace(sequence=8)))
     again = reader.read()
     assert again is not None and again.sequence == 8
+    reader.close()
+
+
+def test_a_file_that_its_owner_shortens_is_no_page(tmp_path: Path) -> None:
+    """Mapped, it would end the reader by SIGBUS."""
+    path = _file(tmp_path / "cpu.pool", encode(PAGE))
+    reader = PageReader(str(path))
+    assert reader.read() is not None
+    for size in (OFFSET + 60, 100, 0):
+        os.truncate(path, size)
+        assert reader.read() is None and reader.kv_token_bytes() is None
+    path.unlink()
+    path.mkdir()
+    assert PageReader(str(path)).read() is None
     reader.close()
 
 

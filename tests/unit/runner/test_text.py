@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from syshaxd.runner.text import ReasoningSplitter, StopMatcher, TextPipeline
+from syshax_contract.stop_strings import StopMatcher
+from syshaxd.runner.text import ReasoningSplitter, TextPipeline
 
 ALPHABET = "abc<>/thinkë你"
 

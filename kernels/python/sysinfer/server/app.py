@@ -9,12 +9,13 @@ from typing import Any, Callable
 
 from aiohttp import web
 
+from syshax_contract.transfer import TransferError, ticket_id
 from sysinfer.errors import RequestError
 from sysinfer.server.fields import Fields, parse_json, wrong
 from sysinfer.server.frontend import Frontend
 from sysinfer.server.generate import Generate, request_id
 from sysinfer.server.replies import dump, error_body
-from sysinfer.server.requests import parse_chat, ticket_id
+from sysinfer.server.requests import parse_chat
 
 log = logging.getLogger("sysinfer.server")
 
@@ -135,6 +136,10 @@ class Server:
         front = self._ready()
         fields = Fields(parse_json(await request.read()))
         ids = fields.strings("request_ids")
-        front.calls.abort(ids, tuple(ticket_id("discard", text) for text in fields.strings("discard")))
+        try:
+            tickets = tuple(ticket_id(text, "discard") for text in fields.strings("discard"))
+        except TransferError as err:
+            raise RequestError(str(err), param=err.param) from err
+        front.calls.abort(ids, tickets)
         log.info("abort of %d request(s) asked by %s", len(ids), request_id(request))
         return web.Response(status=200)

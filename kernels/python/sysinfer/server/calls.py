@@ -9,11 +9,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Callable
 
+from syshax_contract.transfer import HandoffParams
 from sysinfer.engine import Abort, Add, Command
 from sysinfer.errors import RequestError
 from sysinfer.output import Output
 from sysinfer.sampling import SamplingParams
-from sysinfer.sequence import HandoffParams
 from sysinfer.sequence import Sequence as Seq
 from sysinfer.server.requests import choice_seed
 

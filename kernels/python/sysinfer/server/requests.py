@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Union
 
+from syshax_contract.transfer import HandoffParams, TransferError, parse_transfer
 from sysinfer.errors import RequestError
 from sysinfer.sampling import SamplingParams
-from sysinfer.sequence import HandoffParams, LoadFrom, SaveOn
 from sysinfer.server.fields import Fields, check_tokens, wrong
 
 MAX_CHOICES = 128
@@ -241,39 +241,7 @@ def _transfer(fields: Fields, vocab: int) -> tuple[list[int] | None, HandoffPara
     given = fields.object("kv_transfer_params")
     if given is None:
         return None, HandoffParams()
-    context = given.tokens("prompt_token_ids", vocab)
-    ours = given.object("syshax")
-    if ours is None:
-        return context, HandoffParams()
-    save_on = ours.text("save_on", "finish")
-    if save_on not in ("finish", "length", "abort"):
-        raise RequestError(
-            f"{ours.prefix}save_on is {save_on!r}, expected finish, length or abort", param=f"{ours.prefix}save_on"
-        )
-    save = _ticket(ours, "save")
-    return context, HandoffParams(save, SaveOn(save_on), _load(ours.object("load")))
-
-
-def _load(given: Fields | None) -> LoadFrom | None:
-    if given is None:
-        return None
-    ticket, pool = _ticket(given, "ticket"), given.text("pool")
-    if ticket is None or not pool:
-        raise RequestError(f"{given.prefix[:-1]} needs ticket and pool", param=given.prefix[:-1])
-    return LoadFrom(ticket, pool, given.integer("generation", 0, 0, (1 << 64) - 1))
-
-
-def _ticket(given: Fields, name: str) -> bytes | None:
-    text = given.text(name)
-    return None if text is None else ticket_id(given.prefix + name, text)
-
-
-def ticket_id(name: str, text: str) -> bytes:
-    """A ticket's id from its 32 hex digits; RequestError naming the field `name`."""
     try:
-        ticket = bytes.fromhex(text)
-    except ValueError:
-        ticket = b""
-    if len(ticket) != 16 or len(text) != 32:
-        raise RequestError(f"{name} is {text[:40]!r}, expected 32 hex digits", param=name)
-    return ticket
+        return given.tokens("prompt_token_ids", vocab), parse_transfer(given.body, any_pool=True)
+    except TransferError as err:
+        raise RequestError(str(err), param=err.param) from err
