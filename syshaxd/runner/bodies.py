@@ -46,12 +46,18 @@ def limited(body: dict[str, Any], endpoint: Endpoint, tokens: int) -> dict[str, 
     return {**body, **{name: tokens for name in names}}
 
 
-def continued(body: dict[str, Any], endpoint: Endpoint, context: list[int], produced: int) -> dict[str, Any]:
-    """Goes on after `context` (prompt and the first `produced` output tokens)."""
+def continued(
+    body: dict[str, Any], endpoint: Endpoint, context: list[int], produced: int, longest: int | None = None
+) -> dict[str, Any]:
+    """Goes on after `context` (prompt and the first `produced` output tokens); `longest`: the unit's own context."""
     made = with_context(body, endpoint, context)
     allowed = max_tokens_of(body, endpoint)
     if allowed is not None:
-        made = limited(made, endpoint, allowed - produced)
+        left = allowed - produced
+        # A default is clipped to what fits, as a unit does itself; what a client asks for is not.
+        if longest is not None and all(body.get(name) is None for name in _LIMITS):
+            left = min(left, max(1, longest - len(context)))
+        made = limited(made, endpoint, left)
     if made.get("min_tokens"):
         made["min_tokens"] = max(0, made["min_tokens"] - produced)
     return made
@@ -95,7 +101,7 @@ def body_of(step: Step, request: ClientRequest, record: Record) -> dict[str, Any
     elif step.owned:
         made = owned(request.body, model)
         if record.prompt_ids is not None:
-            made = continued(made, endpoint, record.context(), record.output_tokens)
+            made = continued(made, endpoint, record.context(), record.output_tokens, step.unit.max_model_len)
     else:
         made = relayed(request.body, model)
         if record.prompt_ids is not None:

@@ -15,10 +15,14 @@ from .tickets import LeftTicket
 
 
 class ParsedPath:
-    """Of one leg. `finish` and `stop_reason`: what the unit gave; `remote`: where it keeps KV for NIXL."""
+    """Of one leg. `finish` and `stop_reason`: what the unit gave; `remote`: where it keeps KV for NIXL. `context`: the
+    longest that the model has."""
 
-    def __init__(self, step: Step, produced: Produced, left: LeftTicket, sink: Sink) -> None:
+    def __init__(
+        self, step: Step, produced: Produced, left: LeftTicket, sink: Sink, context: int | None = None
+    ) -> None:
         self._step, self._produced, self._left, self._sink = step, produced, left, sink
+        self._context = context
         self.finish: str | None = None
         self.stop_reason: Any = None
         self.remote: Mapping[str, Any] | None = None
@@ -58,4 +62,4 @@ class ParsedPath:
         if self.finish is None or self.finish == "abort":
             return False
         cut_here = self._step.prefill_only and self.finish == "length"
-        return not (cut_here and self._produced.tokens_left(self._step.unit.max_model_len) > 1)
+        return not (cut_here and self._produced.tokens_left(self._context) > 1)

@@ -133,11 +133,14 @@ class Produced:
         return None if self._text is None else self._text.stopped_by
 
     def tokens_left(self, context: int | None) -> float:
-        """Output tokens that the client, and a model of so many tokens of context, still allow."""
-        left, prompt = self._allowed, self.record.prompt_ids
-        if context is not None and prompt is not None:
-            left = min(left, context - len(prompt))
-        return left - self.record.output_tokens
+        """Output tokens that the client, and a context of so many tokens, still allow."""
+        return min(self._allowed - self.record.output_tokens, self.room(context))
+
+    def room(self, context: int | None) -> float:
+        """Tokens that a context of so many still has; infinite where it, or the prompt, is not known."""
+        if context is None or self.record.prompt_ids is None:
+            return float("inf")
+        return context - len(self.record.prompt_ids) - self.record.output_tokens
 
     def take(self, chunk: Chunk, over: bool) -> Delta | None:
         """Adds what a unit brought; `over`: nothing follows that could complete a character."""

@@ -58,6 +58,18 @@ class Routing:
         """Where it goes on after its unit ended it for a move. Raises UnitError."""
         return replace(self._on(self._ready(move.target), move.reason, kind), load=step.save)
 
+    async def outgrow(self, step: Step) -> Step:
+        """Where it goes on when its unit's context is full; raises RequestError."""
+        self._planner.note_failure(step.unit.name, step.unit.epoch)
+        return await self.rescue()
+
+    def longest_context(self) -> int | None:
+        """Of the units that serve its model, in tokens; None: one of them does not tell."""
+        name, any_model = self._request.info.model, ("", self._services.config.model_name)
+        mine = [view for view in self._services.units.views() if name in any_model or view.model in ("", name)]
+        contexts = [view.max_model_len or 0 for view in mine]
+        return max(contexts) if contexts and all(contexts) else None
+
     async def rescue(self) -> Step:
         """Where it goes on after a failure; raises RequestError."""
         plan = await self._planner.rescue()
@@ -73,11 +85,13 @@ class Routing:
         return None
 
     def note_failure(self, step: Step, err: UnitError) -> None:
-        """It is not asked there again for a while, and the unit's supervisor is told."""
+        """It is not asked there again for a while; the unit's supervisor is told, but only once of one input."""
         view = step.unit if err.unit == step.unit.name else self._services.view(err.unit)
         epoch = view.epoch if view is not None else 0
         self._planner.note_failure(err.unit, epoch)
-        if err.kind is not UnitErrorKind.GONE and not err.client_fault:
+        digest = self._request.digest or self._request.info.request_id.encode()
+        innocent = err.kind is UnitErrorKind.GONE or err.client_fault
+        if not innocent and self._services.suspicions.first(digest, err.unit):
             self._services.units.suspect(err.unit, epoch, str(err))
 
     def _on(self, unit: UnitView, reason: Reason, handoff: str) -> Step:

@@ -23,6 +23,7 @@ from .ledger import InFlightLedger
 from .request import ClientRequest
 from .services import Services
 from .stream import Stream
+from .suspicions import Suspicions
 from .timeline import Timelines
 
 CLOSE_TIMEOUT = 5.0  # seconds for aborts still under way at the end
@@ -50,7 +51,17 @@ class Runner:
         self._streams: dict[str, Stream] = {}
         self._busy = asyncio.Event()  # while there are streams
         self._services = Services(
-            client, units, snapshots, scheduler, metrics, ledger, self, self._tasks, self._queue, self._log
+            client,
+            units,
+            snapshots,
+            scheduler,
+            metrics,
+            ledger,
+            self,
+            self._tasks,
+            self._queue,
+            Suspicions(),
+            self._log,
         )
 
     def reconfigure(self, config: Config) -> None:

@@ -17,6 +17,7 @@ from syshaxd.tasks import TaskSet
 from syshaxd.unitclient import Target, UnitClient
 
 from .ledger import InFlightLedger
+from .suspicions import Suspicions
 
 
 class Settings(Protocol):
@@ -39,6 +40,7 @@ class Services:
     settings: Settings
     tasks: TaskSet
     queue: RequestQueue
+    suspicions: Suspicions
     log: Log
 
     @property

@@ -5,6 +5,7 @@
            |-> MOVE -> leg              the daemon ended it, to hand it over
            |-> ANEW -> leg              it failed before the client saw anything
            |-> RESCUE -> leg            it failed after that: another unit goes on from the tokens sent
+           |-> OUTGROW -> leg           its unit's context is full, and there is a longer one
            `-> FAIL                     the client is told
 """
 
@@ -20,6 +21,8 @@ from .request import RequestError
 from .steps import Step
 
 MAX_FAILURES = 8  # of one request, over all units
+PROGRESS = 8  # tokens between two failures by which they are not of one cause
+_STRIKES = (UnitErrorKind.RESET, UnitErrorKind.TIMEOUT, UnitErrorKind.STALL, UnitErrorKind.GARBAGE)
 
 
 class Act(enum.Enum):
@@ -30,16 +33,20 @@ class Act(enum.Enum):
     MOVE = "move"
     ANEW = "anew"
     RESCUE = "rescue"
+    OUTGROW = "outgrow"
     FAIL = "fail"
 
 
 @dataclass(frozen=True)
 class State:
     """Of one request, replaced whole. `legs`: calls to units begun; `delivered`: the client has seen something of the
-    answer; `doom`: whatever happens, the request ends with this error at its next change of leg."""
+    answer; `refused`: a unit would not go on with it; `struck`: how a unit last failed under it, and after how many
+    tokens; `doom`: whatever happens, the request ends with this error at its next change of leg."""
 
     legs: int = 0
     failures: int = 0
+    refused: bool = False
+    struck: tuple[str, int] | None = None
     delivered: bool = False
     doom: RequestError | None = None
 
@@ -47,14 +54,17 @@ class State:
 @dataclass(frozen=True)
 class Ending:
     """How a leg ended. `finish`: what its unit gave as the reason, None: it gave none; `stop`: the client's stop string
-    that ended it here; `left`: output tokens that may still come; `stuck`: why no other unit could go on from here;
+    that ended it here; `produced`: tokens of output so far; `left`: those that may still come, by the client's limit
+    and the model's longest context; `full`: this unit's context ends here; `stuck`: why no other unit could go on;
     `moving`: the daemon has ordered its end."""
 
     finish: str | None = None
     stop_reason: Any = None
     stop: str | None = None
     error: UnitError | None = None
+    produced: int = 0
     left: float = float("inf")
+    full: bool = False
     stuck: str | None = None
     moving: bool = False
 
@@ -85,6 +95,9 @@ def next_step(state: State, step: Step, ending: Ending) -> Transition:
         return _after_failure(state, step, ending, error)
     if step.prefill_only and (step.k == 0 or ending.finish == "length") and ending.left > 0:
         return Transition(state, Act.DECODE, left=True)
+    if ending.finish == "length" and ending.full and ending.left > 0 and ending.stuck is None:
+        if state.failures < MAX_FAILURES:
+            return Transition(replace(state, failures=state.failures + 1), Act.OUTGROW)
     if ending.finish != "abort":
         return _end(state, ending)
     if ending.moving:
@@ -106,10 +119,16 @@ def _end(state: State, ending: Ending) -> Transition:
 def _after_failure(state: State, step: Step, ending: Ending, error: UnitError) -> Transition:
     if state.doom is not None:
         return Transition(state, Act.FAIL, error, state.doom)
-    if error.client_fault and not state.delivered:
+    if error.client_fault and (state.refused or not state.delivered):
         refusal = RequestError(error.status, "unit_refused", str(error), body=error.body)
         return Transition(state, Act.FAIL, error, refusal)
-    state = replace(state, failures=state.failures + 1)
+    if _alike(state, ending, error):
+        text = f"{error}; a unit failed in the same way under this request before, so it is not tried again"
+        return Transition(state, Act.FAIL, error, RequestError(400, "failed_alike", text))
+    strike = _strike(error)
+    struck = (strike, ending.produced) if strike else state.struck
+    refused = state.refused or error.client_fault
+    state = replace(state, failures=state.failures + 1, refused=refused, struck=struck)
     if state.failures > MAX_FAILURES:
         text = f"given up after {state.failures} failures: {error}"
         return Transition(state, Act.FAIL, error, RequestError(502, "unit_failed", text))
@@ -121,3 +140,19 @@ def _after_failure(state: State, step: Step, ending: Ending, error: UnitError) -
     if ending.left <= 0:
         return Transition(state, Act.END, error, finish="length")
     return Transition(state, Act.RESCUE, error)
+
+
+def _strike(error: UnitError) -> str:
+    """What may be the request's own doing: the unit died, hung or broke down; "" where it was full, or not there."""
+    if error.kind in _STRIKES:
+        return error.kind.value
+    answered = error.kind in (UnitErrorKind.STATUS, UnitErrorKind.REPORTED)
+    return "status" if answered and error.status >= 500 and error.status != 503 else ""
+
+
+def _alike(state: State, ending: Ending, error: UnitError) -> bool:
+    """The poison rule: what breaks two units in the same way, at the same place, is not carried to a third."""
+    if state.struck is None:
+        return False
+    kind, produced = state.struck
+    return kind == _strike(error) and ending.produced - produced < PROGRESS

@@ -190,7 +190,7 @@ class Stream:
         self._sink.leg(step, record.output_tokens)
         path: BytesPath | ParsedPath
         if step.owned or step.prefill_only:
-            path = ParsedPath(step, self._produced, self._left, self._sink)
+            path = ParsedPath(step, self._produced, self._left, self._sink, self._routing.longest_context())
         else:
             thinks = info.endpoint is Endpoint.CHAT and not step.unit.abilities.reasoning_field
             blocks = ThinkBlocks() if thinks and services.reasoning(step.unit.name) else None
@@ -239,9 +239,18 @@ class Stream:
             stuck = None if self._produced.record.can_continue else "its unit gave no token ids"
         else:
             stuck = info.stays or info.first_token_stays or self.entry.stays or "its unit is of kind openai"
-        left = self._produced.tokens_left(leg.step.unit.max_model_len)
-        stop, moving = self._produced.stopped_by, self._order.move is not None
-        return Ending(path.finish, path.stop_reason, stop, error, left, stuck, moving)
+        produced = self._produced
+        return Ending(
+            path.finish,
+            path.stop_reason,
+            produced.stopped_by,
+            error,
+            produced=produced.record.output_tokens,
+            left=produced.tokens_left(self._routing.longest_context()),
+            full=produced.room(leg.step.unit.max_model_len) <= 0,
+            stuck=stuck,
+            moving=self._order.move is not None,
+        )
 
     async def _do(self, done: Transition, leg: Leg) -> Step | Transition:
         if done.act is Act.END:
@@ -257,7 +266,7 @@ class Stream:
         if done.act is Act.ANEW:
             self._left.discard()
             return await self._anew()
-        return await self._rescue(done)
+        return await self._rescue(done, leg)
 
     async def _anew(self) -> Step:
         plan, step = await self._routing.first()
@@ -277,9 +286,10 @@ class Stream:
         self._order.over("")
         return following
 
-    async def _rescue(self, done: Transition) -> Step:
+    async def _rescue(self, done: Transition, leg: Leg) -> Step:
+        outgrown = done.act is Act.OUTGROW
+        following = await (self._routing.outgrow(leg.step) if outgrown else self._routing.rescue())
         # What the failed unit was to load and has not taken is still there.
-        following = await self._routing.rescue()
         if not following.owned:
             text = f"{done.fault}; {following.unit.name} can't go on from its tokens"
             raise RequestError(502, "stream_lost", text) from done.fault

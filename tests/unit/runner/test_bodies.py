@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
+from syshaxd.model.abilities import Abilities
 from syshaxd.model.plan import Reason
 from syshaxd.model.request import Endpoint, RequestInfo
 from syshaxd.model.unit import BackendKind, Role, UnitKind, UnitState, UnitView
@@ -93,6 +95,13 @@ def test_completions_without_a_limit_keep_openais_default_over_a_cut() -> None:
     assert body_of(step, request(Endpoint.COMPLETIONS), produced(7))["max_tokens"] == 15
     assert "max_tokens" not in body_of(step, request(Endpoint.CHAT), produced(7))
     assert max_tokens_of({}, Endpoint.CHAT) is None
+
+
+def test_a_default_is_clipped_to_the_context_and_a_clients_limit_is_not() -> None:
+    short = replace(UNIT, abilities=Abilities(max_context=5))
+    step = Step(short, True, WHY, handoff="split")
+    assert body_of(step, request(Endpoint.COMPLETIONS), produced(7))["max_tokens"] == 2
+    assert body_of(step, request(Endpoint.COMPLETIONS, max_tokens=16), produced(7))["max_tokens"] == 15
 
 
 def test_both_names_of_the_limit() -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
+import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
@@ -16,6 +18,7 @@ from syshaxd.runner.bodies import body_of
 from syshaxd.runner.produced import Produced
 from syshaxd.runner.states import MAX_FAILURES, Act, Ending, State, next_step
 from syshaxd.runner.steps import Step, Ticket
+from syshaxd.runner.suspicions import KEPT, Suspicions
 from syshaxd.unitclient import Chunk
 from testbed.fake_unit.language import Detokenizer, encode
 
@@ -31,6 +34,8 @@ states = st.builds(
     State,
     legs=st.integers(1, 20),
     failures=st.integers(0, MAX_FAILURES),
+    refused=st.booleans(),
+    struck=st.none() | st.tuples(st.sampled_from(["reset", "garbage", "status"]), st.integers(0, 20)),
     delivered=st.booleans(),
     doom=st.none() | st.just(RequestError(504, "request_timeout", "late")),
 )
@@ -43,7 +48,9 @@ endings = st.builds(
     finish=st.none() | st.sampled_from(["stop", "length", "abort", "tool_calls", "anything"]),
     stop=st.none() | st.just("END"),
     error=st.none() | errors,
+    produced=st.integers(0, 20),
     left=st.sampled_from([float("inf"), 5.0, 0.0, -1.0]),
+    full=st.booleans(),
     stuck=st.none() | st.just("seed"),
     moving=st.booleans(),
 )
@@ -61,6 +68,8 @@ def test_every_ending_has_a_next_step(state: State, step: Step, ending: Ending) 
         assert state.doom is None
     if done.act is Act.MOVE:
         assert ending.moving and ending.finish == "abort"
+    if done.act is Act.OUTGROW:
+        assert ending.full and ending.left > 0 and done.fault is None and done.state.failures == state.failures + 1
     if done.act is Act.DECODE:
         assert step.prefill_only and ending.left > 0
     if done.act is Act.END and ending.error is not None and done.fault is not None:
@@ -86,6 +95,63 @@ def test_a_fault_of_the_client_is_told_once_and_a_unit_that_broke_after_its_end_
     reset = UnitError("gpu", UnitErrorKind.RESET, "gone")
     done = next_step(State(delivered=True), Step(UNIT, True, WHY), Ending(finish="stop", error=reset))
     assert (done.act, done.finish, done.fault) == (Act.END, "stop", None)
+
+
+def test_a_refusal_after_the_first_byte_is_tried_once_where_the_stream_was_and_never_again() -> None:
+    refused = UnitError("cpu", UnitErrorKind.STATUS, "too long", status=400, body=b'{"error": {}}')
+    done = next_step(State(delivered=True), Step(UNIT, True, WHY), Ending(error=refused, produced=9))
+    assert done.act is Act.RESCUE, "back to where it was"
+    done = next_step(done.state, Step(UNIT, True, WHY), Ending(error=refused, produced=40))
+    assert done.act is Act.FAIL and done.refusal is not None and done.refusal.status == 400
+
+
+def test_what_breaks_two_units_in_the_same_way_is_not_carried_to_a_third() -> None:
+    for delivered in (False, True):
+        state = State(delivered=delivered)
+        for produced, act in ((3, Act.RESCUE if delivered else Act.ANEW), (4, Act.FAIL)):
+            died = UnitError("gpu", UnitErrorKind.RESET, "closed the stream")
+            done = next_step(state, Step(UNIT, True, WHY), Ending(error=died, produced=produced))
+            assert done.act is act
+            state = done.state
+            if act is Act.FAIL:
+                assert done.refusal is not None and (done.refusal.status, done.refusal.code) == (400, "failed_alike")
+
+
+@pytest.mark.parametrize(
+    "first, second",
+    [
+        ((UnitErrorKind.RESET, 0, 3), (UnitErrorKind.RESET, 0, 40)),  # a stream that goes on well between two deaths
+        ((UnitErrorKind.RESET, 0, 3), (UnitErrorKind.STATUS, 500, 3)),
+        ((UnitErrorKind.CONNECT, 0, 3), (UnitErrorKind.CONNECT, 0, 3)),  # it was not there: not this request's doing
+        ((UnitErrorKind.STATUS, 503, 3), (UnitErrorKind.STATUS, 503, 3)),
+        ((UnitErrorKind.ABORTED, 0, 3), (UnitErrorKind.ABORTED, 0, 3)),
+    ],
+)
+def test_what_two_failures_do_not_share_is_not_the_requests_fault(first: Any, second: Any) -> None:
+    state = State(delivered=True)
+    for kind, status, produced in (first, second):
+        error = UnitError("gpu", kind, "failed", status=status)
+        done = next_step(state, Step(UNIT, True, WHY), Ending(error=error, produced=produced))
+        assert done.act is Act.RESCUE
+        state = done.state
+
+
+def test_length_is_said_only_where_the_client_or_the_longest_context_ends_it() -> None:
+    step = Step(UNIT, True, WHY)
+    assert next_step(State(), step, Ending("length", left=0, full=True)).act is Act.END
+    assert next_step(State(), step, Ending("length", left=50, full=True)).act is Act.OUTGROW
+    assert next_step(State(), step, Ending("length", left=50)).act is Act.END, "a limit of the unit's own"
+    broken = UnitError("cpu", UnitErrorKind.RESET, "gone")
+    assert next_step(State(delivered=True), step, Ending(error=broken, left=50, full=True)).act is Act.RESCUE
+
+
+def test_no_input_casts_suspicion_on_a_unit_twice() -> None:
+    suspicions = Suspicions()
+    assert suspicions.first(b"a", "gpu") and suspicions.first(b"a", "cpu") and suspicions.first(b"b", "gpu")
+    assert not suspicions.first(b"a", "gpu")
+    for number in range(KEPT):
+        suspicions.first(b"%d" % number, "gpu")
+    assert suspicions.first(b"a", "gpu"), "what is remembered has a bound"
 
 
 cuts = st.lists(st.tuples(st.integers(0, 9), st.sampled_from(["move", "broken"])), max_size=MAX_FAILURES)
@@ -115,7 +181,7 @@ def test_no_token_is_doubled_or_lost(text: str, schedule: list[tuple[int, str]])
             delta = produced.take(chunk, finish is not None)
             said += delta.content if delta is not None else ""
             state = replace(state, delivered=state.delivered or delta is not None)
-        broken = UnitError("gpu", UnitErrorKind.RESET, "gone") if how == "broken" and not ends else None
+        broken = UnitError("gpu", UnitErrorKind.CONNECT, "gone") if how == "broken" and not ends else None
         finish = "stop" if ends else None if broken else "abort"
         left = produced.tokens_left(None)
         done = next_step(state, step, Ending(finish, error=broken, left=left, moving=how == "move"))
