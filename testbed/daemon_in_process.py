@@ -22,7 +22,7 @@ from syshaxd.conductor import Conductor
 from syshaxd.config.types import ConductorConfig, Config, LimitsConfig, LogConfig, SchedulerConfig, UnitConfig
 from syshaxd.metrics import MetricsService
 from syshaxd.model.snapshot import PdStatus, Snapshot, UnitLoad, UnitSnapshot
-from syshaxd.model.unit import BackendKind, Role, UnitKind, UnitState, UnitView
+from syshaxd.model.unit import BackendKind, Role, UnitState, UnitView
 from syshaxd.runner import InFlightLedger, Runner
 from syshaxd.scheduler import Scheduler
 from syshaxd.unitclient import UnitClient
@@ -65,7 +65,7 @@ async def start_unit(name: str, role: Role, pool: str, *options: str, epoch: int
     word, port = (await asyncio.wait_for(process.stdout.readline(), 30)).split()
     assert word == b"READY"
     view = UnitView(
-        name, role, UnitKind.SYSINFER, BackendKind.PROCESS, UnitState.READY, f"http://127.0.0.1:{int(port)}", epoch,
+        name, role, "sysinfer", BackendKind.PROCESS, UnitState.READY, f"http://127.0.0.1:{int(port)}", epoch,
         MODEL, f"{pool}/{name}.pool", process.pid, abilities=replace(SYSINFER.abilities, max_context=8192),
     )  # fmt: skip
     return FakeUnit(view, process)

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import cli_docs
 import config_man
 
+from syshaxd.config.schema import schema
+
 ROOT = Path(__file__).resolve().parents[2]
-SCHEMA = ROOT / "syshaxd/config/schema.json"
 
 
 def generated() -> dict[Path, str]:
     """Path and text of every generated file."""
-    texts = {"man/syshax.yaml.5": config_man.manual(SCHEMA.read_text(encoding="utf-8")), **cli_docs.files()}
+    texts = {"man/syshax.yaml.5": config_man.manual(json.dumps(schema())), **cli_docs.files()}
     return {ROOT / "packaging/rpm" / name: text for name, text in texts.items()}
 
 

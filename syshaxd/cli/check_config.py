@@ -19,8 +19,8 @@ from syshaxd.config.host import host_warnings
 from syshaxd.config.load import Loaded
 from syshaxd.errors import ConfigError, Problem
 from syshaxd.supervisor.binding.apply import lines, plan_json
-from syshaxd.supervisor.binding.asks import plan_problems, plan_units
 from syshaxd.supervisor.binding.host import read_host
+from syshaxd.supervisor.binding.planning import plan_problems, plan_units
 
 from .exits import CONFIG, OK
 from .options import add_config, add_json, print_json, source
@@ -77,6 +77,6 @@ def _json(problems: Sequence[Problem]) -> list[dict[str, object]]:
 
 
 def _summary(loaded: Loaded, warnings: int) -> str:
-    units = ", ".join(f"{unit.name} ({unit.role.value}, {unit.kind.value})" for unit in loaded.config.units)
+    units = ", ".join(f"{unit.name} ({unit.role.value}, {unit.kind})" for unit in loaded.config.units)
     noted = f", {warnings} warning{'s' if warnings > 1 else ''}" if warnings else ""
     return f"syshax: configuration is good{noted}: {', '.join(loaded.files)}; units: {units}"

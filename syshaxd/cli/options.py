@@ -52,7 +52,7 @@ def socket_path(args: argparse.Namespace) -> str:
     """--socket, or what the configuration says. A faulty configuration must not stop anyone from asking the daemon."""
     if args.socket:
         return str(args.socket)
-    from .peek import peek_control_socket
+    from .socket_path import peek_control_socket
 
     return peek_control_socket(source(args)) or DEFAULT_SOCKET
 

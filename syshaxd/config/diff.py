@@ -11,7 +11,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from syshaxd.model.unit import BackendKind, Role, UnitKind
+from syshaxd.model.unit import Role
+from syshaxd.units import KINDS
 
 from .nodes import Path, dotted
 from .schema import ANY_NAME, leaves
@@ -116,7 +117,7 @@ def unit_digest(unit: UnitConfig, pool_size: int = 0) -> str:
     plain = _flat(UnitConfig(unit.name, Role.CPU))
     said = {path: value for path, value in _flat(unit).items() if plain.get(path, _MISSING) != value}
     values = {dotted(path): value for path, value in said.items() if _class_of(path, "units") is Reload.UNIT}
-    if unit.kind is not UnitKind.OPENAI and unit.backend is not BackendKind.EXTERNAL:
+    if KINDS[unit.kind].ours and unit.backend.starts:
         values["pd.pool_size"] = pool_size
     return hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()[:16]
 

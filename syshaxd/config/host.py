@@ -7,7 +7,6 @@ import stat
 from collections.abc import Iterator
 
 from syshaxd.errors import Problem
-from syshaxd.model.unit import BackendKind
 
 from .load import Loaded
 from .nodes import Path
@@ -41,7 +40,7 @@ def _secret(loaded: Loaded, path: Path, name: str) -> Iterator[Problem]:
 
 def _unit(loaded: Loaded, config: Config, unit: UnitConfig) -> Iterator[Problem]:
     here: Path = ("units", unit.name)
-    if unit.backend is not BackendKind.EXTERNAL and unit.model_path and not os.path.exists(unit.model_path):
+    if unit.backend.starts and unit.model_path and not os.path.exists(unit.model_path):
         path = ("models", "path") if unit.model_path == config.model_path else (*here, "model_path")
         yield problem(loaded.root, path, f"{unit.model_path} does not exist on this host")
     if unit.api_key_file:

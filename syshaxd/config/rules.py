@@ -7,13 +7,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Callable
 
-from syshaxd.model.unit import BackendKind, Role, UnitKind
+from syshaxd.model.unit import BackendKind, Role
 from syshaxd.topology import format_cpu_list, parse_cpu_list
+from syshaxd.units import KINDS
 
 from .nodes import Node, Path, dotted, find
 from .types import Config, ContainerConfig, UnitConfig
 
-CONTAINERS = (BackendKind.PODMAN, BackendKind.DOCKER)
 SHARED_SHM = 1 << 30  # bytes; a vLLM CPU unit alone takes 160 MiB of the /dev/shm it shares, and dies without
 _DEAD_ON_EXTERNAL = (
     "model_path", "device_ids", "tensor_parallel_size", "kv_blocks", "block_size", "quantize", "packed_cache", "python",
@@ -68,7 +68,7 @@ def _some_unit(config: Config, root: Node) -> Iterator[Fault]:
 def _ports(config: Config, root: Node) -> Iterator[Fault]:
     taken: dict[int, Path] = {}
     front: Path = ("services", "conductor", "port")
-    own = [unit for unit in config.units if unit.backend is not BackendKind.EXTERNAL]
+    own = [unit for unit in config.units if unit.backend.starts]
     for port, path in [(config.conductor.port, front)] + [(unit.port, _at(unit, "port")) for unit in own]:
         if port and port in taken:
             yield Fault(path, f"found {port}, which {dotted(taken[port])} has too; each needs its own", (taken[port],))
@@ -151,7 +151,7 @@ def _ipc(config: Config, root: Node) -> Iterator[Fault]:
 def _container_names(config: Config, root: Node) -> Iterator[Fault]:
     taken: dict[str, str] = {}
     for unit in config.units:
-        if unit.backend in CONTAINERS:
+        if unit.backend.in_container:
             name = unit.container.name or f"syshax-{unit.name}"
             if name in taken:
                 path = _at(unit, "container", "name")
@@ -164,14 +164,14 @@ def _nixl(config: Config, root: Node) -> Iterator[Fault]:
         return
     for unit in config.units:
         path = _at(unit, "container", "network")
-        if unit.kind is UnitKind.VLLM and unit.backend in CONTAINERS and unit.container.network != "host":
+        if KINDS[unit.kind].knows_nixl and unit.backend.in_container and unit.container.network != "host":
             message = f"found {unit.container.network}; NIXL opens ports of its own choice, so this must be host"
             yield Fault(path if _written(root, path) else _at(unit), message, (path, ("kv", "transport")))
 
 
 # ---- one unit ------------------------------------------------------------------------------------------------------
 def _role(unit: UnitConfig, root: Node) -> Iterator[Fault]:
-    if unit.role is Role.CPU and unit.accelerator != "none":
+    if unit.role is Role.CPU and not unit.on_cpus:
         yield Fault(
             _at(unit, "accelerator"),
             f"found {unit.accelerator} on a unit of role cpu; drop it, or make the role accelerator",
@@ -180,24 +180,18 @@ def _role(unit: UnitConfig, root: Node) -> Iterator[Fault]:
 
 
 def _kind(unit: UnitConfig, root: Node) -> Iterator[Fault]:
-    kind = _at(unit, "kind")
-    if unit.kind is UnitKind.SYSINFER and unit.accelerator != "none":
-        message = f"found {unit.accelerator}, but kind sysinfer computes on CPUs only; kind: vllm uses accelerators"
-        yield Fault(_at(unit, "accelerator"), message, (kind,))
-    if unit.kind is UnitKind.OPENAI and unit.backend is not BackendKind.EXTERNAL and not unit.command:
-        message = "found kind openai without command; no start command is known: give command, or backend: external"
-        yield Fault(kind if _written(root, kind) else _at(unit), message, (_at(unit, "command"), _at(unit, "backend")))
-    if unit.quantize and unit.accelerator != "none":
+    for fault in KINDS[unit.kind].faults(unit):
+        key = _at(unit, fault.key)
+        path = key if _written(root, key) else _at(unit)
+        yield Fault(path, fault.message, tuple(_at(unit, name) for name in fault.also), fault.on_key)
+    if unit.quantize and not unit.on_cpus:
         message = f"found {unit.quantize}, which the CPU kernels do; it is not for accelerator {unit.accelerator}"
         yield Fault(_at(unit, "quantize"), message, (_at(unit, "accelerator"),))
-    if unit.packed_cache and unit.kind is not UnitKind.SYSINFER:
-        message = f"has no effect on a unit of kind {unit.kind.value}; only sysinfer packs weights"
-        yield Fault(_at(unit, "packed_cache"), message, (kind,), on_key=True)
 
 
 def _external(unit: UnitConfig, root: Node) -> Iterator[Fault]:
     backend, url = _at(unit, "backend"), _at(unit, "url")
-    if unit.backend is not BackendKind.EXTERNAL:
+    if unit.backend.starts:
         for name in ("url", "api_key_file"):
             if getattr(unit, name):
                 message = f"found {name} on a unit that sysHAX starts itself; it is for backend: external"
@@ -214,7 +208,7 @@ def _external(unit: UnitConfig, root: Node) -> Iterator[Fault]:
 
 
 def _own_address(unit: UnitConfig, root: Node) -> Iterator[Fault]:
-    if unit.backend is not BackendKind.EXTERNAL and not is_loopback(unit.host):
+    if unit.backend.starts and not is_loopback(unit.host):
         yield Fault(
             _at(unit, "host"),
             f"found {unit.host}; a unit listens on loopback only, clients reach it through services.conductor",
@@ -223,7 +217,7 @@ def _own_address(unit: UnitConfig, root: Node) -> Iterator[Fault]:
 
 
 def _model(unit: UnitConfig, root: Node) -> Iterator[Fault]:
-    if unit.backend is BackendKind.EXTERNAL or unit.command or unit.model_path:
+    if not unit.backend.starts or unit.command or unit.model_path:
         return
     message = "no model; give model_path (a GGUF file or a Hugging Face folder) here, or models.path for all units"
     yield Fault(_at(unit), message, (_at(unit, "model_path"), ("models", "path"), _at(unit, "backend")), on_key=True)
@@ -231,7 +225,7 @@ def _model(unit: UnitConfig, root: Node) -> Iterator[Fault]:
 
 def _container(unit: UnitConfig, root: Node) -> Iterator[Fault]:
     backend, section = _at(unit, "backend"), _at(unit, "container")
-    if unit.backend in CONTAINERS:
+    if unit.backend.in_container:
         if not unit.container.image:
             message = f"found {unit.backend.value} without container.image; name the image with its tag or digest"
             yield Fault(backend, message, (section + ("image",),))
@@ -261,7 +255,7 @@ def _binding(unit: UnitConfig, root: Node) -> Iterator[Fault]:
 
 def _devices(unit: UnitConfig, root: Node) -> Iterator[Fault]:
     path, size = _at(unit, "device_ids"), _at(unit, "tensor_parallel_size")
-    if unit.device_ids and unit.accelerator == "none":
+    if unit.device_ids and unit.on_cpus:
         message = "found devices, but accelerator is none; set accelerator: nvidia or ascend"
         yield Fault(path, message, (_at(unit, "accelerator"),))
     elif unit.device_ids and len(unit.device_ids) < unit.tensor_parallel_size:

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path as FilePath
 from typing import Any
 
+from syshaxd.units import KINDS
+
 from .nodes import Path
 from .quantities import format_duration, format_size
 
@@ -32,8 +34,11 @@ class Leaf:
 
 @functools.lru_cache(maxsize=1)
 def schema() -> Schema:
-    """The schema shipped beside this module."""
+    """The schema shipped beside this module, with the kinds of unit that there are."""
     loaded: Schema = json.loads((FilePath(__file__).parent / "schema.json").read_text(encoding="utf-8"))
+    kind = loaded["properties"]["units"]["additionalProperties"]["properties"]["kind"]
+    kind["enum"] = list(KINDS)
+    kind["description"] = f"The inference server: {', '.join(f'{one.name} ({one.summary})' for one in KINDS.values())}."
     return loaded
 
 

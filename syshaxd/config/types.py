@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Optional
 
-from syshaxd.model.unit import BackendKind, Role, UnitKind
+from syshaxd.model.unit import BackendKind, Role
 
 
 @dataclass(frozen=True)
@@ -161,7 +161,7 @@ class UnitConfig:
 
     name: str
     role: Role
-    kind: UnitKind = UnitKind.SYSINFER
+    kind: str = "sysinfer"  # a name in syshaxd.units.KINDS
     backend: BackendKind = BackendKind.PROCESS
     accelerator: str = "none"  # nvidia | ascend | none
     model_path: str = ""
@@ -191,6 +191,11 @@ class UnitConfig:
     health: HealthConfig = HealthConfig()
     restart: RestartConfig = RestartConfig()
     container: ContainerConfig = ContainerConfig()
+
+    @property
+    def on_cpus(self) -> bool:
+        """Whether it computes on CPUs; else these only feed its devices."""
+        return self.accelerator == "none"
 
 
 @dataclass(frozen=True)

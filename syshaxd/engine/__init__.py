@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from .engine import Engine, Surroundings
-from .listeners import inherited_sockets
+from .inherited_sockets import inherited_sockets
 
 __all__ = ["Engine", "Surroundings", "inherited_sockets"]

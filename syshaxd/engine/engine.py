@@ -30,19 +30,19 @@ from syshaxd.scheduler import Scheduler
 from syshaxd.sdnotify import Notifier
 from syshaxd.supervisor import Supervisor, desired_units
 from syshaxd.supervisor.binding.apply import plan_json
-from syshaxd.supervisor.binding.asks import binding_plan
-from syshaxd.supervisor.binding.granted import binding_json
 from syshaxd.supervisor.binding.host import HostTree
+from syshaxd.supervisor.binding.planning import binding_plan
+from syshaxd.supervisor.binding.shortfalls import binding_json
 from syshaxd.tasks import TaskSet
 from syshaxd.topology import read_topology
 from syshaxd.unitclient import UnitClient
 
 from .calibration import Calibrations
 from .cleanup import Cleanup
-from .gate import PdGuard
-from .pulse import INTERVAL, Patience, Watchdog
+from .pd_guard import PdGuard
 from .reload import Reloader
 from .selfcheck import SelfCheck
+from .service_manager import INTERVAL, Patience, Watchdog
 from .status import host_json, status_line, unit_json
 
 log = logging.Log("engine")

@@ -16,7 +16,7 @@ def unit_json(unit: UnitSnapshot, now: float) -> Mapping[str, Any]:
     return {
         "name": view.name,
         "role": view.role.value,
-        "kind": view.kind.value,
+        "kind": view.kind,
         "backend": view.backend.value,
         "state": view.state.value,
         "age": round(now - view.since, 3),

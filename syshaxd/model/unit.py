@@ -15,14 +15,6 @@ class Role(enum.Enum):
     CPU = "cpu"
 
 
-class UnitKind(enum.Enum):
-    """Which inference server a unit is."""
-
-    SYSINFER = "sysinfer"
-    VLLM = "vllm"
-    OPENAI = "openai"  # any other OpenAI server: no handoff, no abort by id
-
-
 class BackendKind(enum.Enum):
     """How a unit is run."""
 
@@ -30,6 +22,16 @@ class BackendKind(enum.Enum):
     PODMAN = "podman"
     DOCKER = "docker"
     EXTERNAL = "external"
+
+    @property
+    def starts(self) -> bool:
+        """Whether sysHAX starts the unit; else somebody else runs it."""
+        return self is not BackendKind.EXTERNAL
+
+    @property
+    def in_container(self) -> bool:
+        """Whether the unit has a file system and a network of its own."""
+        return self in (BackendKind.PODMAN, BackendKind.DOCKER)
 
 
 class UnitState(enum.Enum):
@@ -70,7 +72,7 @@ class UnitView:
 
     name: str
     role: Role
-    kind: UnitKind
+    kind: str  # a name in syshaxd.units.KINDS, to be shown; what it can do is in `abilities`
     backend: BackendKind
     state: UnitState
     url: str  # base URL without /v1; "" while unknown

@@ -14,7 +14,7 @@ from typing import Callable
 from syshaxd.model.plan import Move, Plan, Reason, Refuse, Split, Whole
 from syshaxd.model.request import Endpoint, RequestInfo, Route, left_of
 from syshaxd.model.snapshot import InFlight, Snapshot, UnitLoad, UnitSnapshot
-from syshaxd.model.unit import BackendKind, Role, UnitKind, UnitState, UnitView
+from syshaxd.model.unit import BackendKind, Role, UnitState, UnitView
 from syshaxd.scheduler.learning import PREFILL_MEMORY
 from syshaxd.scheduler.lengths import LengthLog
 from syshaxd.scheduler.moving import choose_moves
@@ -27,7 +27,7 @@ from .world import Decider, Request, Unit, World
 
 ACCELERATOR, CPU = "accelerator", "cpu"
 VIEWS = {
-    name: UnitView(name, role, UnitKind.VLLM, BackendKind.EXTERNAL, UnitState.READY, "", pool_file=name)
+    name: UnitView(name, role, "simulated", BackendKind.EXTERNAL, UnitState.READY, "", pool_file=name)
     for name, role in ((ACCELERATOR, Role.ACCELERATOR), (CPU, Role.CPU))
 }
 

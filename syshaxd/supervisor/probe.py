@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Callable, NamedTuple
 
 from syshaxd.errors import UnitError
-from syshaxd.model.unit import UnitKind
 from syshaxd.unitclient import ModelCard, Target, UnitClient
 
 POLL_FIRST, POLL_MOST = 0.05, 0.5  # seconds between two /health while it starts
@@ -17,13 +16,6 @@ HEALTH_TIMEOUT = 2.0
 ACTIVITY_INTERVAL = 1.0
 LAST_TRY = 0.1  # seconds, where a deadline is over: none at all would mean no deadline to the HTTP client
 WARM_TOKENS = 2  # one prefill, one decode step
-# vLLM compiles these parts at their first use (with --enforce-eager too), for half a minute on a small host, in which
-# no request goes on: so before it has any. A prompt of several tokens, since one and several rows are compiled apart.
-VLLM_WARM_UPS: Sequence[Mapping[str, Any]] = (
-    {"logprobs": 1},
-    {"prompt_logprobs": 1, "prompt": "The quick brown fox jumps over the lazy dog."},
-    {"temperature": 1.0},
-)
 
 
 class Activity(NamedTuple):
@@ -93,10 +85,10 @@ class Probe:
             return str(err)
         return None
 
-    async def warm_up_error(self, kind: UnitKind, timeout: float) -> str | None:
-        """The same after everything that this kind of unit makes ready at its first use. It may refuse that."""
+    async def warm_up_error(self, warm_ups: Sequence[Mapping[str, Any]], timeout: float) -> str | None:
+        """The same after requests that make it prepare what it prepares at first use. It may refuse those."""
         until = time.monotonic() + timeout
-        for more in VLLM_WARM_UPS if kind is UnitKind.VLLM else ():
+        for more in warm_ups:
             error = await self.generation_error(max(LAST_TRY, until - time.monotonic()), more)
             if error is not None and time.monotonic() >= until:
                 return error

@@ -14,12 +14,14 @@ from syshaxd.model.snapshot import InFlight
 from syshaxd.model.unit import BackendKind, UnitState, UnitView
 from syshaxd.tasks import TaskSet, cancelled, within
 from syshaxd.unitclient import UnitClient
+from syshaxd.units import Surroundings
 
 from .binding.plan import Binding, BindingPlan
-from .container_spec import container_name, donor_of
 from .life import What
-from .recipes import Surroundings
-from .unit import Desired, Tools, Unit
+from .replacing import Replacements, Standing
+from .start import Desired, Tools
+from .unit import Unit
+from .unit_container import container_name, donor_of
 
 RECONCILE = 1.0  # seconds between two looks when nothing happens
 STOP_MARGIN = 5.0  # seconds beyond a unit's own timeouts until it is given up
@@ -53,6 +55,11 @@ def _desired(config: Config, unit: UnitConfig, binding: Binding) -> Desired:
     return Desired(unit, around, config.state_dir, config.lifecycle.drain_timeout, config.limits.stall_timeout)
 
 
+def _standing(unit: Unit) -> Standing:
+    view = unit.view
+    return Standing(unit.name, unit.desired.digest, view.ready, view.settled, unit.outdated, unit.of_other_release)
+
+
 class Supervisor:
     """Implements Units. Owns the set of units; each unit's task owns its state."""
 
@@ -71,7 +78,7 @@ class Supervisor:
         self._units: dict[str, Unit] = {}  # configured ones in their order, then those that leave
         self._runs: dict[str, asyncio.Task[None]] = {}
         self._leaving: set[str] = set()
-        self._told: dict[str, tuple[str, bool]] = {}  # being replaced: new digest, whether the unit served
+        self._replacements = Replacements()
         self._wake = asyncio.Event()
         self._change = asyncio.Event()
         self._tasks = TaskSet("supervisor", on_failure)
@@ -200,31 +207,11 @@ class Supervisor:
                 waiter.cancel()
 
     def _replace_next(self) -> None:
-        """Bring outdated units to their new configuration: those that serve one by one, the others at once.
-
-        A unit that served and does not come back holds up the rest: a bad change takes one unit down, not all.
-        """
-        for name in tuple(self._told):
-            if name not in self._units or self._units[name].current:
-                del self._told[name]
-        outdated = [unit for unit in self._units.values() if unit.outdated and not self._is_told(unit)]
-        for unit in outdated:
-            if not unit.view.ready:
-                self._tell(unit)
-        if all(unit.view.settled for unit in self._units.values()):  # or the only one that serves would go first
-            outdated += [unit for unit in self._units.values() if unit.of_other_release and not self._is_told(unit)]
-        under_way = [name for name, (_, served) in self._told.items() if served and self._is_told(self._units[name])]
-        for unit in outdated:
-            if unit.view.ready and not under_way:
-                self._tell(unit)
-                return
-
-    def _is_told(self, unit: Unit) -> bool:
-        return self._told.get(unit.name, ("", False))[0] == unit.desired.digest
-
-    def _tell(self, unit: Unit) -> None:
-        self._told[unit.name] = (unit.desired.digest, unit.view.ready)
-        unit.post(What.RESTART, "new configuration")
+        """Bring outdated units to their new configuration."""
+        self._replacements.forget(unit.name for unit in self._units.values() if unit.current)
+        self._replacements.forget(name for name in self._replacements.names if name not in self._units)
+        for name in self._replacements.next(tuple(_standing(unit) for unit in self._units.values())):
+            self._units[name].post(What.RESTART, "new configuration")
 
     def _start_order(self) -> tuple[str, ...]:
         """Units in configuration order, but those that join another's IPC namespace behind that one."""

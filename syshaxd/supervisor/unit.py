@@ -5,33 +5,27 @@ from __future__ import annotations
 import asyncio
 import collections
 import contextlib
-import functools
 import sys
 import time
-from collections.abc import Awaitable, Coroutine, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Coroutine, Sequence
+from dataclasses import replace
 from typing import Any, Callable
-from urllib.parse import urlsplit
 
 from syshaxd import log as logging
-from syshaxd.backends.base import Backend, LaunchSpec, Running
 from syshaxd.backends.container_spec import EngineKind, command_line
-from syshaxd.config.types import RestartConfig, UnitConfig
+from syshaxd.config.types import RestartConfig
 from syshaxd.errors import BackendError, DeadlineError, UnitError
-from syshaxd.model.abilities import Abilities
 from syshaxd.model.snapshot import InFlight
-from syshaxd.model.unit import BackendKind, Failure, Granted, UnitKind, UnitState, UnitView
-from syshaxd.monitor import PageReader
+from syshaxd.model.unit import Failure, UnitState, UnitView
 from syshaxd.tasks import TaskSet, cancelled, within
-from syshaxd.unitclient import Target, UnitClient
-from syshaxd.units import KINDS
+from syshaxd.units import served_name
 
-from . import files, recipes, vllm_recipe
-from .binding.granted import shortfalls
-from .container_spec import CONTAINERS, donor_of
-from .flood import RATE, LineBudget
+from . import recipes
+from .binding.shortfalls import shortfalls
 from .life import Act, Event, Life, What, step
-from .probe import Activity, Deadline, Probe, WrongModel, await_answer
+from .log_budget import RATE, LineBudget
+from .probe import Activity, Deadline, WrongModel, await_answer
+from .start import Desired, Start, Tools, backend_of, begin, surroundings
 from .transitions import tell_transition
 from .vitals import Pulse, Vitals, pulse
 
@@ -44,55 +38,6 @@ _COMING = (UnitState.STARTING, UnitState.WARMING)
 MAX_EVENTS = 256
 KILL_TIMEOUT = 10.0
 DYING = 0.2  # a process that dies closes its connections before it is gone; its own end says more than their loss
-_NO_PACKAGES = (
-    "its container gets our Python packages from the folder that has syshax_kernels, and no folder of PYTHONPATH or "
-    "sys.path has it; reinstall sysHAX"
-)
-
-
-@dataclass(frozen=True)
-class Desired:
-    """What the configuration wants of one unit. Replaced whole."""
-
-    config: UnitConfig
-    around: recipes.Surroundings
-    state_dir: str
-    drain_timeout: float
-    stall_timeout: float
-    idle_start: float = 120.0  # seconds without a sign of work before a start is given up
-
-    @functools.cached_property  # asked for at every look of the supervisor, a millisecond each
-    def digest(self) -> str:
-        """Changes when the unit has to be replaced."""
-        return recipes.digest(self.config, self.around)
-
-
-@dataclass(frozen=True)
-class Tools:
-    """What all units share."""
-
-    backends: Mapping[BackendKind, Backend]
-    client: UnitClient
-    in_flight: Callable[[], Sequence[InFlight]]
-    changed: Callable[[], None]  # a view changed
-    environ: Mapping[str, str]
-    donor: Callable[[str], Awaitable[str]]  # container of a unit whose IPC namespace is joined, once it runs
-    clock: Callable[[], float] = time.monotonic
-
-
-@dataclass
-class Start:
-    """One start of the unit and what hangs on it."""
-
-    spec: LaunchSpec
-    running: Running
-    probe: Probe
-    pool_file: str
-    page: PageReader | None
-    began: float
-    contract: str = ""  # that its packages speak
-    abilities: Abilities = Abilities()
-    granted: Granted | None = None
 
 
 class Unit:
@@ -101,7 +46,6 @@ class Unit:
     def __init__(self, desired: Desired, tools: Tools, on_failure: Callable[[str, BaseException], None]) -> None:
         self.name = desired.config.name
         self.desired = desired
-        self.api_key = ""
         self.lines: collections.deque[str] = collections.deque(maxlen=KEPT_LINES)
         self._line_count = 0
         self._budget = LineBudget()
@@ -141,6 +85,11 @@ class Unit:
             self._suspected.set()
 
     @property
+    def api_key(self) -> str:
+        """The secret of the running one; "" where it has none."""
+        return self._start.api_key if self._start else ""
+
+    @property
     def wanted(self) -> bool:
         """Whether it should run."""
         return self._life.wanted
@@ -153,7 +102,7 @@ class Unit:
     @property
     def of_other_release(self) -> bool:
         """Whether it was adopted and speaks another contract: it serves until it is its turn to be replaced."""
-        return self._life.wanted and self._start is not None and self._start.contract != self._start.spec.contract
+        return self._life.wanted and self._start is not None and self._start.of_other_release
 
     @property
     def current(self) -> bool:
@@ -164,7 +113,8 @@ class Unit:
     def command(self) -> Sequence[str]:
         """The command line of its start: the last one, or the one to come."""
         config = self.desired.config
-        spec = self._start.spec if self._start else recipes.launch_spec(config, self._surroundings(self.desired))
+        around = surroundings(self.desired, self._tools.environ)
+        spec = self._start.spec if self._start else recipes.launch_spec(config, around)
         if spec.container is not None:
             return command_line(spec.container, EngineKind(config.backend.value))
         return spec.argv
@@ -172,9 +122,7 @@ class Unit:
     @property
     def donor(self) -> str:
         """The container whose IPC namespace the running one has joined."""
-        container = self._start.spec.container if self._start else None
-        ipc = container.ipc if container else ""
-        return ipc[len("container:") :] if ipc.startswith("container:") else ""
+        return self._start.donor if self._start else ""
 
     async def run(self) -> None:
         """The unit's task. When it is cancelled, the unit is killed."""
@@ -220,7 +168,7 @@ class Unit:
     def _restart_policy(self) -> RestartConfig:
         """Nobody but its owner can bring an external unit back, so we never stop looking for it."""
         config = self.desired.config
-        return replace(config.restart, limit=sys.maxsize) if _is_external(config) else config.restart
+        return config.restart if config.backend.starts else replace(config.restart, limit=sys.maxsize)
 
     def _activities(self, act: Act, life: Life) -> Coroutine[Any, Any, None]:
         if act is Act.AWAIT_RETRY:
@@ -237,7 +185,7 @@ class Unit:
 
     async def _launch(self, epoch: int) -> None:
         try:
-            start = self._start = await self._begin()
+            start = self._start = await begin(self._launched, self._tools, self._on_line)
         except BackendError as err:
             return self._put(Event(What.EXITED, str(err), epoch, passing=err.passing))
         self._tasks.start("exit", self._await_exit(start, epoch))
@@ -246,67 +194,6 @@ class Unit:
         deadline = Deadline(start.began, config.start_timeout, self.desired.idle_start)
         late = await await_answer(start.probe, deadline, self._signs, self._tools.clock)
         self._report(What.BROKEN if late else What.ANSWERS, epoch, late or "")
-
-    async def _begin(self) -> Start:
-        config, around = self._launched.config, self._surroundings(self._launched)
-        secret = config.api_key_file
-        if not secret and not _is_external(config):
-            secret = str(files.ensure_secret(self.desired.state_dir, self.name))
-        self.api_key = files.read_secret(secret)
-        port = config.port or (0 if _is_external(config) else files.free_port(config.host))
-        around = replace(around, port=port, secret_file=secret, environ=self._tools.environ, api_key=self.api_key)
-        if recipes.uses_nixl(config, around) and not _is_external(config):
-            side_channel = config.side_channel_port or files.free_port(around.side_channel_host)
-            around = replace(around, side_channel_port=side_channel)
-        if config.backend in CONTAINERS:
-            around = await self._for_container(config, around)
-        if config.kind is UnitKind.VLLM:
-            for note in vllm_recipe.notes(config):  # old flags of the user's that were said anew
-                log.warning(note, unit=self.name)
-        pool_file = recipes.pool_file(config, around)
-        spec = recipes.launch_spec(config, around)
-        backend = self._backend()
-        adopted = await backend.adopt(spec, self._on_line) if backend.capabilities.survives_daemon else None
-        if adopted is not None:
-            around = replace(around, port=urlsplit(adopted.url).port or port)
-            running, spec = adopted.running, replace(recipes.launch_spec(config, around), url=adopted.url)
-            contract = adopted.contract
-        else:
-            if pool_file:
-                files.make_outbox(pool_file)
-            running, contract = await backend.start(spec, self._on_line), spec.contract
-        model = recipes.served_name(config, around.model_name)
-        probe = Probe(self._tools.client, Target(self.name, spec.url, self.api_key), model)
-        page = PageReader(pool_file) if pool_file else None
-        abilities = KINDS[config.kind.value].abilities
-        return Start(spec, running, probe, pool_file, page, self._tools.clock(), contract, abilities)
-
-    def _surroundings(self, desired: Desired) -> recipes.Surroundings:
-        """With what can be said before a start."""
-        config, around = desired.config, desired.around
-        if config.backend not in CONTAINERS and config.kind is not UnitKind.VLLM:
-            return around
-        return replace(
-            around,
-            plugin_dir=files.plugin_dir(self._tools.environ, sys.path),
-            pool_group=files.group_of(around.pool_dir) if config.backend in CONTAINERS else "",
-        )
-
-    async def _for_container(self, config: UnitConfig, around: recipes.Surroundings) -> recipes.Surroundings:
-        """What only a container needs: the pool folder and its group, our packages, the container it joins."""
-        if not around.plugin_dir and not config.command:
-            raise BackendError(f"unit {self.name}: {_NO_PACKAGES}")
-        if recipes.pool_file(config, around):
-            files.make_pool_folder(around.pool_dir)
-        donor = await self._tools.donor(donor_of(config)) if donor_of(config) else ""
-        return replace(around, pool_group=files.group_of(around.pool_dir), donor=donor)
-
-    def _backend(self) -> Backend:
-        kind = self._launched.config.backend
-        backend = self._tools.backends.get(kind)
-        if backend is None:
-            raise BackendError(f"unit {self.name}: backend {kind.value} is not available here")
-        return backend
 
     async def _await_exit(self, start: Start, epoch: int) -> None:
         ended = await start.running.wait()
@@ -317,11 +204,12 @@ class Unit:
         left = Deadline(start.began, config.start_timeout, config.start_timeout).left(self._tools.clock())
         try:
             card = await start.probe.card(config.health.timeout)
-            error = await start.probe.warm_up_error(config.kind, max(left, config.health.canary_timeout))
+            left = max(left, config.health.canary_timeout)
+            error = await start.probe.warm_up_error(self._launched.kind.warm_ups, left)
         except (WrongModel, UnitError) as err:
             return self._report(What.BROKEN, epoch, str(err))
         start.granted = card.granted
-        start.abilities = replace(KINDS[config.kind.value].abilities, max_context=card.max_model_len)
+        start.abilities = replace(self._launched.kind.abilities, max_context=card.max_model_len)
         for words in shortfalls(self._launched.around.binding, card.granted):
             log.warning("the unit is not bound as planned", unit=self.name, reason=words)
         self._report(What.BROKEN if error else What.WARM, epoch, error or "")
@@ -410,7 +298,7 @@ class Unit:
         if self._life.state in _COMING and now - self._line_told > TELL_LINE:
             self._line_told = now
             self._publish()
-        if not self._backend().capabilities.keeps_log:
+        if not backend_of(self._launched.config, self._tools).capabilities.keeps_log:
             self._log_line(line, self._budget.take(now))
 
     def _log_line(self, line: str, missed: int | None) -> None:
@@ -433,10 +321,7 @@ class Unit:
     def _bury(self) -> None:
         """The process is gone: nobody shall find its outbox."""
         if self._start is not None:
-            if self._start.page is not None:
-                self._start.page.close()
-            if self._start.pool_file:
-                files.remove_outbox(self._start.pool_file)
+            self._start.bury()
         self._start = None
 
     def _publish(self) -> None:
@@ -458,13 +343,13 @@ class Unit:
             state=life.state,
             url=start.spec.url if start else "",
             epoch=life.epoch,
-            model=start.probe.model if start else recipes.served_name(config, self._launched.around.model_name),
+            model=start.probe.model if start else served_name(config, self._launched.around.model_name),
             max_num_seqs=config.max_num_seqs,
             max_step_tokens=config.max_num_batched_tokens,
             granted=start.granted if start else None,
-            abilities=start.abilities if start else KINDS[config.kind.value].abilities,
+            abilities=start.abilities if start else self._launched.kind.abilities,
             pool_file=start.pool_file if start else "",
-            nixl=recipes.uses_nixl(config, self._launched.around),
+            nixl=self._launched.kind.uses_nixl(self._launched.around),
             pid=start.running.pid if start else None,
             container=start.running.container if start else "",
             since=life.since,
@@ -480,7 +365,3 @@ class Unit:
         """Evidence of a failed unit; what one on its way up does."""
         shown = {UnitState.FAILED: SHOWN_LINES, UnitState.STARTING: 1, UnitState.WARMING: 1}.get(self._life.state, 0)
         return tuple(self.lines)[-shown:] if shown else ()
-
-
-def _is_external(config: UnitConfig) -> bool:
-    return config.backend is BackendKind.EXTERNAL

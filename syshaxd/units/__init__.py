@@ -5,11 +5,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from .base import Kind
+from .base import Kind, Surroundings, python, served_name
 from .openai import OPENAI
 from .sysinfer import SYSINFER
 from .vllm import VLLM
 
-__all__ = ["KINDS", "OPENAI", "SYSINFER", "VLLM", "Kind"]
+__all__ = ["KINDS", "OPENAI", "SYSINFER", "VLLM", "Kind", "Surroundings", "python", "served_name"]
 
 KINDS: Mapping[str, Kind] = {kind.name: kind for kind in (SYSINFER, VLLM, OPENAI)}

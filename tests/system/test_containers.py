@@ -21,12 +21,13 @@ from syshaxd.backends.container import ContainerBackend
 from syshaxd.backends.container_spec import ContainerSpec, EngineKind, Mount, Publish
 from syshaxd.config.types import Config, ContainerConfig, UnitConfig
 from syshaxd.errors import BackendError
-from syshaxd.model.unit import BackendKind, Role, UnitKind
-from syshaxd.supervisor.binding.asks import binding_plan
-from syshaxd.supervisor.binding.granted import Allowed, allowed
+from syshaxd.model.unit import BackendKind, Role
 from syshaxd.supervisor.binding.host import read_host
-from syshaxd.supervisor.recipes import Surroundings, launch_spec
+from syshaxd.supervisor.binding.planning import binding_plan
+from syshaxd.supervisor.binding.shortfalls import Allowed, allowed
+from syshaxd.supervisor.recipes import launch_spec
 from syshaxd.topology import format_cpu_list
+from syshaxd.units import Surroundings
 from testbed.container_engines import IMAGE, RealEngine
 
 SLEEPER = "echo up; exec sleep 600"
@@ -165,8 +166,8 @@ print(json.dumps({
 """
 
 
-@pytest.mark.parametrize("kind", [UnitKind.VLLM, UnitKind.SYSINFER])
-async def test_a_planned_binding_is_in_force_inside(bench: Bench, kind: UnitKind) -> None:
+@pytest.mark.parametrize("kind", ["vllm", "sysinfer"])
+async def test_a_planned_binding_is_in_force_inside(bench: Bench, kind: str) -> None:
     """From the configuration through the plan to the engine: its own words, the kernel's, and the unit's."""
     host = read_host()
     cpu = str(max(host.usable))
@@ -190,7 +191,7 @@ async def test_a_planned_binding_is_in_force_inside(bench: Bench, kind: UnitKind
     assert (inside["cpus"], inside["mems"]) == (cpu, nodes)
     assert (inside["set_mempolicy"], inside["policy"]) == (0, "bind:0"), "the capability is enough"
     expected = {"OMP_NUM_THREADS": "1", "GOMP_CPU_AFFINITY": cpu, "CUSTOM_CPU_AFFINITY": cpu}
-    if kind is UnitKind.VLLM:
+    if kind == "vllm":
         expected["VLLM_CPU_OMP_THREADS_BIND"] = cpu
         expected.update(CPU_VISIBLE_MEMORY_NODES=nodes, VLLM_CPU_NUM_OF_RESERVED_CPU="0")
     assert {name: value for name, value in inside["env"].items() if value is not None} == expected

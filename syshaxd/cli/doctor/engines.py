@@ -9,7 +9,6 @@ from syshaxd.backends.container_spec import EngineKind
 from syshaxd.backends.engineapi import EngineApi
 from syshaxd.config.types import Config, UnitConfig
 from syshaxd.errors import BackendError
-from syshaxd.supervisor.container_spec import CONTAINERS
 
 from .findings import Finding, error, good, warning
 
@@ -20,7 +19,7 @@ def engine_findings(config: Config) -> list[Finding]:
     """Sockets, versions, and images of all units in containers."""
     units: dict[str, list[UnitConfig]] = {}
     for unit in config.units:
-        if unit.backend in CONTAINERS:
+        if unit.backend.in_container:
             kind = EngineKind(unit.backend.value)
             units.setdefault(unit.container.socket or default_socket(kind), []).append(unit)
     return asyncio.run(_ask_all(units)) if units else []

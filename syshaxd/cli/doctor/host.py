@@ -10,7 +10,7 @@ from pathlib import Path
 
 from syshaxd.config.types import Config, UnitConfig
 from syshaxd.model.unit import BackendKind
-from syshaxd.supervisor.container_spec import ASCEND_BOARDS, CONTAINERS, ascend_board
+from syshaxd.units.accelerators import ACCELERATORS, ASCEND, NVIDIA
 
 from .findings import Finding, error, good, warning
 
@@ -27,18 +27,17 @@ def host_findings(config: Config, root: Path = Path("/")) -> Iterator[Finding]:
     yield from _huge_pages(root)
     yield from _pool(config, root)
     for unit in config.units:
-        if unit.backend is BackendKind.EXTERNAL:
+        if not unit.backend.starts:
             continue
         yield from _model(unit, root)
         yield from _port(unit)
-        if unit.accelerator == "nvidia":
-            yield from _nvidia(unit, root)
-        if unit.accelerator == "ascend":
-            yield from _ascend(unit, root)
+        look = _DEVICE_CHECKS.get(ACCELERATORS[unit.accelerator])
+        if look is not None:
+            yield from look(unit, root)
 
 
 def _cgroups(config: Config, root: Path) -> Iterator[Finding]:
-    if not any(unit.backend in CONTAINERS for unit in config.units):
+    if not any(unit.backend.in_container for unit in config.units):
         return
     unified = (root / "sys/fs/cgroup/cgroup.controllers").exists()
     names = (root / "sys/fs/cgroup/cgroup.controllers").read_text().split() if unified else []
@@ -81,7 +80,7 @@ def _pool(config: Config, root: Path) -> Iterator[Finding]:
         return
     usage = shutil.disk_usage(there)
     room = usage.free + sum(file.stat().st_size for file in folder.glob("*.pool"))  # ours are made anew
-    need = config.pd.pool_size * sum(unit.backend is not BackendKind.EXTERNAL for unit in config.units)
+    need = config.pd.pool_size * sum(unit.backend.starts for unit in config.units)
     said = f"{config.pd.pool_dir}: {usage.total / 2**30:.1f} GiB, {room / 2**30:.1f} free, {need / 2**30:.1f} needed"
     if need > usage.total:
         yield error("pool", said, "make pd.pool_size smaller, or: mount -o remount,size=SIZE /dev/shm")
@@ -103,7 +102,7 @@ def _model(unit: UnitConfig, root: Path) -> Iterator[Finding]:
     elif path.is_dir() and not (path / "config.json").exists():
         advice = "give the folder of a Hugging Face model, or a GGUF file"
         yield error(subject, f"{unit.model_path} has no config.json", advice)
-    elif path.is_dir() and any(item.is_symlink() for item in path.iterdir()) and unit.backend in CONTAINERS:
+    elif path.is_dir() and any(item.is_symlink() for item in path.iterdir()) and unit.backend.in_container:
         advice = "mount what they lead to as well (container.mounts), or copy the files"
         yield warning(subject, f"{unit.model_path} holds symbolic links", advice)
     else:
@@ -150,12 +149,13 @@ def _nvidia(unit: UnitConfig, root: Path) -> Iterator[Finding]:
 
 
 def _ascend(unit: UnitConfig, root: Path) -> Iterator[Finding]:
-    board = ascend_board(unit)
-    ids = unit.device_ids or tuple(str(number) for number in range(unit.tensor_parallel_size))
-    devices = (*(f"/dev/davinci{number}" for number in ids), *ASCEND_BOARDS[board].devices)
-    for path in (*devices, *ASCEND_BOARDS[board].mounts):
+    board = ASCEND.board(unit)
+    for path in (*ASCEND.devices(unit), *ASCEND.mounts(unit)):
         if not (root / path.lstrip("/")).exists():
             advice = "install the Ascend driver and firmware; npu-smi info must list the chip"
             yield error(f"{unit.name}: ascend ({board})", f"no {path}", advice)
             return
     yield good(f"{unit.name}: ascend ({board})", "devices and driver files are there")
+
+
+_DEVICE_CHECKS = {NVIDIA: _nvidia, ASCEND: _ascend}

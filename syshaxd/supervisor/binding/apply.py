@@ -1,4 +1,4 @@
-"""A binding in the words of each kind of unit: environment variables, and the lines that people read."""
+"""The plan in words: lines that people read, JSON for programs."""
 
 from __future__ import annotations
 
@@ -10,27 +10,6 @@ from syshaxd.topology import format_cpu_list
 
 from .host import HostTree, describe
 from .plan import Binding, BindingPlan, memory_words
-
-
-def environment(binding: Binding) -> Mapping[str, str]:
-    """Names of the user's documents and of OpenMP; empty for a unit that is not bound."""
-    if not binding.cpus:
-        return {}
-    cpus = format_cpu_list(binding.cpus)
-    return {"OMP_NUM_THREADS": str(binding.threads), "GOMP_CPU_AFFINITY": cpus, "CUSTOM_CPU_AFFINITY": cpus}
-
-
-def vllm_environment(binding: Binding) -> Mapping[str, str]:
-    """vLLM's CPU variables: one list a rank, joined by `|`, nodes in rank order; we reserve cores, not vLLM."""
-    if not binding.cpus:
-        return {}
-    return {
-        **environment(binding),
-        "OMP_NUM_THREADS": str(len(binding.rank_cpus[0])),
-        "VLLM_CPU_OMP_THREADS_BIND": "|".join(format_cpu_list(part) for part in binding.rank_cpus),
-        "VLLM_CPU_NUM_OF_RESERVED_CPU": "0",
-        "CPU_VISIBLE_MEMORY_NODES": ",".join(str(node) for node in binding.memory_nodes),
-    }
 
 
 def lines(plan: BindingPlan, host: HostTree) -> Sequence[str]:

@@ -10,9 +10,10 @@ from pathlib import Path
 
 from syshaxd.errors import ConfigError, Problem
 from syshaxd.topology import SYSFS, format_cpu_list, parse_cpu_list
+from syshaxd.units.accelerators import ACCELERATORS
 
 STATUS = Path("/proc/self/status")
-VENDORS = {"0x10de": "nvidia", "0x19e5": "ascend"}  # PCI ids of the accelerators that units can use
+VENDORS = {one.pci_vendor: name for name, one in ACCELERATORS.items() if one.pci_vendor}
 _DEVICE_CLASSES = ("0x03", "0x12")  # display and processing accelerators
 
 

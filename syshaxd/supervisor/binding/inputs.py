@@ -10,12 +10,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from syshaxd.config.types import UnitConfig
-from syshaxd.model.unit import UnitKind
 from syshaxd.topology import add_range, format_cpu_list, parse_cpu_list
+from syshaxd.units import KINDS
+from syshaxd.units.base import CPU_LISTS, THREADS
 
-LISTS = ("CUSTOM_CPU_AFFINITY", "GOMP_CPU_AFFINITY")
-THREADS = "OMP_NUM_THREADS"
-RANKS = "VLLM_CPU_OMP_THREADS_BIND"
 _PART = re.compile(r"(\d{1,9})(?:-(\d{1,9})(?::(\d{1,9}))?)?", re.ASCII)
 
 
@@ -31,21 +29,22 @@ class Inputs:
 
 def _decided(unit: UnitConfig, bound: bool) -> frozenset[str]:
     """Variables of `env` that the binding takes over: what they say is in the plan, and comes back from there."""
-    if unit.accelerator != "none":
+    if not unit.on_cpus:
         return frozenset()
     if not bound:  # `auto` would bind it after all, or is not known to its libraries
-        return frozenset(name for name in LISTS if unit.env.get(name, "").strip() == "auto")
-    return frozenset((*LISTS, THREADS, RANKS) if unit.kind is UnitKind.VLLM else (*LISTS, THREADS))
+        return frozenset(name for name in CPU_LISTS if unit.env.get(name, "").strip() == "auto")
+    ranks = KINDS[unit.kind].rank_variable
+    return frozenset((*CPU_LISTS, THREADS, *([ranks] if ranks else [])))
 
 
 def affinity_none(unit: UnitConfig) -> bool:
     """Whether the unit is not to be bound."""
-    return unit.cpu.affinity == "none" or (unit.kind is UnitKind.VLLM and unit.env.get(RANKS) == "nobind")
+    return unit.cpu.affinity == "none" or unit.env.get(KINDS[unit.kind].rank_variable) == "nobind"
 
 
 def read_inputs(unit: UnitConfig) -> Inputs:
     """The unit's wishes. Variables count on CPU units only: an accelerator unit's threads are its own affair."""
-    if unit.accelerator != "none":
+    if not unit.on_cpus:
         return Inputs(unit.cpu.affinity, unit.cpu.threads)
     problems: list[str] = []
     ranks = _ranks(unit, problems)
@@ -87,16 +86,16 @@ def _said(
     unit: UnitConfig, ranks: tuple[frozenset[int], ...], problems: list[str]
 ) -> Iterator[tuple[str, frozenset[int] | None]]:
     """Variables that name CPUs; `auto` says nothing."""
-    for name in LISTS:
+    for name in CPU_LISTS:
         text = unit.env.get(name, "").strip()
         if not text or text == "auto":
             continue
         try:
             yield name, parse_affinity(text)
         except ValueError as err:
-            problems.append(f"unit {unit.name}: env.{name} is {text!r}: {err}{', or auto' * (name == LISTS[0])}")
+            problems.append(f"unit {unit.name}: env.{name} is {text!r}: {err}{', or auto' * (name == CPU_LISTS[0])}")
     if ranks:
-        yield RANKS, frozenset().union(*ranks)
+        yield KINDS[unit.kind].rank_variable, frozenset().union(*ranks)
 
 
 def _named(affinity: str) -> frozenset[int] | None:
@@ -113,8 +112,9 @@ def _words(cpus: frozenset[int] | None) -> str:
 
 def _ranks(unit: UnitConfig, problems: list[str]) -> tuple[frozenset[int], ...]:
     """vLLM's list of a rank each, joined by |."""
-    text = unit.env.get(RANKS, "").strip()
-    if unit.kind is not UnitKind.VLLM or text in ("", "auto", "nobind"):
+    variable = KINDS[unit.kind].rank_variable
+    text = unit.env.get(variable, "").strip()
+    if text in ("", "auto", "nobind"):
         return ()
     try:
         parts = tuple(parse_affinity(part) for part in text.split("|"))
@@ -124,25 +124,23 @@ def _ranks(unit: UnitConfig, problems: list[str]) -> tuple[frozenset[int], ...]:
                 raise ValueError(f"two ranks share CPUs {format_cpu_list(both & part)}")
             both |= part
     except ValueError as err:
-        problems.append(f"unit {unit.name}: env.{RANKS} is {text!r}: {err}")
+        problems.append(f"unit {unit.name}: env.{variable} is {text!r}: {err}")
         return ()
     if len(parts) != unit.tensor_parallel_size:
         count = f"{len(parts)} lists for tensor_parallel_size {unit.tensor_parallel_size}"
-        problems.append(f"unit {unit.name}: env.{RANKS} has {count}; give each rank one")
+        problems.append(f"unit {unit.name}: env.{variable} has {count}; give each rank one")
         return ()
     return parts
 
 
 def _threads(unit: UnitConfig, problems: list[str]) -> int | None:
     """cpu.threads, or OMP_NUM_THREADS, which counts the threads of one rank."""
-    text, each = unit.env.get(THREADS, "").strip(), 1
+    text, each = unit.env.get(THREADS, "").strip(), KINDS[unit.kind].ranks(unit)
     if not text:
         return unit.cpu.threads
     if not (text.isascii() and text.isdecimal() and 0 < int(text) < 1 << 16):
         problems.append(f"unit {unit.name}: env.{THREADS} is {text!r}, expected a whole number from 1")
         return unit.cpu.threads
-    if unit.kind is UnitKind.VLLM:
-        each = unit.tensor_parallel_size
     threads = int(text) * each
     if unit.cpu.threads not in (None, threads):
         ranks = f" for each of {each} ranks" if each > 1 else ""

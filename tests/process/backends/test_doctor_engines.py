@@ -12,7 +12,7 @@ import pytest
 from syshaxd.cli.doctor.engines import engine_findings
 from syshaxd.cli.doctor.findings import Finding, Level
 from syshaxd.config.types import Config, ContainerConfig, UnitConfig
-from syshaxd.model.unit import BackendKind, Role, UnitKind
+from syshaxd.model.unit import BackendKind, Role
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -33,7 +33,7 @@ async def findings(socket: Path, unit: UnitConfig, *faults: str) -> list[Finding
 
 def unit(socket: Path, image: str = "here:1", pull: str = "missing") -> UnitConfig:
     section = ContainerConfig(image=image, socket=str(socket), pull=pull)
-    return UnitConfig("cpu", Role.CPU, UnitKind.VLLM, BackendKind.DOCKER, container=section)
+    return UnitConfig("cpu", Role.CPU, "vllm", BackendKind.DOCKER, container=section)
 
 
 async def test_an_engine_that_answers_and_an_image_that_is_here(tmp_path: Path) -> None:

@@ -17,8 +17,8 @@ from syshaxd.backends.container_spec import EngineKind
 from syshaxd.config.types import Config, ContainerConfig, CpuConfig, HealthConfig, PdConfig, UnitConfig
 from syshaxd.model.unit import BackendKind, Role, UnitView
 from syshaxd.supervisor import Supervisor, desired_units
-from syshaxd.supervisor.binding.asks import binding_plan
 from syshaxd.supervisor.binding.host import read_host
+from syshaxd.supervisor.binding.planning import binding_plan
 from syshaxd.supervisor.recipes import CONTRACT
 from syshaxd.unitclient import UnitClient
 

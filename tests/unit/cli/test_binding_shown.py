@@ -14,11 +14,11 @@ from syshaxd.cli.doctor.command import binding_findings
 from syshaxd.cli.doctor.findings import Level
 from syshaxd.cli.status import lines
 from syshaxd.config import load
-from syshaxd.model.unit import BackendKind, Granted, Role, UnitKind, UnitState, UnitView
+from syshaxd.model.unit import BackendKind, Granted, Role, UnitState, UnitView
 from syshaxd.supervisor.binding.apply import plan_json
-from syshaxd.supervisor.binding.asks import plan_units
-from syshaxd.supervisor.binding.granted import Allowed, allowed, binding_json, shortfalls
 from syshaxd.supervisor.binding.host import read_host
+from syshaxd.supervisor.binding.planning import plan_units
+from syshaxd.supervisor.binding.shortfalls import Allowed, allowed, binding_json, shortfalls
 
 GIB = 1 << 30
 NODES = ("0-39", "40-79", "80-119", "120-159")
@@ -122,7 +122,7 @@ def test_status_shows_plan_and_shortfalls(tmp_path: Path, kunpeng: Path, model: 
     proc.mkdir(parents=True)
     (proc / "status").write_text("Name:\tx\nCpus_allowed_list:\t0-159\nMems_allowed_list:\t0-3\n")
     view = UnitView(
-        "cpu", Role.CPU, UnitKind.SYSINFER, BackendKind.PROCESS, UnitState.READY, "", pid=77,
+        "cpu", Role.CPU, "sysinfer", BackendKind.PROCESS, UnitState.READY, "", pid=77,
         granted=Granted(160, 158, 4, 3, "neon"),
     )  # fmt: skip
     unit = binding_json(view, planned.units[0], host, tmp_path / "proc")

@@ -14,11 +14,11 @@ from syshaxd.cli.doctor.command import lines
 from syshaxd.cli.doctor.findings import Finding, Level
 from syshaxd.cli.doctor.host import TOOLKIT, host_findings
 from syshaxd.config.types import Config, ContainerConfig, PdConfig, UnitConfig
-from syshaxd.model.unit import BackendKind, Role, UnitKind
-from syshaxd.supervisor.container_spec import ASCEND_BOARDS
+from syshaxd.model.unit import BackendKind, Role
+from syshaxd.units.accelerators import ASCEND
 
 GPU = UnitConfig(
-    "gpu", Role.ACCELERATOR, UnitKind.VLLM, BackendKind.PODMAN, accelerator="nvidia", device_ids=("0",),
+    "gpu", Role.ACCELERATOR, "vllm", BackendKind.PODMAN, accelerator="nvidia", device_ids=("0",),
     model_path="/models/m", container=ContainerConfig(image="x:1"),
 )  # fmt: skip
 NPU = replace(GPU, name="npu", accelerator="ascend")
@@ -67,14 +67,14 @@ def test_a_host_with_a_gpu(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("missing", ["/dev/davinci_manager", "/dev/davinci0", "/usr/bin/hccn_tool"])
 def test_each_part_of_an_ascend_board(tmp_path: Path, missing: str) -> None:
-    board = ASCEND_BOARDS["a2"]
+    board = ASCEND.boards["a2"]
     names = [name for name in ("/dev/davinci0", *board.devices, *board.mounts) if name != missing]
     found = _by_subject(_host(tmp_path, *names), NPU)["npu: ascend (a2)"]
     assert found.level is Level.ERROR and found.found == f"no {missing}"
 
 
 def test_a_whole_ascend_board(tmp_path: Path) -> None:
-    board = ASCEND_BOARDS["a2"]
+    board = ASCEND.boards["a2"]
     host = _host(tmp_path, "/dev/davinci0", *board.devices, *board.mounts)
     assert _by_subject(host, NPU)["npu: ascend (a2)"].level is Level.OK
 

@@ -17,7 +17,7 @@ from syshaxd.config.embedded import remove_private_pool
 from syshaxd.config.emit import emit, with_defaults
 from syshaxd.config.types import Config
 from syshaxd.errors import ConfigError
-from syshaxd.model.unit import BackendKind, Role, UnitKind
+from syshaxd.model.unit import BackendKind, Role
 
 from .mistakes import GOOD, MISTAKES, complaints
 from .strategies import configurations
@@ -120,7 +120,7 @@ def test_what_a_unit_leaves_out_is_inferred() -> None:
     assert (gpu.role, gpu.model_path, gpu.served_name) == (Role.ACCELERATOR, "/m", "ds")
     assert (cpu.role, cpu.model_path, cpu.served_name) == (Role.CPU, "/own", "other")
     assert (far.url, far.model_path, far.kind, far.backend) == (
-        "http://[::1]:9000", "", UnitKind.OPENAI, BackendKind.EXTERNAL,
+        "http://[::1]:9000", "", "openai", BackendKind.EXTERNAL,
     )  # fmt: skip
 
 

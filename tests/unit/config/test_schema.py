@@ -15,11 +15,11 @@ from syshaxd.config.diff import Reload
 from syshaxd.config.reference import help_lines, markdown
 from syshaxd.config.schema import ANY_NAME, Leaf, allowed, leaves, schema
 from syshaxd.config.types import Config, SloConfig, UnitConfig
-from syshaxd.model.unit import BackendKind, Role, UnitKind
+from syshaxd.model.unit import BackendKind, Role
 
 DOCS = Path(__file__).resolve().parents[3] / "docs" / "config.md"
 UNIT = UnitConfig("gpu", Role.ACCELERATOR)
-ENUMS = {"role": Role, "kind": UnitKind, "backend": BackendKind}
+ENUMS = {"role": Role, "backend": BackendKind}
 ATTRIBUTES: dict[tuple[Any, ...], str] = {("models", "default"): "model_name", ("models", "path"): "model_path"}
 
 
@@ -80,6 +80,7 @@ def test_every_field_has_a_key() -> None:
 def test_enumerations_are_those_of_the_model(name: str) -> None:
     unit = schema()["properties"]["units"]["additionalProperties"]["properties"]
     assert unit[name]["enum"] == [member.value for member in ENUMS[name]]
+    assert unit["kind"]["enum"] == ["sysinfer", "vllm", "openai"]
 
 
 def test_schema_is_a_good_schema() -> None:

@@ -15,10 +15,10 @@ from syshax_contract.model_files import ModelFacts, Part, gguf_facts, read_model
 from syshax_contract.model_memory import HELD_AS, held_bytes, held_type
 from syshax_contract.sysinfer_command import BLOCK_SIZES, KV_DTYPES, WEIGHTS
 from syshaxd.config.types import UnitConfig
-from syshaxd.model.unit import Role, UnitKind
-from syshaxd.supervisor.binding.memory import unit_memory
+from syshaxd.model.unit import Role
 from syshaxd.supervisor.binding.plan import Binding
-from syshaxd.supervisor.recipes import Surroundings, launch_spec
+from syshaxd.supervisor.recipes import launch_spec
+from syshaxd.units import SYSINFER, Surroundings
 from sysinfer.env import read_environment
 from sysinfer.gguf import GgufFile
 from sysinfer.loading import plan_sizes
@@ -60,11 +60,11 @@ def test_the_plan_is_what_the_engine_does(
     """From one configuration: the daemon's plan, and the engine's sizes from the command line it is started with."""
     extra = [word for name, value in options for word in _words(name, value)]
     extra += ["--no-prefix-cache"] * last
-    unit = UnitConfig("cpu", Role.CPU, UnitKind.SYSINFER, model_path="/m.gguf", extra_args=tuple(extra), **section)
+    unit = UnitConfig("cpu", Role.CPU, "sysinfer", model_path="/m.gguf", extra_args=tuple(extra), **section)
     spec = launch_spec(unit, Surroundings("m", "/p", 0, Binding("cpu"), port=1, secret_file=__file__))
     started = parse_options(spec.argv[spec.argv.index("serve") :], read_environment(spec.env))
     sizes = plan_sizes(started, LLAMA, memory or 1)
-    planned = unit_memory(unit, LLAMA, 0, memory or 1)
+    planned = SYSINFER.memory(unit, LLAMA, 0, memory or 1)
     vector = HEAD * ELEMENT[sizes.kv_dtype] + (4 if sizes.kv_dtype == "q8_0" else 0)
     assert planned.kv == sizes.kv_blocks * sizes.block_size * 2 * LAYERS * HEADS * vector
     assert planned.weights == sum(held_bytes(part, HELD_AS.get(started.sizing.weights)) for part in PARTS)
@@ -82,8 +82,8 @@ def test_both_read_the_same_of_a_file() -> None:
 @pytest.mark.parametrize("memory, kv", [(0, 16 * GIB), (100 * GIB, 16 * GIB), (47 * GIB, 8 * GIB), (1, 1 << 22)])
 def test_the_kv_cache_takes_a_quarter_of_what_the_weights_leave(memory: int, kv: int) -> None:
     """16 sequences of 8192 tokens need 16 GiB; the weights take 15 GiB. Memory 0: not known."""
-    unit = UnitConfig("cpu", Role.CPU, UnitKind.SYSINFER, model_path="/m.gguf")
-    assert unit_memory(unit, replace(LLAMA, parts=(Part(15 * GIB // 2, 1),)), 0, memory).kv == kv
+    unit = UnitConfig("cpu", Role.CPU, "sysinfer", model_path="/m.gguf")
+    assert SYSINFER.memory(unit, replace(LLAMA, parts=(Part(15 * GIB // 2, 1),)), 0, memory).kv == kv
 
 
 @pytest.mark.parametrize("source", sorted(TENSOR_TYPES))

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 
 from syshaxd.engine.calibration import CalibrationError, Calibrations, calibration_path, parse_calibration
-from syshaxd.model.unit import BackendKind, Role, UnitKind, UnitState, UnitView
+from syshaxd.model.unit import BackendKind, Role, UnitState, UnitView
 from syshaxd.scheduler import StepSample
 
 GOOD = {"format": 1, "samples": [{"decoding": 1, "prefill_tokens": 0, "kv_tokens": 100, "seconds": 0.01}]}
-VIEW = UnitView("gpu", Role.ACCELERATOR, UnitKind.VLLM, BackendKind.PROCESS, UnitState.READY, "u", digest="abc")
+VIEW = UnitView("gpu", Role.ACCELERATOR, "vllm", BackendKind.PROCESS, UnitState.READY, "u", digest="abc")
 BAD = [
     "", "[]", "{}", "null", '{"format": 2, "samples": []}', '{"format": 1, "samples": []}', "[" * 100_000,
     '{"format": 1, "samples": [{"decoding": -1, "prefill_tokens": 0, "kv_tokens": 0, "seconds": 1}]}',

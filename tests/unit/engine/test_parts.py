@@ -17,22 +17,22 @@ from hypothesis import strategies as st
 
 from syshaxd.config.types import PdConfig
 from syshaxd.engine.cleanup import Cleanup
-from syshaxd.engine.gate import PdGuard, pairs_of
-from syshaxd.engine.listeners import inherited_sockets
-from syshaxd.engine.pulse import Patience, Watchdog
+from syshaxd.engine.inherited_sockets import inherited_sockets
+from syshaxd.engine.pd_guard import PdGuard, pairs_of
 from syshaxd.engine.reload import Reloader
 from syshaxd.engine.selfcheck import SelfCheck, Verdict, compare, judge, outbox_fault
+from syshaxd.engine.service_manager import Patience, Watchdog
 from syshaxd.engine.status import status_line, unit_json
 from syshaxd.errors import SysHaxError, UnitError, UnitErrorKind
 from syshaxd.model.snapshot import PdStatus, Snapshot, UnitLoad, UnitSnapshot
-from syshaxd.model.unit import BackendKind, Role, UnitKind, UnitState, UnitView
+from syshaxd.model.unit import BackendKind, Role, UnitState, UnitView
 from syshaxd.sdnotify import Notifier
 from syshaxd.unitclient import UnitClient
 
 
 def _view(name: str, state: UnitState = UnitState.READY, role: Role = Role.CPU, epoch: int = 1) -> UnitView:
     url, pool = "http://127.0.0.1:1", f"/p/{name}.pool"
-    return UnitView(name, role, UnitKind.SYSINFER, BackendKind.PROCESS, state, url, epoch, pool_file=pool)
+    return UnitView(name, role, "sysinfer", BackendKind.PROCESS, state, url, epoch, pool_file=pool)
 
 
 # ---- listeners

@@ -8,10 +8,10 @@ from pathlib import Path
 from prometheus_client.parser import text_string_to_metric_families
 
 from syshaxd.metrics import MetricsService
-from syshaxd.model.unit import BackendKind, Role, UnitKind, UnitState, UnitView
+from syshaxd.model.unit import BackendKind, Role, UnitState, UnitView
 
 DOCUMENT = Path(__file__).resolve().parents[3] / "docs/metrics.md"
-UNIT = UnitView("gpu", Role.ACCELERATOR, UnitKind.VLLM, BackendKind.EXTERNAL, UnitState.READY, "")
+UNIT = UnitView("gpu", Role.ACCELERATOR, "vllm", BackendKind.EXTERNAL, UnitState.READY, "")
 
 
 def shown(service: MetricsService) -> str:

@@ -15,7 +15,7 @@ from aiohttp import web
 from syshaxd.config.types import MonitorConfig
 from syshaxd.model.request import Endpoint, RequestInfo
 from syshaxd.model.snapshot import InFlight, PdStatus, UnitLoad
-from syshaxd.model.unit import BackendKind, Role, UnitKind, UnitState, UnitView
+from syshaxd.model.unit import BackendKind, Role, UnitState, UnitView
 from syshaxd.monitor import SystemMonitor
 from syshaxd.monitor.monitor import page_lags
 from syshaxd.monitor.statspage import OFFSET, Page, encode
@@ -32,7 +32,7 @@ class World:
         self.key = ""
         self.entries: list[InFlight] = []
         self.view = UnitView(
-            "cpu", Role.CPU, UnitKind.SYSINFER, BackendKind.PROCESS, UnitState.READY, "", 1, pool_file=str(self.pool)
+            "cpu", Role.CPU, "sysinfer", BackendKind.PROCESS, UnitState.READY, "", 1, pool_file=str(self.pool)
         )
 
     def views(self) -> tuple[UnitView, ...]:

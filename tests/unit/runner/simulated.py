@@ -11,7 +11,7 @@ from typing import Any
 from syshaxd.errors import UnitError, UnitErrorKind
 from syshaxd.model.request import Endpoint
 from syshaxd.model.snapshot import PdStatus, Snapshot, UnitSnapshot
-from syshaxd.model.unit import BackendKind, Role, UnitKind, UnitState, UnitView
+from syshaxd.model.unit import BackendKind, Role, UnitState, UnitView
 from syshaxd.runner import InFlightLedger
 from syshaxd.unitclient import Chunk, Deadlines, Target
 from syshaxd.units import SYSINFER
@@ -23,7 +23,7 @@ class SimulatedUnit:
 
     def __init__(self, name: str, role: Role) -> None:
         self.view = UnitView(
-            name, role, UnitKind.SYSINFER, BackendKind.PROCESS, UnitState.READY,
+            name, role, "sysinfer", BackendKind.PROCESS, UnitState.READY,
             f"http://{name}", 1, "m", f"/{name}", abilities=replace(SYSINFER.abilities, max_context=4096),
         )  # fmt: skip
         self.streams: list["SimulatedStream"] = []

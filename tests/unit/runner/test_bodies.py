@@ -10,14 +10,14 @@ import pytest
 from syshaxd.model.abilities import Abilities
 from syshaxd.model.plan import Reason
 from syshaxd.model.request import Endpoint, RequestInfo
-from syshaxd.model.unit import BackendKind, Role, UnitKind, UnitState, UnitView
+from syshaxd.model.unit import BackendKind, Role, UnitState, UnitView
 from syshaxd.runner import ClientRequest, handover_rules
 from syshaxd.runner.bodies import body_of, max_tokens_of, response_ids
 from syshaxd.runner.produced import Record
 from syshaxd.runner.steps import Step, Ticket
 from syshaxd.unitclient import Chunk
 
-UNIT = UnitView("gpu", Role.ACCELERATOR, UnitKind.VLLM, BackendKind.EXTERNAL, UnitState.READY, "", model="unit-name")
+UNIT = UnitView("gpu", Role.ACCELERATOR, "vllm", BackendKind.EXTERNAL, UnitState.READY, "", model="unit-name")
 WHY = Reason("r", "r")
 
 

@@ -10,7 +10,7 @@ from syshaxd.config.types import Config, SchedulerConfig, SloConfig
 from syshaxd.model.plan import Split, Whole
 from syshaxd.model.request import Endpoint, RequestInfo, Route, Tier
 from syshaxd.model.snapshot import InFlight, Snapshot, UnitLoad, UnitSnapshot
-from syshaxd.model.unit import BackendKind, Role, UnitKind, UnitState, UnitView
+from syshaxd.model.unit import BackendKind, Role, UnitState, UnitView
 from syshaxd.scheduler import Scheduler
 from syshaxd.scheduler.learning import Learner, step_sample
 from syshaxd.scheduler.policy import policy_of
@@ -22,7 +22,7 @@ CONFIG = Config(scheduler=SchedulerConfig(decider="predictive", slo={"default": 
 
 
 def unit(name: str, role: Role, load: UnitLoad) -> UnitSnapshot:
-    view = UnitView(name, role, UnitKind.SYSINFER, BackendKind.PROCESS, UnitState.READY, "u", 1, pool_file=name)
+    view = UnitView(name, role, "sysinfer", BackendKind.PROCESS, UnitState.READY, "u", 1, pool_file=name)
     return UnitSnapshot(view, load)
 
 

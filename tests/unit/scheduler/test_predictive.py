@@ -14,7 +14,7 @@ from syshaxd.config.types import Config, SchedulerConfig, SloConfig
 from syshaxd.model.plan import Queue, Refuse, Split, Whole
 from syshaxd.model.request import Endpoint, RequestInfo, Route, Tier
 from syshaxd.model.snapshot import InFlight, PdStatus, Snapshot, UnitLoad, UnitSnapshot
-from syshaxd.model.unit import BackendKind, Role, UnitKind, UnitState, UnitView
+from syshaxd.model.unit import BackendKind, Role, UnitState, UnitView
 from syshaxd.scheduler import Scheduler
 from syshaxd.scheduler.lengths import LengthLog, Lengths
 from syshaxd.scheduler.moving import choose_moves
@@ -40,7 +40,7 @@ KNOWLEDGE = Knowledge(models={"gpu": GPU, "cpu": CPU})
 
 
 def view(name: str, role: Role, state: UnitState = UnitState.READY) -> UnitView:
-    return UnitView(name, role, UnitKind.VLLM, BackendKind.EXTERNAL, state, "http://127.0.0.1:1", pool_file=name)
+    return UnitView(name, role, "vllm", BackendKind.EXTERNAL, state, "http://127.0.0.1:1", pool_file=name)
 
 
 def info(number: int = 0, prompt: int = 500, tier: Tier = Tier.DEFAULT, stays: str | None = None) -> RequestInfo:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from syshaxd.model.plan import Plan, Queue, Refuse, Split, Whole
 from syshaxd.model.request import Endpoint, RequestInfo, Route
 from syshaxd.model.snapshot import InFlight, PdStatus, Snapshot, UnitLoad, UnitSnapshot
-from syshaxd.model.unit import BackendKind, Role, UnitKind, UnitState, UnitView
+from syshaxd.model.unit import BackendKind, Role, UnitState, UnitView
 from syshaxd.scheduler import Policy, pressure
 from syshaxd.scheduler.threshold import decide
 
@@ -21,9 +21,7 @@ POLICY = Policy("m")
 
 def unit(name: str, state: UnitState = UnitState.READY, pool: bool = True, epoch: int = 1, **load: Any) -> UnitSnapshot:
     role = Role.ACCELERATOR if name.startswith("gpu") else Role.CPU
-    view = UnitView(
-        name, role, UnitKind.SYSINFER, BackendKind.PROCESS, state, "", epoch, "m", pool_file=name if pool else ""
-    )
+    view = UnitView(name, role, "sysinfer", BackendKind.PROCESS, state, "", epoch, "m", pool_file=name if pool else "")
     in_flight = load.pop("in_flight", 0)
     tokens = load.pop("in_flight_tokens", 0)
     return UnitSnapshot(view, UnitLoad(0.0, "page", **load) if load else None, in_flight, tokens)

@@ -12,10 +12,11 @@ import pytest
 
 from syshaxd.config.types import HealthConfig, UnitConfig
 from syshaxd.errors import BackendError
-from syshaxd.model.unit import BackendKind, Role, UnitKind
+from syshaxd.model.unit import BackendKind, Role
 from syshaxd.supervisor import files, recipes
 from syshaxd.supervisor.binding.plan import Binding
-from syshaxd.supervisor.recipes import Surroundings, digest, launch_spec, pool_file
+from syshaxd.supervisor.recipes import digest, launch_spec
+from syshaxd.units import OPENAI, SYSINFER, Surroundings
 
 ROOT = Path(__file__).resolve().parents[3]
 UNIT = UnitConfig(name="cpu", role=Role.CPU, model_path="/models/tiny.gguf", env={"OMP_NUM_THREADS": "4"})
@@ -60,7 +61,7 @@ def test_own_command_with_places_to_fill_in() -> None:
 
 
 def test_a_kind_without_a_recipe_says_what_to_do() -> None:
-    unit = replace(UNIT, kind=UnitKind.OPENAI)
+    unit = replace(UNIT, kind="openai")
     with pytest.raises(BackendError, match=r"no built-in way to start kind openai .*; give units\.cpu\.command"):
         launch_spec(unit, AROUND)
 
@@ -68,9 +69,9 @@ def test_a_kind_without_a_recipe_says_what_to_do() -> None:
 def test_external_and_other_servers_have_no_outbox() -> None:
     external = replace(UNIT, backend=BackendKind.EXTERNAL, url="http://other:8000/")
     assert launch_spec(external, AROUND).url == "http://other:8000"
-    assert pool_file(external, AROUND) == ""
-    assert pool_file(replace(UNIT, kind=UnitKind.OPENAI), AROUND) == ""
-    assert pool_file(UNIT, AROUND) == "/dev/shm/syshax/cpu.pool"
+    assert SYSINFER.pool_file(external, AROUND) == ""
+    assert OPENAI.pool_file(replace(UNIT, kind="openai"), AROUND) == ""
+    assert SYSINFER.pool_file(UNIT, AROUND) == "/dev/shm/syshax/cpu.pool"
 
 
 def test_identity_ignores_what_is_chosen_at_run_time() -> None:

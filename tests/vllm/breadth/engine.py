@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from syshax_kernels.pool import BF16, CHUNK_TOKENS, F32, Geometry, Inbox
-from syshaxd.supervisor.vllm_recipe import transfer_config
+from syshaxd.units.vllm import transfer_config
 
 PYTHON = Path(os.environ.get("VLLM_VENV", ".venv-vllm"), "bin/python").absolute()
 ROOT = Path(__file__).resolve().parents[3]

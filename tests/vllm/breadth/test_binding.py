@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from syshaxd.supervisor.binding.granted import allowed
+from syshaxd.supervisor.binding.shortfalls import allowed
 from syshaxd.topology import format_cpu_list, parse_cpu_list
 from testbed import daemon_real_units as house
 from testbed import twin_models as twins

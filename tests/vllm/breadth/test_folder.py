@@ -21,7 +21,7 @@ from typing import Any
 
 import pytest
 
-from syshaxd.supervisor.vllm_recipe import transfer_config
+from syshaxd.units.vllm import transfer_config
 from testbed import twin_models as twins
 from tests.vllm.breadth.engine import PYTHON, ROOT, START_S
 

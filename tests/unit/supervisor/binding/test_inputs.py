@@ -8,14 +8,14 @@ from typing import Any
 import pytest
 
 from syshaxd.config.types import CpuConfig, UnitConfig
-from syshaxd.model.unit import Role, UnitKind
+from syshaxd.model.unit import Role
 from syshaxd.supervisor.binding.inputs import own_environment, parse_affinity, read_inputs
 from syshaxd.topology import parse_cpu_list
 
 GUIDE = "0-21,24-45,48-69,72-93"
 
 
-def unit(env: Mapping[str, str], kind: UnitKind = UnitKind.SYSINFER, **more: Any) -> UnitConfig:
+def unit(env: Mapping[str, str], kind: str = "sysinfer", **more: Any) -> UnitConfig:
     cpu = CpuConfig(**{name: more.pop(name) for name in ("affinity", "threads") if name in more})
     return UnitConfig("cpu", Role.CPU, kind, env=env, cpu=cpu, **more)
 
@@ -50,11 +50,11 @@ CONFLICTS = [
     (unit({"CUSTOM_CPU_AFFINITY": "0-1000000000"}), ("is not a CPU",)),
     (unit({"CUSTOM_CPU_AFFINITY": "0-999999999"}), ("goes beyond 99999",)),
     (
-        unit({"VLLM_CPU_OMP_THREADS_BIND": "0-3|4-7"}, UnitKind.VLLM),
+        unit({"VLLM_CPU_OMP_THREADS_BIND": "0-3|4-7"}, "vllm"),
         ("2 lists for tensor_parallel_size 1; give each rank one",),
     ),
     (
-        unit({"VLLM_CPU_OMP_THREADS_BIND": "0-3|3-7"}, UnitKind.VLLM, tensor_parallel_size=2),
+        unit({"VLLM_CPU_OMP_THREADS_BIND": "0-3|3-7"}, "vllm", tensor_parallel_size=2),
         ("two ranks share CPUs 3",),
     ),
 ]
@@ -68,17 +68,17 @@ def test_conflicts_are_one_problem_that_names_both(faulty: UnitConfig, words: tu
 
 def test_vllms_own_ranks() -> None:
     env = {"VLLM_CPU_OMP_THREADS_BIND": "0-3|4-7", "OMP_NUM_THREADS": "4"}
-    said = read_inputs(unit(env, UnitKind.VLLM, tensor_parallel_size=2))
+    said = read_inputs(unit(env, "vllm", tensor_parallel_size=2))
     assert said.problems == () and (said.affinity, said.threads) == ("0-7", 8)
     assert said.rank_cpus == (frozenset(range(4)), frozenset(range(4, 8)))
-    assert read_inputs(unit({"VLLM_CPU_OMP_THREADS_BIND": "nobind"}, UnitKind.VLLM)).affinity == "none"
+    assert read_inputs(unit({"VLLM_CPU_OMP_THREADS_BIND": "nobind"}, "vllm")).affinity == "none"
 
 
 def test_what_the_plan_decides_is_not_passed_on_twice() -> None:
     env = {"CUSTOM_CPU_AFFINITY": "auto", "OMP_NUM_THREADS": "2", "MINE": "1"}
     assert own_environment(unit(env), True) == {"MINE": "1"}
     assert own_environment(unit(env, affinity="none"), False) == {"OMP_NUM_THREADS": "2", "MINE": "1"}
-    device = UnitConfig("npu", Role.ACCELERATOR, UnitKind.VLLM, accelerator="ascend", env=env)
+    device = UnitConfig("npu", Role.ACCELERATOR, "vllm", accelerator="ascend", env=env)
     assert own_environment(device, True) == env and read_inputs(device).threads is None
 
 

@@ -9,9 +9,9 @@ import pytest
 
 from syshaxd.errors import ConfigError
 from syshaxd.supervisor.binding.host import HostTree, describe, read_host
-from syshaxd.supervisor.binding.memory import Memory
 from syshaxd.supervisor.binding.plan import Ask, plan
 from syshaxd.topology import format_cpu_list
+from syshaxd.units.memory import Memory
 
 GIB = 1 << 30
 

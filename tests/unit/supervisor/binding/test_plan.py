@@ -10,11 +10,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from syshaxd.supervisor.binding.apply import lines, vllm_environment
+from syshaxd.supervisor.binding.apply import lines
 from syshaxd.supervisor.binding.host import HostDevice, HostNode, HostTree, read_host
-from syshaxd.supervisor.binding.memory import Memory
 from syshaxd.supervisor.binding.plan import Ask, BindingPlan, plan
 from syshaxd.topology import format_cpu_list, parse_cpu_list
+from syshaxd.units import VLLM
+from syshaxd.units.memory import Memory
 
 GIB = 2**30
 
@@ -66,7 +67,7 @@ def test_kunpeng_as_in_the_users_guide(tmp_path: Path) -> None:
 def test_kunpeng_stock_vllm_one_rank_a_node(tmp_path: Path) -> None:
     ask = Ask("cpu", affinity="0-38,40-78,80-118,120-158", ranks=4, one_rank_a_node=True)
     binding = plan(kunpeng(tmp_path), [ask]).units[0]
-    environment = vllm_environment(binding)
+    environment = VLLM.binding_environment(binding)
     assert environment["VLLM_CPU_OMP_THREADS_BIND"] == "0-38|40-78|80-118|120-158"
     assert environment["OMP_NUM_THREADS"] == "39" and environment["CPU_VISIBLE_MEMORY_NODES"] == "0,1,2,3"
 

@@ -12,23 +12,30 @@ import pytest
 from syshax_contract.gguf import BF16, F32, Q4_0
 from syshax_contract.model_files import ModelFacts, NoFacts, Part, read_model
 from syshaxd.config.types import Config, PdConfig, UnitConfig
-from syshaxd.model.unit import Role, UnitKind
-from syshaxd.supervisor.binding.asks import plan_units
+from syshaxd.model.unit import Role
 from syshaxd.supervisor.binding.host import HostNode, HostTree
-from syshaxd.supervisor.binding.memory import VLLM_RANK, VLLM_SERVER, unit_memory
+from syshaxd.supervisor.binding.planning import plan_units
+from syshaxd.units import KINDS
+from syshaxd.units.memory import Memory
+from syshaxd.units.vllm import RANK, SERVER
 
 GIB = 1 << 30
-DEMO = Path(__file__).resolve().parents[4] / "kernels/demo/syshax-demo.gguf"
+DEMO = Path(__file__).resolve().parents[3] / "kernels/demo/syshax-demo.gguf"
 # Llama 3 8B in bfloat16
 PARTS = (Part(7_504_924_672, BF16), Part(525_336_576, BF16, True))
 LLAMA = ModelFacts(PARTS, 2 * 32 * 8 * 128, 8192, 4096, 14336, 128256)
-CPU = UnitConfig("cpu", Role.CPU, UnitKind.SYSINFER, model_path="/m")
-VLLM = replace(CPU, kind=UnitKind.VLLM)
+CPU = UnitConfig("cpu", Role.CPU, "sysinfer", model_path="/m")
+VLLM = replace(CPU, kind="vllm")
+
+
+def held_by(unit: UnitConfig, facts: ModelFacts | None, pool: int, host_memory: int) -> Memory:
+    """What its kind says."""
+    return KINDS[unit.kind].memory(unit, facts, pool, host_memory)
 
 
 def test_a_real_gguf_file() -> None:
     facts = read_model(str(DEMO))
-    held = unit_memory(replace(CPU, kv_blocks=4), facts, 0, 0)
+    held = held_by(replace(CPU, kv_blocks=4), facts, 0, 0)
     assert 0.9 < held.weights / DEMO.stat().st_size <= 1.0, "weights are nearly all of the file, in the same types"
     assert facts.kv_elements > 0 and facts.context > 0
     assert held.kv == 4 * 32 * facts.kv_elements * 2
@@ -77,52 +84,52 @@ def test_every_cut_of_a_header_says_so(tmp_path: Path) -> None:
 
 
 def test_quantised_while_loading() -> None:
-    keep = unit_memory(CPU, LLAMA, 0, 0).weights
-    q4, q8 = (unit_memory(replace(CPU, quantize=kind), LLAMA, 0, 0).weights for kind in ("q4_0", "q8_0"))
+    keep = held_by(CPU, LLAMA, 0, 0).weights
+    q4, q8 = (held_by(replace(CPU, quantize=kind), LLAMA, 0, 0).weights for kind in ("q4_0", "q8_0"))
     assert keep == 2 * (7_504_924_672 + 525_336_576)
     assert q4 == 7_504_924_672 // 32 * 18 + 525_336_576 // 32 * 34, "embedding and output stay at 8 bits"
     assert q8 == (7_504_924_672 + 525_336_576) // 32 * 34
     small = ModelFacts((Part(3200, Q4_0),), 64, 128, 64, 128, 100)
-    assert unit_memory(replace(CPU, quantize="q8_0"), small, 0, 0).weights == 1800, "never more bits than in the file"
-    assert unit_memory(replace(CPU, extra_args=("--weights", "q8_0")), LLAMA, 0, 0).weights == q8
-    assert unit_memory(replace(CPU, env={"SYSHAX_QUANTIZE": "q8_0"}), LLAMA, 0, 0).weights == q8
+    assert held_by(replace(CPU, quantize="q8_0"), small, 0, 0).weights == 1800, "never more bits than in the file"
+    assert held_by(replace(CPU, extra_args=("--weights", "q8_0")), LLAMA, 0, 0).weights == q8
+    assert held_by(replace(CPU, env={"SYSHAX_QUANTIZE": "q8_0"}), LLAMA, 0, 0).weights == q8
 
 
 def test_kv_cache_of_sysinfer() -> None:
     token = 2 * 32 * 8 * 128 * 2
-    assert unit_memory(replace(CPU, kv_blocks=100), LLAMA, 0, 0).kv == 100 * 32 * token
-    assert unit_memory(replace(CPU, max_model_len=4096), LLAMA, 0, 0).kv == 16 * 4096 * token
-    assert unit_memory(CPU, LLAMA, 0, 64 * GIB).kv <= 16 * GIB, "unasked, no more than its share of what is left"
+    assert held_by(replace(CPU, kv_blocks=100), LLAMA, 0, 0).kv == 100 * 32 * token
+    assert held_by(replace(CPU, max_model_len=4096), LLAMA, 0, 0).kv == 16 * 4096 * token
+    assert held_by(CPU, LLAMA, 0, 64 * GIB).kv <= 16 * GIB, "unasked, no more than its share of what is left"
     wide = replace(CPU, kv_blocks=100, extra_args=("--kv-dtype=f32",))
-    assert unit_memory(wide, LLAMA, 0, 0).kv == 200 * 32 * token
+    assert held_by(wide, LLAMA, 0, 0).kv == 200 * 32 * token
     narrow = replace(CPU, kv_blocks=100, extra_args=("--kv-dtype", "q8_0"))
     facts = replace(LLAMA, kv_heads=8, head_size=128)
-    assert unit_memory(narrow, facts, 0, 0).kv == 100 * 32 * (token // 2 + 2 * 32 * 8 * 4), "a scale a token and head"
+    assert held_by(narrow, facts, 0, 0).kv == 100 * 32 * (token // 2 + 2 * 32 * 8 * 4), "a scale a token and head"
 
 
 def test_a_command_line_that_sysinfer_would_refuse_is_planned_without_it() -> None:
     """The unit says what is wrong when it starts; the plan must neither fail nor print."""
     for words in (("--block-size", "0"), ("--block-size",), ("--max-num-seqs", "x"), ("--help",), ("--version",)):
-        assert unit_memory(replace(CPU, extra_args=words), LLAMA, 0, 0) == unit_memory(CPU, LLAMA, 0, 0)
+        assert held_by(replace(CPU, extra_args=words), LLAMA, 0, 0) == held_by(CPU, LLAMA, 0, 0)
 
 
 def test_vllm_on_cpus() -> None:
-    held = unit_memory(replace(VLLM, env={"VLLM_CPU_KVCACHE_SPACE": "40"}), LLAMA, GIB, 0)
-    assert held.kv == 40 * GIB and held.pool == GIB and held.activations == VLLM_SERVER + VLLM_RANK
-    assert unit_memory(VLLM, LLAMA, 0, 0).kv == 4 * GIB
+    held = held_by(replace(VLLM, env={"VLLM_CPU_KVCACHE_SPACE": "40"}), LLAMA, GIB, 0)
+    assert held.kv == 40 * GIB and held.pool == GIB and held.activations == SERVER + RANK
+    assert held_by(VLLM, LLAMA, 0, 0).kv == 4 * GIB
     blocks = replace(VLLM, kv_blocks=100, block_size=32)
     kv = {dtype: replace(blocks, extra_args=("--kv-cache-dtype", dtype)) for dtype in ("auto", "fp8")}
-    assert unit_memory(kv["auto"], LLAMA, 0, 0).kv == 2 * unit_memory(kv["fp8"], LLAMA, 0, 0).kv
-    ranks = unit_memory(replace(VLLM, tensor_parallel_size=4), LLAMA, 0, 0)
+    assert held_by(kv["auto"], LLAMA, 0, 0).kv == 2 * held_by(kv["fp8"], LLAMA, 0, 0).kv
+    ranks = held_by(replace(VLLM, tensor_parallel_size=4), LLAMA, 0, 0)
     assert ranks.kv == 16 * GIB and ranks.weights == held.weights, "the space is that of one rank"
-    assert unit_memory(replace(VLLM, extra_args=("--dtype=float32",)), LLAMA, 0, 0).weights == 2 * held.weights
-    assert unit_memory(replace(VLLM, extra_args=("--kv-cache-memory-bytes", "2G")), LLAMA, 0, 0).kv == 2 * GIB
-    assert unit_memory(replace(VLLM, kv_blocks=10, block_size=32), LLAMA, 0, 0).kv == 10 * 32 * LLAMA.kv_elements * 2
+    assert held_by(replace(VLLM, extra_args=("--dtype=float32",)), LLAMA, 0, 0).weights == 2 * held.weights
+    assert held_by(replace(VLLM, extra_args=("--kv-cache-memory-bytes", "2G")), LLAMA, 0, 0).kv == 2 * GIB
+    assert held_by(replace(VLLM, kv_blocks=10, block_size=32), LLAMA, 0, 0).kv == 10 * 32 * LLAMA.kv_elements * 2
 
 
 def test_an_accelerator_holds_its_model_itself() -> None:
     gpu = replace(VLLM, role=Role.ACCELERATOR, accelerator="nvidia")
-    held = unit_memory(gpu, None, GIB, 0)
+    held = held_by(gpu, None, GIB, 0)
     assert (held.weights, held.kv, held.pool) == (0, 0, GIB)
 
 

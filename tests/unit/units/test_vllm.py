@@ -9,12 +9,14 @@ import pytest
 
 from syshaxd.config.types import CpuConfig, UnitConfig
 from syshaxd.errors import BackendError
-from syshaxd.model.unit import BackendKind, Role, UnitKind
-from syshaxd.supervisor import vllm_recipe
+from syshaxd.model.unit import Role
 from syshaxd.supervisor.binding.plan import Binding
-from syshaxd.supervisor.recipes import Surroundings, digest, launch_spec, pool_file, uses_nixl
+from syshaxd.supervisor.recipes import digest, launch_spec
+from syshaxd.units import SYSINFER, VLLM, Surroundings
+from syshaxd.units.vllm import NIXL, POOL
+from syshaxd.units.vllm_flags import translate
 
-UNIT = UnitConfig(name="cpu", role=Role.CPU, kind=UnitKind.VLLM, model_path="/models/m", python="/opt/vllm/bin/python")
+UNIT = UnitConfig(name="cpu", role=Role.CPU, kind="vllm", model_path="/models/m", python="/opt/vllm/bin/python")
 AROUND = Surroundings(
     "m", "/dev/shm/syshax", 1 << 20, Binding("cpu"), 4711, "/state/units/cpu",
     {"PATH": "/bin", "PYTHONPATH": "/usr/lib/syshax/vendor"}, "s3cret", plugin_dir="/opt/plugin",
@@ -26,7 +28,7 @@ def test_command() -> None:
     assert spec.argv == (
         *("/opt/vllm/bin/python", "-m", "syshax_vllm.serve", "--model", "/models/m", "--served-model-name", "m"),
         *("--host", "127.0.0.1", "--port", "4711", "--max-model-len", "2048"),
-        *("--kv-transfer-config", json.dumps(vllm_recipe.OURS), "--dtype=half"),
+        *("--kv-transfer-config", json.dumps(POOL), "--dtype=half"),
     )
     assert "s3cret" not in " ".join(spec.argv)
 
@@ -56,18 +58,18 @@ def test_without_a_pool_there_is_no_connector_of_ours() -> None:
     ],
 )  # fmt: skip
 def test_old_flags_go_with_a_note(words: tuple[str, ...]) -> None:
-    found = vllm_recipe.translate(("--seed", "1", *words, "--dtype=half"), on_cpu=True)
+    found = translate(("--seed", "1", *words, "--dtype=half"), on_cpu=True)
     assert found.arguments == ("--seed", "1", "--dtype=half")
     assert len(found.notes) == 1 and " ".join(words) in found.notes[0]
 
 
 def test_block_size_on_a_cpu() -> None:
-    assert vllm_recipe.translate(("--block_size=16",), on_cpu=True).arguments == ("--block-size=32",)
-    assert vllm_recipe.translate(("--block_size=16",), on_cpu=False).arguments == ("--block_size=16",)
-    assert vllm_recipe.translate(("--block-size", "64"), on_cpu=True).arguments == ("--block-size", "64")
+    assert translate(("--block_size=16",), on_cpu=True).arguments == ("--block-size=32",)
+    assert translate(("--block_size=16",), on_cpu=False).arguments == ("--block_size=16",)
+    assert translate(("--block-size", "64"), on_cpu=True).arguments == ("--block-size", "64")
     unit = replace(UNIT, block_size=16)
     assert "--block-size 32" in " ".join(launch_spec(unit, AROUND).argv)
-    assert vllm_recipe.notes(unit) != () and vllm_recipe.notes(replace(unit, block_size=64)) == ()
+    assert VLLM.notes(unit) != () and VLLM.notes(replace(unit, block_size=64)) == ()
 
 
 def test_the_users_connector_stays_beside_ours() -> None:
@@ -76,7 +78,7 @@ def test_the_users_connector_stays_beside_ours() -> None:
     assert argv.count("--kv-transfer-config") == 1
     both = json.loads(argv[argv.index("--kv-transfer-config") + 1])
     assert both["kv_connector"] == "MultiConnector"
-    assert both["kv_connector_extra_config"]["connectors"] == [vllm_recipe.OURS, json.loads(mine)]
+    assert both["kv_connector_extra_config"]["connectors"] == [POOL, json.loads(mine)]
     with pytest.raises(BackendError, match="no JSON"):
         launch_spec(replace(UNIT, extra_args=("--kv-transfer-config", "{oops")), AROUND)
 
@@ -85,12 +87,12 @@ def test_nixl_in_place_of_the_pool() -> None:
     around = replace(AROUND, transport="nixl", side_channel_host="10.0.0.1", side_channel_port=5600)
     spec = launch_spec(UNIT, around)
     config = json.loads(spec.argv[spec.argv.index("--kv-transfer-config") + 1])
-    assert config == {**vllm_recipe.NIXL, "kv_buffer_device": "cpu"}
+    assert config == {**NIXL, "kv_buffer_device": "cpu"}
     assert spec.env["VLLM_NIXL_SIDE_CHANNEL_HOST"] == "10.0.0.1" and spec.env["VLLM_NIXL_SIDE_CHANNEL_PORT"] == "5600"
-    assert "SYSHAX_POOL_NAME" not in spec.env and pool_file(UNIT, around) == ""
+    assert "SYSHAX_POOL_NAME" not in spec.env and VLLM.pool_file(UNIT, around) == ""
     assert digest(UNIT, around) != digest(UNIT, AROUND)
     on_gpu = launch_spec(replace(UNIT, accelerator="nvidia"), around).argv
-    assert json.loads(on_gpu[on_gpu.index("--kv-transfer-config") + 1]) == vllm_recipe.NIXL, "vLLM knows the device"
+    assert json.loads(on_gpu[on_gpu.index("--kv-transfer-config") + 1]) == NIXL, "vLLM knows the device"
 
 
 def test_users_own_words_go_over_ours_with_nixl() -> None:
@@ -102,6 +104,6 @@ def test_users_own_words_go_over_ours_with_nixl() -> None:
 
 def test_with_nixl_only_vllm_hands_over() -> None:
     around = replace(AROUND, transport="nixl")
-    sysinfer = replace(UNIT, kind=UnitKind.SYSINFER)
-    assert not uses_nixl(sysinfer, around) and pool_file(sysinfer, around) == ""
-    assert uses_nixl(replace(UNIT, backend=BackendKind.EXTERNAL, url="http://10.0.0.2:8001"), around)
+    sysinfer = replace(UNIT, kind="sysinfer")
+    assert not SYSINFER.uses_nixl(around) and SYSINFER.pool_file(sysinfer, around) == ""
+    assert VLLM.uses_nixl(around), "an external one is taken to have been started so"

@@ -13,16 +13,17 @@ import pytest
 
 from syshaxd.backends.container_spec import EngineKind, command_line, create_request
 from syshaxd.config.types import ContainerConfig, UnitConfig
-from syshaxd.model.unit import BackendKind, Role, UnitKind
-from syshaxd.supervisor import vllm_recipe
+from syshaxd.model.unit import BackendKind, Role
 from syshaxd.supervisor.binding.plan import Binding
-from syshaxd.supervisor.container_spec import PLUGIN_START, ascend_board
-from syshaxd.supervisor.recipes import Surroundings, digest, launch_spec
+from syshaxd.supervisor.recipes import digest, launch_spec
+from syshaxd.units import VLLM, Surroundings
+from syshaxd.units.accelerators import ASCEND
+from syshaxd.units.vllm import INSIDE, POOL
 
 GOLDEN = Path(__file__).with_name("containers.golden.json")
 MODEL = "/models/DeepSeek-R1-Distill-Qwen-32B"
 GPU = UnitConfig(
-    name="gpu", role=Role.ACCELERATOR, kind=UnitKind.VLLM, backend=BackendKind.DOCKER, accelerator="nvidia",
+    name="gpu", role=Role.ACCELERATOR, kind="vllm", backend=BackendKind.DOCKER, accelerator="nvidia",
     model_path=MODEL, served_name="ds-32b", port=8001, device_ids=("0", "1"), tensor_parallel_size=2,
     max_model_len=8192, block_size=16,
     extra_args=(
@@ -35,7 +36,7 @@ GPU = UnitConfig(
     ),
 )  # fmt: skip
 CPU = UnitConfig(
-    name="cpu", role=Role.CPU, kind=UnitKind.VLLM, backend=BackendKind.DOCKER, model_path=MODEL, served_name="ds-32b",
+    name="cpu", role=Role.CPU, kind="vllm", backend=BackendKind.DOCKER, model_path=MODEL, served_name="ds-32b",
     port=8002, max_model_len=8192, block_size=16, quantize="q4_0", env={"NRC": "4"},
     extra_args=("--dtype=half", "--preemption_mode=swap", "--enable-auto-pd-offload"),
     container=ContainerConfig(
@@ -68,7 +69,7 @@ CASES: dict[str, Any] = {
 
 
 def requests() -> dict[str, Any]:
-    """All create requests; `python3 -m tests.unit.supervisor.test_container_spec` writes them anew."""
+    """All create requests; `python3 -m tests.unit.supervisor.test_unit_container` writes them anew."""
     return {f"{name}, {engine.value}": create_request(_spec(name), engine) for name in CASES for engine in EngineKind}
 
 
@@ -141,13 +142,13 @@ def _missing(guide: str, line: Sequence[str], but: Sequence[str] = ()) -> list[s
 
 def _served(line: Sequence[str]) -> list[str]:
     """vLLM's flags in a command line."""
-    flags = _guide(" ".join(shlex.quote(word) for word in line[line.index(PLUGIN_START) + 1 :]))
+    flags = _guide(" ".join(shlex.quote(word) for word in line[line.index(*INSIDE) + 1 :]))
     return [f"{name.replace('_', '-')}={value}" for name, _, value in (flag.partition("=") for flag in flags)]
 
 
 def _expected(serve: str) -> list[str]:
     """The flags of a guide's `vllm serve`."""
-    return _served((PLUGIN_START, *shlex.split(serve)))
+    return _served((*INSIDE, *shlex.split(serve)))
 
 
 def test_the_guides_gpu_line() -> None:
@@ -157,7 +158,7 @@ def test_the_guides_gpu_line() -> None:
     assert set(_expected(SERVE_GPU)) <= set(_served(line))
     gone = ("swap", "preemption", "offload")
     assert not [word for word in line if any(text in word for text in gone)], "today's vLLM refuses these"
-    assert [note.split(":")[0] for note in vllm_recipe.notes(unit)] == [
+    assert [note.split(":")[0] for note in VLLM.notes(unit)] == [
         "--swap_space=16", "--preemption_mode=swap", "--enable-auto-pd-offload",
     ]  # fmt: skip
     two = command_line(_spec("NVIDIA A100 x2"), EngineKind.DOCKER)
@@ -187,11 +188,11 @@ def test_the_guides_ascend_line() -> None:
 @pytest.mark.parametrize("name", list(CASES))
 def test_the_plugin_goes_with_every_vllm(name: str) -> None:
     spec = _spec(name)
-    assert spec.argv[:2] == ("python3", PLUGIN_START)
+    assert spec.argv[:2] == ("python3", *INSIDE)
     assert "/usr/lib/syshax/python:/opt/syshax/python:ro" in [str(mount) for mount in spec.mounts]
     assert "/dev/shm/syshax:/dev/shm/syshax:z" in [str(mount) for mount in spec.mounts]
     assert spec.env["SYSHAX_POOL_DIR"] == "/dev/shm/syshax" and spec.env["VLLM_API_KEY"] == AROUND.api_key
-    assert spec.argv[spec.argv.index("--kv-transfer-config") + 1] == json.dumps(vllm_recipe.OURS)
+    assert spec.argv[spec.argv.index("--kv-transfer-config") + 1] == json.dumps(POOL)
     assert [item.host for item in spec.publish] == ["127.0.0.1"], "nobody else reaches the scale-out endpoints"
 
 
@@ -212,7 +213,7 @@ def test_gpus_by_cdi_name_on_podman() -> None:
     [("v:1", "auto", "a2"), ("v:1-a3-openeuler", "auto", "a3"), ("v:1-310p", "auto", "300i"), ("v:1", "a3", "a3")],
 )
 def test_board_by_tag_or_word(image: str, soc: str, board: str) -> None:
-    assert ascend_board(replace(NPU, container=ContainerConfig(image=image, soc=soc))) == board
+    assert ASCEND.board(replace(NPU, container=ContainerConfig(image=image, soc=soc))) == board
 
 
 def test_own_mounts_take_the_place_of_ours_and_a_models_name_is_not_mounted() -> None:
@@ -234,7 +235,7 @@ def test_on_the_hosts_network_nothing_is_published() -> None:
 
 
 def test_sysinfer_reads_its_secret_from_a_mounted_file() -> None:
-    unit = replace(CPU, kind=UnitKind.SYSINFER, model_path="/models/tiny.gguf")
+    unit = replace(CPU, kind="sysinfer", model_path="/models/tiny.gguf")
     spec = launch_spec(unit, AROUND).container
     assert spec is not None and spec.argv[:4] == ("python3", "-m", "sysinfer", "serve")
     assert "/var/lib/syshax/units/x:/var/lib/syshax/units/x:ro" in [str(mount) for mount in spec.mounts]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from syshaxd.supervisor.flood import LineBudget
+from syshaxd.supervisor.log_budget import LineBudget
 
 
 def test_a_burst_and_then_a_trickle() -> None:

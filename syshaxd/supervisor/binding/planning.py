@@ -8,11 +8,10 @@ from typing import Callable
 from syshax_contract.model_files import ModelFacts, NoFacts, read_model
 from syshaxd.config.types import Config, UnitConfig
 from syshaxd.errors import ConfigError, Problem
-from syshaxd.model.unit import BackendKind, UnitKind
+from syshaxd.units import KINDS
 
 from .host import HostTree
 from .inputs import read_inputs
-from .memory import unit_memory
 from .plan import Ask, BindingPlan, plan
 
 ReadModel = Callable[[str], ModelFacts]
@@ -20,7 +19,7 @@ ReadModel = Callable[[str], ModelFacts]
 
 def plan_units(config: Config, host: HostTree, read: ReadModel = read_model) -> BindingPlan:
     """CPUs and memory of the units that run here, problems included."""
-    here = [unit for unit in config.units if unit.backend is not BackendKind.EXTERNAL]
+    here = [unit for unit in config.units if unit.backend.starts]
     once = functools.lru_cache(maxsize=None)(read)  # units mostly share one model
     return plan(host, [_ask(config, unit, host, once) for unit in here])
 
@@ -39,10 +38,10 @@ def plan_problems(planned: BindingPlan) -> tuple[Problem, ...]:
 
 
 def _ask(config: Config, unit: UnitConfig, host: HostTree, read: ReadModel) -> Ask:
-    on_cpu_vllm = unit.kind is UnitKind.VLLM and unit.accelerator == "none"
+    kind = KINDS[unit.kind]
     said = read_inputs(unit)
     facts, unknown = _facts(unit, read)
-    pool = config.pd.pool_size if unit.kind is not UnitKind.OPENAI else 0
+    pool = config.pd.pool_size if kind.ours else 0
     return Ask(
         name=unit.name,
         affinity=said.affinity,
@@ -52,19 +51,19 @@ def _ask(config: Config, unit: UnitConfig, host: HostTree, read: ReadModel) -> A
         accelerator=unit.accelerator,
         device_ids=unit.device_ids,
         n_devices=len(unit.device_ids) or unit.tensor_parallel_size,
-        ranks=unit.tensor_parallel_size if on_cpu_vllm else 1,
+        ranks=kind.ranks(unit),
         rank_cpus=said.rank_cpus,
-        one_rank_a_node=on_cpu_vllm,
-        memory=unit_memory(unit, facts, pool, sum(node.memory or 0 for node in host.nodes)),
+        one_rank_a_node=unit.on_cpus and bool(kind.rank_variable),
+        memory=kind.memory(unit, facts, pool, sum(node.memory or 0 for node in host.nodes)),
         memory_unknown=unknown,
-        kv_heads=facts.kv_heads if facts and unit.kind is UnitKind.SYSINFER else 0,
+        kv_heads=kind.kv_heads(facts),
         problems=said.problems,
     )
 
 
 def _facts(unit: UnitConfig, read: ReadModel) -> tuple[ModelFacts | None, str]:
     """None where the model is on a device, or where a command of the user's decides; the text is why it is unknown."""
-    if unit.accelerator != "none" or unit.command or unit.kind is UnitKind.OPENAI:
+    if not unit.on_cpus or unit.command or not KINDS[unit.kind].ours:
         return None, ""
     try:
         return read(unit.model_path), ""
