@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from syshaxd.errors import RequestError, UnitError, UnitErrorKind
 from syshaxd.model.plan import Reason
 from syshaxd.model.request import Endpoint, RequestInfo
-from syshaxd.model.unit import BackendKind, Role, UnitKind, UnitState, UnitView
+from syshaxd.model.unit import BackendKind, Role, UnitState, UnitView
 from syshaxd.runner import ClientRequest
 from syshaxd.runner.bodies import body_of
 from syshaxd.runner.produced import Produced
@@ -22,7 +22,7 @@ from syshaxd.runner.suspicions import KEPT, Suspicions
 from syshaxd.unitclient import Chunk
 from testbed.fake_unit.language import Detokenizer, encode
 
-UNIT = UnitView("gpu", Role.ACCELERATOR, UnitKind.SYSINFER, BackendKind.PROCESS, UnitState.READY, "http://g", 1, "m")
+UNIT = UnitView("gpu", Role.ACCELERATOR, "sysinfer", BackendKind.PROCESS, UnitState.READY, "http://g", 1, "m")
 WHY = Reason("test", "test")
 PROMPT = (1, 2, 3)
 
