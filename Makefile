@@ -53,17 +53,18 @@ run: $(RUN_STAMP) native  ## the daemon in the foreground with the demo model, p
 # ---- tests: each tier prints its time and fails over its budget (tests/tier.py) ------------------------------------
 # The type stubs of numpy know no Python before 3.10.
 SOURCES := syshaxd kernels/python testbed tests bench packaging
+PYTHON_FILES = $(shell git ls-files '*.py')
 NATIVE = $(shell git ls-files '*.cpp' '*.h' '*.c')
-check: $(TEST_STAMP)  ## layers, types, lint, style (3 min)
+check: $(TEST_STAMP)  ## layers, types, lint, layout, style (3 min)
 	@$(TIER) check -- $(VENV)/bin/lint-imports --no-cache \
 	    -- $(PY) -m mypy syshaxd packaging \
 	    -- $(PY) -m mypy --python-version 3.10 kernels/python testbed tests bench \
 	    -- $(PY) -m mypy --python-version 3.12 kernels/python \
 	    -- $(PY) -m flake8 $(SOURCES) \
+	    -- $(VENV)/bin/ruff check -q $(PYTHON_FILES) -- $(VENV)/bin/ruff format --check -q $(PYTHON_FILES) \
 	    -- $(VENV)/bin/clang-format --dry-run --Werror $(NATIVE) \
 	    -- $(PYTEST) -q tests/style
 
-PYTHON_FILES = $(shell git ls-files '*.py')
 format: $(TEST_STAMP)  ## Python and C++ as `make check` wants them
 	@$(VENV)/bin/ruff check -q --fix --unsafe-fixes $(PYTHON_FILES)
 	@$(VENV)/bin/ruff format -q $(PYTHON_FILES)
