@@ -1,6 +1,6 @@
 # Benchmarks, one command each; every one saves what it measured in bench/results, with date, commit, command and
 # machine (bench/origin.py). They want a machine that does nothing else.
-.PHONY: bench-kernels bench-scheduler bench-handoff bench-supervision
+.PHONY: bench-router routers-env bench-kernels bench-scheduler bench-handoff bench-supervision
 WITH_VLLM = $(if $(wildcard $(VLLM_VENV)/bin/python),--vllm $(abspath $(VLLM_VENV))/bin/python)
 
 # Against llama.cpp where LLAMA_VENV has llama-cpp-python and gguf, and vLLM where VLLM_VENV has it. Written after every
@@ -26,3 +26,16 @@ bench-handoff: $(TEST_STAMP) native  ## handoff: bandwidth against memcpy, TTFT 
 # Needs root, podman and docker.
 bench-supervision: $(TEST_STAMP) native  ## READY with adopted containers, cost of four idle units, on both engines
 	$(PY) -m bench.supervision
+
+# The other routers, each in an environment of its own; nginx comes with the system (apt-get install nginx-light).
+ROUTERS := build/routers
+routers-env:  ## vllm-router and LiteLLM, for bench-router
+	@for name in vllm-router litellm; do test -x $(ROUTERS)/$$name/bin/python || $(PYTHON) -m venv $(ROUTERS)/$$name; done
+	@$(ROUTERS)/vllm-router/bin/python -m pip install -q --disable-pip-version-check vllm-router
+	@$(ROUTERS)/litellm/bin/python -m pip install -q --disable-pip-version-check 'litellm[proxy]'
+
+bench-router: $(TEST_STAMP)  ## router: cost of a streamed token beside nginx, vllm-router, LiteLLM (25 minutes); QUICK=1
+	@mkdir -p build/bench
+	@for part in fake_unit client; do \
+	    $(CXX) -O2 -std=c++17 -Wall -Wextra bench/router/$$part.cpp -o build/bench/router_$$part || exit 1; done
+	$(PY) -m bench.router --rounds $(ROUNDS) $(if $(QUICK),--quick)
