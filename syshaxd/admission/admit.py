@@ -1,4 +1,4 @@
-"""Who is let in, who waits, who is refused: the daemon's only answers of 404, 413, 429 and 503.
+"""Who is let in, who waits, who is refused: the daemon's only answers of 404, 413, 429 and 503, and of 400 for length.
 
 The conductor asks at the door, the Scheduler's deciders where no unit can take a request now, the Runner when a wait is
 over. Each question is a function of what the asker sees; None: nothing stands against the request.
@@ -7,11 +7,11 @@ over. Each question is a function of what the asker sees; None: nothing stands a
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Union
 
 from syshaxd.model.plan import Queue, Reason, Refuse
-from syshaxd.model.request import Route
+from syshaxd.model.request import Endpoint, RequestInfo, Route
 
 from .refusals import Refusal
 
@@ -27,16 +27,41 @@ def at_the_door(model: str, served: Sequence[str], open_: bool, in_flight: int, 
     """A checked request, before anything is kept of it. `open_`: whether the daemon takes requests at all."""
     if not open_:
         return Refusal.DRAINING.told()
-    if model not in served:
-        return Refusal.UNKNOWN_MODEL.told(model=model, served=", ".join(served))
+    unknown = of_model(model, served)
+    if unknown is not None:
+        return unknown
     return Refusal.TOO_MANY.told(limit=limit) if in_flight >= limit else None
+
+
+def of_model(model: str, served: Sequence[str]) -> Refuse | None:
+    """A request that names a model, against all names there are."""
+    return Refusal.UNKNOWN_MODEL.told(model=model, served=", ".join(served)) if model not in served else None
+
+
+def fits_a_context(info: RequestInfo, longest: int | None) -> Refuse | None:
+    """A request whose prompt was counted, against the longest context there is for it (None: not known)."""
+    output = info.max_tokens or 1
+    needed = info.prompt_tokens + output
+    if longest is None or not info.counted or needed <= longest:
+        return None
+    field = "messages" if info.endpoint is Endpoint.CHAT else "prompt"
+    values = {"longest": longest, "needed": needed, "prompt": info.prompt_tokens, "output": output}
+    return Refusal.TOO_LONG.told(param=field, **values)
+
+
+def clipped(info: RequestInfo, longest: int | None) -> RequestInfo:
+    """The same with as much output as fits, where the operator wants that and its prompt alone fits."""
+    room = (longest or 0) - info.prompt_tokens
+    if not info.counted or room < 1 or info.max_tokens is None or info.max_tokens <= room:
+        return info
+    return replace(info, max_tokens=room, clipped=info.max_tokens)
 
 
 def nobody(failed: bool, queue_timeout: float) -> Held:
     """No READY unit serves it. `failed`: it ran into a dying unit, which a restart may bring back."""
     if failed:
         return Queue(Reason("unit_restarting", "no other unit is ready"), queue_timeout)
-    return Refusal.NO_UNIT_READY.told(what="model")
+    return Refusal.NO_UNIT_READY.told(what="request")
 
 
 def no_split(why: str, requests_own: bool) -> Refuse:

@@ -26,11 +26,17 @@ class Refusal(enum.Enum):
     """`Refusal.X.told(name=value, ...)` is the answer; the names are those in its sentence."""
 
     BODY_TOO_LARGE = _Row("request_too_large", 413, "the body is larger than {limit} bytes (conductor.max_body)")
+    TOO_LONG = _Row(
+        "context_length_exceeded",
+        400,
+        "This model's maximum context length is {longest} tokens; the request needs {needed}: "
+        "{prompt} of its prompt and {output} of output",
+    )
     UNKNOWN_MODEL = _Row("model_not_found", 404, "the model {model!r} does not exist; served: {served}", param="model")
     SPLIT_NEVER = _Row("split_impossible", 400, "a split is not possible: {why}")
     SPLIT_NOT_NOW = _Row("split_impossible", 503, "a split is not possible: {why}", SOON)
     ROUTE_NOT_READY = _Row("route_not_ready", 503, "no unit of route {route} is ready", LATER)
-    NO_UNIT_READY = _Row("no_unit_ready", 503, "no unit that serves this {what} is ready", LATER)
+    NO_UNIT_READY = _Row("no_unit_ready", 503, "no unit that can serve this {what} is ready", LATER)
     UNIT_REMOVED = _Row("no_unit_ready", 503, "unit {unit} was removed", SOON)
     DRAINING = _Row("draining", 503, "the daemon is draining and takes no new requests", LATER)
     SHUTTING_DOWN = _Row("shutting_down", 503, "the daemon is stopping", SOON)
@@ -43,11 +49,11 @@ class Refusal(enum.Enum):
     TPOT = _Row("refuse_tpot", 429, "{why}", SOON)
     KV = _Row("refuse_kv", 429, "{why}", SOON)
 
-    def told(self, retry_after: float | None = None, **values: object) -> Refuse:
-        """The refusal in words; `retry_after`: seconds, where more is known than in the list."""
+    def told(self, retry_after: float | None = None, param: str | None = None, **values: object) -> Refuse:
+        """The refusal in words; `retry_after`: seconds, `param`: a field, where more is known than in the list."""
         row = self.value
         again = row.retry_after if retry_after is None else retry_after
-        return Refuse(Reason(row.code, row.sentence.format(**values)), row.status, again, row.param)
+        return Refuse(Reason(row.code, row.sentence.format(**values)), row.status, again, param or row.param)
 
 
 def error_of(refuse: Refuse) -> RequestError:

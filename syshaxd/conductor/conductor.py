@@ -17,11 +17,14 @@ from syshaxd.log import Log
 from syshaxd.metrics import MetricsService
 from syshaxd.model.ports import Snapshots, Units
 from syshaxd.model.request import Endpoint, Route
+from syshaxd.model.served import Models
+from syshaxd.model.unit import UnitView
 from syshaxd.runner import InFlightLedger, RequestError, Runner
 from syshaxd.tasks import TaskSet, within
 from syshaxd.unitclient import UnitClient
 
 from .answers import BadRequest, error_response
+from .counting import PromptCounter
 from .disconnects import DisconnectWatch
 from .generate import CLIENT_GONE, Generation
 from .keys import check_key, read_keys
@@ -58,6 +61,7 @@ class Conductor:
         self._watch = DisconnectWatch()
         self._generation = Generation(runner, self._watch, Log("access"))
         self._passthrough = Passthrough(client, units)
+        self._counter = PromptCounter(client, units)
         self._tasks = TaskSet("conductor", self._task_failed)
         self._table = self._routes()
         self._admitting = True
@@ -173,25 +177,27 @@ class Conductor:
     async def _generate(
         self, http: web.Request, request_id: str, endpoint: Endpoint, forced: Route | None
     ) -> web.StreamResponse:
-        request = self._generation.parse(await self._body(http), endpoint, http, request_id, forced)
+        data = await self._body(http)
+        request = self._generation.parse(data, endpoint, http, request_id, forced)
         model, limit = request.info.model, self._config.limits.max_in_flight
         refusal = admit.at_the_door(model, self._model_names(), self._admitting, len(self._runner), limit)
         if refusal is not None:
             raise error_of(refusal)
-        return await self._generation.serve(http, request)
+        counted = await self._counter.counted(request, len(data), self._config)
+        return await self._generation.serve(http, counted)
 
-    def _model_names(self) -> list[str]:
-        names = [self._config.model_name, *(view.model for view in self._units.views())]
-        return [name for name in dict.fromkeys(names) if name]
+    def _model_names(self) -> tuple[str, ...]:
+        return self._config.served.names(self._units.views())
 
     async def _forward(self, http: web.Request, request_id: str) -> web.StreamResponse:
-        timeout = self._config.limits.first_token_timeout
-        return await self._passthrough.serve(http.path, await self._body(http), request_id, timeout)
+        timeout, served = self._config.limits.first_token_timeout, self._config.served
+        return await self._passthrough.serve(http.path, await self._body(http), request_id, timeout, served)
 
     async def _models(self, http: web.Request, request_id: str) -> web.StreamResponse:
-        lengths = [view.max_model_len for view in self._units.views() if view.ready and view.max_model_len]
-        common = {"object": "model", "created": 0, "owned_by": "syshax", "max_model_len": min(lengths, default=None)}
-        cards = [{"id": name, **common} for name in self._model_names()]
+        views, served = self._units.views(), self._config.served
+        common = {"object": "model", "created": 0, "owned_by": "syshax"}
+        lengths = {name: _longest(served, name, views) for name in served.names(views)}
+        cards = [{"id": name, **common, "max_model_len": length} for name, length in lengths.items()]
         return web.json_response({"object": "list", "data": cards}, headers={"x-request-id": request_id})
 
     async def _health(self, http: web.Request, request_id: str) -> web.StreamResponse:
@@ -227,6 +233,12 @@ class Conductor:
 
     def _task_failed(self, name: str, error: BaseException) -> None:
         self._log.error("a task failed", task=name, error=error)
+
+
+def _longest(served: Models, name: str, views: Sequence[UnitView]) -> int | None:
+    """The longest context that a request of that model may have."""
+    mine = (view for view in views if view.ready and served.serves(view, name))
+    return max((view.max_model_len for view in mine if view.max_model_len), default=None)
 
 
 async def _read(http: web.Request, limit: int) -> bytes:

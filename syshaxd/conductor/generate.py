@@ -36,7 +36,7 @@ class Generation:
     ) -> ClientRequest:
         """Checks the body and the headers; raises BadRequest. `forced`: the path itself asks for a route."""
         body = parse_json(data)
-        info = parse_request(body, endpoint, http.headers, request_id, self._runner.config.model_name)
+        info = parse_request(body, endpoint, http.headers, request_id, self._runner.config.served.default)
         now, who = asyncio.get_running_loop().time(), http.headers.get("Authorization", "")
         digest = hashlib.blake2b(who.encode("utf-8", "surrogateescape") + b"\0" + data, digest_size=16).digest()
         waited = self._refusals.waited(digest, http.headers, now)
@@ -109,6 +109,9 @@ def _headers(stream: Stream, head: Head) -> dict[str, str]:
         "x-syshax-route": head.route.value,
         "x-syshax-reason": f"{head.reason.code}: {head.reason.text}",
     }
+    info = stream.entry.info
+    if info.clipped is not None:
+        headers["x-syshax-clipped"] = f"max_tokens={info.max_tokens}; asked for {info.clipped}"
     for name, value in (("ttft", head.prediction.ttft), ("tpot", head.prediction.tpot)):
         if value is not None:
             headers[f"x-syshax-predicted-{name}-ms"] = f"{value * 1000:.1f}"

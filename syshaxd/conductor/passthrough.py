@@ -6,9 +6,11 @@ import json
 
 from aiohttp import web
 
+from syshaxd.admission import admit
 from syshaxd.admission.refusals import Refusal, error_of
 from syshaxd.errors import UnitError
 from syshaxd.model.ports import Units
+from syshaxd.model.served import Models
 from syshaxd.model.unit import Role, UnitView
 from syshaxd.runner import RequestError
 from syshaxd.unitclient import Answer, Target, UnitClient
@@ -37,12 +39,17 @@ class Passthrough:
         self._client = client
         self._units = units
 
-    async def serve(self, path: str, data: bytes, request_id: str, timeout: float) -> web.Response:
-        """The unit's answer; raises RequestError when no unit can give one."""
+    async def serve(self, path: str, data: bytes, request_id: str, timeout: float, served: Models) -> web.Response:
+        """The answer of a unit of the model that is named; raises RequestError when no unit can give one."""
         body = parse_json(data)
+        named = body.get("model")
+        model = named if isinstance(named, str) and named else served.default
+        unknown = admit.of_model(model, served.names(self._units.views())) if model else None
+        if unknown is not None:
+            raise error_of(unknown)
         failure: UnitError | None = None
         absent: Answer | None = None
-        for view in self._ready():
+        for view in self._ready(served, model):
             own = {**body, "model": view.model} if view.model and "model" in body else body
             target = Target(view.name, view.url, self._units.api_key(view.name))
             try:
@@ -57,8 +64,8 @@ class Passthrough:
             absent = answer
         raise _nobody(path, absent, failure)
 
-    def _ready(self) -> tuple[UnitView, ...]:
-        ready = [view for view in self._units.views() if view.ready]
+    def _ready(self, served: Models, model: str) -> tuple[UnitView, ...]:
+        ready = [view for view in self._units.views() if view.ready and served.serves(view, model)]
         return tuple(sorted(ready, key=lambda view: view.role is not Role.ACCELERATOR))
 
 

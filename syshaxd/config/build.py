@@ -8,7 +8,7 @@ import functools
 from collections.abc import Mapping
 from typing import Any, Callable, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from .types import Config, UnitConfig
+from .types import Config, ModelConfig, UnitConfig
 
 T = TypeVar("T")
 
@@ -20,7 +20,11 @@ def build(data: Mapping[str, Any]) -> Config:
     units = tuple(make(UnitConfig, {"name": name, **unit}) for name, unit in data.get("units", {}).items())
     config = make(Config, {**values, "conductor": data.get("services", {}).get("conductor", {})})
     return dataclasses.replace(
-        config, units=units, model_name=models.get("default", ""), model_path=models.get("path", "")
+        config,
+        units=units,
+        model_name=models.get("default", ""),
+        model_path=models.get("path", ""),
+        models={name: make(ModelConfig, model) for name, model in models.get("served", {}).items()},
     )
 
 

@@ -132,7 +132,7 @@ def _class_of(path: Path, section: str = "") -> Reload:
     full = ("units", ANY_NAME, *path) if section else path
     classes = _reload_classes()
     known: Reload | None = classes.get(full) or classes.get(full[:-1])  # names inside env
-    if known is None and full[:2] == ("scheduler", "slo"):
+    if known is None and full[:2] in (("scheduler", "slo"), ("models", "served")):
         known = Reload.NOW
     return known or Reload.UNIT
 
@@ -155,7 +155,12 @@ def _flat_top(config: Config) -> dict[Path, Any]:
     return {_yaml_path(path): value for path, value in flat.items() if path[0] != "units"}
 
 
-_YAML = {"model_name": ("models", "default"), "model_path": ("models", "path"), "conductor": ("services", "conductor")}
+_YAML: Mapping[str, tuple[str, ...]] = {
+    "model_name": ("models", "default"),
+    "model_path": ("models", "path"),
+    "models": ("models", "served"),
+    "conductor": ("services", "conductor"),
+}
 _MISSING = object()
 
 

@@ -87,6 +87,24 @@ def _front_keys(config: Config, root: Node) -> Iterator[Fault]:
         )
 
 
+def _models(config: Config, root: Node) -> Iterator[Fault]:
+    """Every model has units, every unit one model, every name one meaning."""
+    units, names, homes = {unit.name: unit for unit in config.units}, list(config.models), dict[str, str]()
+    for name, model in config.models.items():
+        path: Path = ("models", "served", name)
+        for alias in model.aliases:
+            if alias in names:
+                yield Fault((*path, "aliases"), f"found {alias}, which another model is called too; each needs its own")
+            names.append(alias)
+        for unit in model.units:
+            if unit not in units:
+                yield Fault((*path, "units"), f"found {unit}; units are: {', '.join(units) or 'none'}")
+            elif homes.setdefault(unit, name) != name:
+                yield Fault((*path, "units"), f"found {unit}, which serves {homes[unit]}; a unit serves one model")
+        if not model.units and not any(unit.served_name == name for unit in config.units):
+            yield Fault(path, "no unit serves it; name some under units, or give one this served_name", on_key=True)
+
+
 def _water_marks(config: Config, root: Node) -> Iterator[Fault]:
     low, high = ("pd", "return_below"), ("pd", "offload_above")
     if config.pd.return_below >= config.pd.offload_above:
@@ -281,7 +299,7 @@ def bound_cpus(unit: UnitConfig) -> frozenset[int]:
 
 
 _RULES: tuple[Callable[[Config, Node], Iterator[Fault]], ...] = (
-    _some_unit, _ports, _front_keys, _water_marks, _time_limits, _cpu_overlap, _ipc, _container_names, _nixl,
+    _some_unit, _models, _ports, _front_keys, _water_marks, _time_limits, _cpu_overlap, _ipc, _container_names, _nixl,
 )  # fmt: skip
 _UNIT_RULES: tuple[Callable[[UnitConfig, Node], Iterator[Fault]], ...] = (
     _role, _kind, _external, _own_address, _model, _container, _binding, _devices, _backoff,

@@ -21,12 +21,14 @@ def problem(root: Node, path: Path, message: str, key: bool = False) -> Problem:
 
 
 def canonical(root: Node) -> tuple[Node, list[Problem]]:
-    """Second spellings moved to where they belong: services.gpu and .cpu to units, args to extra_args."""
+    """Second spellings moved to where they belong: services.gpu and .cpu to units, args to extra_args, a list of models
+    to models.served."""
     problems: list[Problem] = []
     if not isinstance(root, Map):
         return root, problems
     for name in ("cpu", "gpu"):  # each is put in front
         root = _move_unit(root, name, problems)
+    root = _named_models(root, problems)
     return _rename_args(root, problems), problems
 
 
@@ -47,6 +49,39 @@ def _move_unit(root: Map, name: str, problems: list[Problem]) -> Map:
     keys = {name: services.keys[name], **units.keys}
     moved = Map(units.mark, keys, {name: services.items[name], **units.items})
     return _with(_with(root, "services", rest), "units", moved, services.keys[name])
+
+
+def _named_models(root: Map, problems: list[Problem]) -> Map:
+    """Models as a list, or by name beside models.default, to models.served; the default is the one that says so, or the
+    first of a list."""
+    models = root.items.get("models")
+    if isinstance(models, Sequence):
+        return _with(root, "models", _listed_models(root, models, problems))
+    if not isinstance(models, Map):
+        return root
+    served: Node = models.items.get("served", Map(models.mark))
+    for name, node in models.items.items():
+        if isinstance(node, Map) and name != "served" and isinstance(served, Map):
+            served = _with(served, name, node, models.keys[name])
+            models = _with(_without(models, name), "served", served, models.keys[name])
+    return _with(root, "models", models)
+
+
+def _listed_models(root: Map, models: Sequence, problems: list[Problem]) -> Map:
+    served = Map(models.mark)
+    default: Scalar | None = None
+    for index, model in enumerate(models.items):
+        name = model.items.get("name") if isinstance(model, Map) else None
+        if not isinstance(model, Map) or not isinstance(name, Scalar) or not name.text or name.text in served.items:
+            message = "found a model without a name of its own; each needs one: models: [{name: m, units: [gpu]}]"
+            problems.append(problem(root, ("models", index), message))
+            continue
+        wanted = model.items.get("default")
+        if isinstance(wanted, Scalar) and wanted.value is True or default is None:
+            default = name
+        served = _with(served, name.text, _without(_without(model, "name"), "default"), name.mark)
+    made = Map(models.mark, {"served": models.mark}, {"served": served})
+    return _with(made, "default", default, default.mark) if default is not None else made
 
 
 def _rename_args(root: Map, problems: list[Problem]) -> Map:
@@ -133,5 +168,6 @@ def _infer_unit(name: str, unit: dict[str, Any], models: dict[str, Any]) -> dict
             unit["url"] = f"http://{f'[{host}]' if ':' in host else host}:{unit['port']}"
     else:
         unit["model_path"] = unit.get("model_path") or models.get("path", "")
-    unit["served_name"] = unit.get("served_name") or models.get("default", "")
+    listed = [model for model, said in models.get("served", {}).items() if name in said.get("units", ())]
+    unit["served_name"] = unit.get("served_name") or (listed or [models.get("default", "")])[0]
     return unit

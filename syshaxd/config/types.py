@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Optional
 
+from syshaxd.model.served import Model, Models
 from syshaxd.model.unit import BackendKind, Role
 
 
@@ -199,6 +200,15 @@ class UnitConfig:
 
 
 @dataclass(frozen=True)
+class ModelConfig:
+    """`models.served.NAME`."""
+
+    aliases: tuple[str, ...] = ()
+    units: tuple[str, ...] = ()  # none: those whose served_name it is
+    clip_max_tokens: bool = False
+
+
+@dataclass(frozen=True)
 class LogConfig:
     """`log`."""
 
@@ -213,6 +223,7 @@ class Config:
     conductor: ConductorConfig = ConductorConfig()
     model_name: str = ""  # models.default
     model_path: str = ""  # models.path; already filled in for units that name none of their own
+    models: Mapping[str, ModelConfig] = field(default_factory=dict)  # models.served
     units: tuple[UnitConfig, ...] = ()
     limits: LimitsConfig = LimitsConfig()
     pd: PdConfig = PdConfig()
@@ -223,3 +234,9 @@ class Config:
     log: LogConfig = LogConfig()
     control_socket: str = "/run/syshax/control.sock"
     state_dir: str = "/var/lib/syshax"
+
+    @property
+    def served(self) -> Models:
+        """The models, the default first, also where only models.default names one."""
+        named = {**({self.model_name: ModelConfig()} if self.model_name else {}), **self.models}
+        return Models(tuple(Model(name, one.aliases, one.units, one.clip_max_tokens) for name, one in named.items()))

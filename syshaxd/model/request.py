@@ -37,7 +37,7 @@ class RequestInfo:
     endpoint: Endpoint
     model: str
     stream: bool
-    prompt_tokens: int  # estimate (characters / 4, at least 1) until a unit says it exactly
+    prompt_tokens: int  # estimate (characters / 4, at least 1) unless counted
     max_tokens: int | None
     route: Route | None = None  # asked for
     tier: Tier = Tier.DEFAULT
@@ -46,6 +46,8 @@ class RequestInfo:
     slo_tpot: float | None = None
     first_token_stays: str | None = None  # reason why only k = 0 is allowed; None: k = 1 is
     stays: str | None = None  # reason why it must not move at all; None: it may
+    counted: bool = False  # whether a unit has said how many tokens the prompt has
+    clipped: int | None = None  # max_tokens that its client asked for, where that was cut to what fits
     waited: float = 0.0  # seconds since its client asked first: in earlier attempts, in the daemon's queue
 
 

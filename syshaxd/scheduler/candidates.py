@@ -8,25 +8,21 @@ from syshaxd.model.request import RequestInfo
 from syshaxd.model.snapshot import InFlight, Snapshot, UnitSnapshot
 from syshaxd.model.unit import Role
 
+from .able import able
 from .policy import Policy
 
 STANDSTILL = 0.3  # seconds without a token, where others wait, that mean a preemption
 Failed = tuple[str, int]  # name and epoch: a unit that was started again deserves another try
 
 
-def serves(unit: UnitSnapshot, model: str, policy: Policy) -> bool:
-    """Whether the unit has that model; the default name means every unit's."""
-    return model in ("", policy.model_name) or unit.view.model in ("", model)
-
-
 def candidates(
     info: RequestInfo, snapshot: Snapshot, policy: Policy, failed: frozenset[Failed], role: Role
 ) -> tuple[UnitSnapshot, ...]:
-    """READY units of a role that serve the model and have not failed this request, least loaded first."""
+    """READY units of a role that can serve the request and have not failed it, least loaded first."""
     usable = (
         unit
-        for unit in snapshot.ready(role)
-        if serves(unit, info.model, policy) and (unit.view.name, unit.view.epoch) not in failed
+        for unit in able(info, snapshot, policy.models)
+        if unit.view.ready and unit.view.role is role and (unit.view.name, unit.view.epoch) not in failed
     )
     return tuple(sorted(usable, key=_load_order))
 

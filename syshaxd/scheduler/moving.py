@@ -9,6 +9,7 @@ from syshaxd.model.plan import Move, Reason
 from syshaxd.model.snapshot import InFlight, Snapshot
 from syshaxd.model.unit import Role
 
+from .able import may_go_to
 from .candidates import may_move, preempted
 from .outlook import (
     Candidate,
@@ -92,7 +93,8 @@ def _victim(
     ]
     stands = {entry.info.request_id for _, entry in seen if preempted(entry, side.unit, snapshot.at)}
     for who, entry in sorted(seen, key=lambda pair: (pair[1].info.request_id not in stands, -pair[0].context)):
-        if who.remaining > WORTH_MOVING and cpu_keeps_promises(cpu, who, snapshot, knowledge, policy):
+        fits = may_go_to(entry, cpu.unit, snapshot, policy.models)
+        if fits and who.remaining > WORTH_MOVING and cpu_keeps_promises(cpu, who, snapshot, knowledge, policy):
             return entry
     return None
 
@@ -132,7 +134,7 @@ def _latest(
         step = cpu.step()
         for entry in _movable(snapshot, cpu.name, policy):
             who = candidate(entry, snapshot.at, knowledge.lengths, policy)
-            if who.remaining <= WORTH_MOVING:
+            if who.remaining <= WORTH_MOVING or not may_go_to(entry, side.unit, snapshot, policy.models):
                 continue
             mean = (who.elapsed + who.remaining * step) / (who.generated + who.remaining)
             fits = reserve(side, who.context, knowledge.lengths, policy.growth) < policy.move_back_at

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from syshaxd.model.request import RequestInfo, Tier
+from syshaxd.model.served import Models
 from syshaxd.model.snapshot import InFlight, Snapshot, UnitLoad, UnitSnapshot
 from syshaxd.model.unit import UnitView
 
@@ -48,6 +49,7 @@ class PredictivePolicy:
     serve_late: bool = True
     split: bool = True
     moves: bool = True
+    models: Models = Models()
     queue_timeout: float = 30.0
     max_queue: int = 256
     look_ahead: float = 0.15  # seconds of prefill that a unit holds beyond the prompt it is at; the rest waits here

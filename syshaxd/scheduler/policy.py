@@ -5,13 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from syshaxd.config.types import Config, LimitsConfig, PdConfig, SchedulerConfig
+from syshaxd.model.served import Models
 
 
 @dataclass(frozen=True)
 class Policy:
     """Input of every decision besides request and snapshot."""
 
-    model_name: str = ""  # the alias under which every unit may be asked
+    models: Models = Models()
     limits: LimitsConfig = LimitsConfig()
     pd: PdConfig = PdConfig()
     scheduler: SchedulerConfig = SchedulerConfig()
@@ -19,4 +20,4 @@ class Policy:
 
 def policy_of(config: Config) -> Policy:
     """The decisions' part of a configuration."""
-    return Policy(config.model_name, config.limits, config.pd, config.scheduler)
+    return Policy(config.served, config.limits, config.pd, config.scheduler)

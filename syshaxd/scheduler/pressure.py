@@ -9,6 +9,7 @@ from syshaxd.model.request import RequestInfo, Route
 from syshaxd.model.snapshot import InFlight, Snapshot, UnitSnapshot
 from syshaxd.model.unit import Role, UnitState
 
+from .able import may_go_to
 from .candidates import (
     Failed,
     accelerator_bounds,
@@ -19,7 +20,6 @@ from .candidates import (
     may_move,
     preempted,
     requests,
-    serves,
 )  # fmt: skip
 from .policy import Policy
 
@@ -88,7 +88,7 @@ def _drains(snapshot: Snapshot, policy: Policy) -> Iterable[Move]:
 
 def _other(entry: InFlight, snapshot: Snapshot, policy: Policy) -> str | None:
     ready = snapshot.ready(Role.ACCELERATOR) + snapshot.ready(Role.CPU)
-    fit = (unit for unit in ready if unit.view.name != entry.unit and serves(unit, entry.info.model, policy))
+    fit = (unit for unit in ready if may_go_to(entry, unit, snapshot, policy.models))
     return next((unit.view.name for unit in fit if unit.view.can_hand_over), None)
 
 
@@ -102,7 +102,7 @@ def _offloads(unit: UnitSnapshot, snapshot: Snapshot, policy: Policy) -> list[Mo
     for entry in _victims(unit, snapshot, policy):
         if excess <= 0 or not room:
             break
-        target = next((cpu for cpu in room if serves(cpu, entry.info.model, policy)), None)
+        target = next((cpu for cpu in room if may_go_to(entry, cpu, snapshot, policy.models)), None)
         if target is None:
             continue
         why = preempted_reason(unit, target) if preempted(entry, unit, snapshot.at) else reason
@@ -191,6 +191,8 @@ def _returns(snapshot: Snapshot, policy: Policy) -> list[Move]:
 
 def _accelerator_with_room(entry: InFlight, snapshot: Snapshot, policy: Policy) -> UnitSnapshot | None:
     for unit in snapshot.ready(Role.ACCELERATOR):
+        if not may_go_to(entry, unit, snapshot, policy.models):
+            continue
         usage = kv_usage(unit, _tokens(entry) + int(_growth(unit)))
         idle = unit.load is not None and not unit.load.waiting
         seats = requests(unit) < accelerator_bounds(policy).max_num_seqs

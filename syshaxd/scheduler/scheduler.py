@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 
+from syshaxd.admission import admit
 from syshaxd.admission.queue import ASKED
 from syshaxd.config.types import Config
 from syshaxd.model.plan import Move, Plan, Whole
@@ -13,7 +14,8 @@ from syshaxd.model.snapshot import Snapshot
 from syshaxd.model.unit import Role
 
 from . import predictive, pressure, threshold
-from .candidates import Failed, serves
+from .able import able, context_for, holds, of_model, tokens_needed
+from .candidates import Failed
 from .learning import Learner
 from .moving import choose_moves
 from .outlook import Limits, PredictivePolicy
@@ -47,9 +49,13 @@ class Scheduler:
 
     def decide(self, info: RequestInfo, snapshot: Snapshot, failed: frozenset[Failed] = frozenset()) -> Plan:
         """Where a request that has no token yet goes; `failed`: units that it has already failed on."""
-        usable = _usable(info, snapshot, self._policy, failed)
+        usable = self._usable(info, snapshot, failed)
+        if info.route is not None or not usable.units:
+            too_long = admit.fits_a_context(info, context_for(info, snapshot, self._policy.models))
+            if too_long is not None:
+                return too_long
         if info.route is not None or not self._predicts(usable):
-            return threshold.decide(info, snapshot, self._policy, failed)
+            return threshold.decide(info, usable, self._policy, failed)
         decision = predictive.decide(info, usable, self._learner.knowledge(snapshot.at), self._memory, self._predictive)
         self._memory = decision.memory
         return decision.plan
@@ -72,6 +78,10 @@ class Scheduler:
 
     def keep_split(self, info: RequestInfo, decode: str, prompt_tokens: int, snapshot: Snapshot) -> bool:
         """Asked at the first token of a split: does the CPU unit still keep every promise?"""
+        unit = snapshot.unit(decode)
+        mine = of_model(info.model, snapshot, self._policy.models)
+        if unit is not None and not holds(unit, tokens_needed(info, prompt_tokens, mine)):
+            return False  # its prompt was longer than it looked
         if info.route is not None or not self._predicts(snapshot):
             return True
         return predictive.keep_split(
@@ -94,6 +104,15 @@ class Scheduler:
         self._memory = chosen.memory
         return chosen.moves
 
+    def _usable(self, info: RequestInfo, snapshot: Snapshot, failed: frozenset[Failed]) -> Snapshot:
+        """The snapshot without units that can't serve the request or have failed it."""
+        mine = able(info, snapshot, self._policy.models)
+        units = tuple(unit for unit in mine if (unit.view.name, unit.view.epoch) not in failed)
+        pd = snapshot.pd
+        if not self._policy.pd.enabled:
+            pd = replace(pd, enabled=False, reason="pd.enabled is off")
+        return replace(snapshot, units=units, pd=pd)
+
     def _predicts(self, snapshot: Snapshot) -> bool:
         if self._policy.scheduler.decider != "predictive":
             return False
@@ -102,17 +121,6 @@ class Scheduler:
         return bool(accelerators) and all(
             unit.view.name in models and models[unit.view.name].trusted for unit in accelerators
         )
-
-
-def _usable(info: RequestInfo, snapshot: Snapshot, policy: Policy, failed: frozenset[Failed]) -> Snapshot:
-    """The snapshot without units that lack the model or have failed this request."""
-    units = tuple(
-        unit
-        for unit in snapshot.units
-        if serves(unit, info.model, policy) and (unit.view.name, unit.view.epoch) not in failed
-    )
-    pd = snapshot.pd if policy.pd.enabled else replace(snapshot.pd, enabled=False, reason="pd.enabled is off")
-    return replace(snapshot, units=units, pd=pd)
 
 
 def predictive_policy(policy: Policy) -> PredictivePolicy:
@@ -128,6 +136,7 @@ def predictive_policy(policy: Policy) -> PredictivePolicy:
         limits=limits,
         safety=policy.scheduler.safety,
         max_moves=policy.pd.max_moves,
+        models=policy.models,
         queue_timeout=policy.limits.queue_timeout,
         max_queue=policy.limits.max_queue,
     )

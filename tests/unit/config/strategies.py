@@ -58,7 +58,8 @@ def configurations(draw: st.DrawFn) -> str:
     units = draw(st.lists(st.sampled_from(["gpu", "cpu", "npu", "no", "y", "unit-3", "a_b"]), min_size=1, unique=True))
     for unit in units:
         _put(data, ("units", unit, "role"), draw(st.sampled_from(["accelerator", "cpu"])))
-    choices = [leaf for leaf in leaves(schema()) if leaf.path[-1] not in _TIED and "container" not in leaf.path]
+    free = (leaf for leaf in leaves(schema()) if leaf.path[:2] != ("models", "served"))
+    choices = [leaf for leaf in free if leaf.path[-1] not in _TIED and "container" not in leaf.path]
     for leaf in draw(st.lists(st.sampled_from(choices), max_size=12)):
         path = tuple(draw(st.sampled_from(_names(leaf.path, units))) if part == "NAME" else part for part in leaf.path)
         _put(data, path, draw(_value(str(leaf.path[-1]), leaf.schema)))

@@ -14,7 +14,7 @@ import pytest
 from syshaxd.config.diff import Reload
 from syshaxd.config.reference import help_lines, markdown
 from syshaxd.config.schema import ANY_NAME, Leaf, allowed, leaves, schema
-from syshaxd.config.types import Config, SloConfig, UnitConfig
+from syshaxd.config.types import Config, ModelConfig, SloConfig, UnitConfig
 from syshaxd.model.unit import BackendKind, Role
 
 DOCS = Path(__file__).resolve().parents[3] / "docs" / "config.md"
@@ -34,6 +34,8 @@ def default_in_types(path: tuple[Any, ...]) -> Any:
         start, path = UNIT, path[2:]
     if path[:2] == ("scheduler", "slo") and len(path) > 2:
         start, path = SloConfig(), path[3:]
+    if path[:2] == ("models", "served"):
+        start, path = ModelConfig(), path[3:]
     for part in path:
         start = getattr(start, part)
     return start
@@ -72,8 +74,10 @@ def test_every_field_has_a_key() -> None:
     top = {ATTRIBUTES.get(path, path[1:] if path[0] == "services" else path) for path in keys if path[0] != "units"}
     named = {path if isinstance(path, tuple) else (path,) for path in top}
     slo = {path for path in named if path[:2] == ("scheduler", "slo")}
-    assert set(fields(Config())) - {("units",), ("scheduler", "slo")} == named - slo
+    models = {path for path in named if path[:2] == ("models", "served")}
+    assert set(fields(Config())) - {("units",), ("scheduler", "slo"), ("models",)} == named - slo - models
     assert {path[3:] for path in slo} == set(fields(SloConfig()))
+    assert {path[3:] for path in models} == set(fields(ModelConfig()))
 
 
 @pytest.mark.parametrize("name", ENUMS)

@@ -11,12 +11,13 @@ from hypothesis import strategies as st
 
 from syshaxd.model.plan import Plan, Queue, Refuse, Split, Whole
 from syshaxd.model.request import Endpoint, RequestInfo, Route
+from syshaxd.model.served import Model, Models
 from syshaxd.model.snapshot import InFlight, PdStatus, Snapshot, UnitLoad, UnitSnapshot
 from syshaxd.model.unit import BackendKind, Role, UnitState, UnitView
 from syshaxd.scheduler import Policy, pressure
 from syshaxd.scheduler.threshold import decide
 
-POLICY = Policy("m")
+POLICY = Policy(Models((Model("m"),)))
 
 
 def unit(name: str, state: UnitState = UnitState.READY, pool: bool = True, epoch: int = 1, **load: Any) -> UnitSnapshot:
