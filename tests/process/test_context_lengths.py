@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
-from tests.fakes.demo_daemon import LIBRARY, MODEL, Daemon, demo_config
+from testbed.daemon_demo_model import LIBRARY, MODEL, Daemon, demo_config
 
 pytestmark = [
     pytest.mark.timeout(180),
     pytest.mark.skipif(not LIBRARY.exists(), reason="needs the native core: make native"),
 ]
-WORDS = "tokens of the prompt " * 200
+WORDS = "tokens of the prompt " * 400
 
 
 async def sized(daemon: Daemon, tokens: int) -> str:
@@ -44,11 +44,10 @@ async def context_of(daemon: Daemon) -> int:
 @pytest.mark.parametrize("longer", ["gpu", "cpu"])
 async def test_no_answer_is_cut_short_by_load(tmp_path: Path, decider: str, longer: str) -> None:
     sizes: dict[str, Any] = {longer: {"kv_blocks": 64}, "cpu" if longer == "gpu" else "gpu": {"max_model_len": 384}}
-    config = demo_config(
-        sizes["gpu"], sizes["cpu"], scheduler={"decider": decider, "slo": {"default": {"ttft": "60s"}}}
-    )
+    scheduler = {"decider": decider, "slo": {"default": {"ttft": "60s"}}}
+    config = demo_config(sizes["gpu"], sizes["cpu"], scheduler=scheduler)
     async with Daemon(tmp_path, config) as daemon:
-        assert await context_of(daemon) == 1024
+        assert await context_of(daemon) == 2048
         body = {"prompt": await sized(daemon, 400), "max_tokens": 300, "ignore_eos": True, "temperature": 0}
         answers = await asyncio.gather(*(ask(daemon, body) for _ in range(5)))
         assert [status for status, _, _ in answers] == [200] * 5, answers
@@ -61,23 +60,22 @@ async def test_no_answer_is_cut_short_by_load(tmp_path: Path, decider: str, long
 async def test_what_no_unit_holds_is_400_at_once_and_clipped_where_that_is_wanted(tmp_path: Path) -> None:
     config = demo_config({"kv_blocks": 64}, {"max_model_len": 384}, scheduler={"decider": "threshold"})
     async with Daemon(tmp_path, config) as daemon:
-        for body in ({"messages": [{"role": "user", "content": await sized(daemon, 1100)}]}, {"prompt": WORDS * 50}):
+        for body in ({"messages": [{"role": "user", "content": await sized(daemon, 2100)}]}, {"prompt": WORDS * 50}):
             status, headers, answer = await ask(daemon, body)
             error = answer["error"]
             assert (status, error["code"]) == (400, "context_length_exceeded"), answer
             assert error["param"] == ("messages" if "messages" in body else "prompt")
-            assert "maximum context length is 1024 tokens" in error["message"] and "Retry-After" not in headers
+            assert "maximum context length is 2048 tokens" in error["message"] and "Retry-After" not in headers
         chat = {"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 8192}
         status, _, answer = await ask(daemon, chat)
         assert status == 400 and "8192 of output" in answer["error"]["message"]
-        status, _, answer = await ask(
-            daemon, {"prompt": await sized(daemon, 500), "max_tokens": 20}, **{"x-syshax-route": "cpu"}
-        )
+        longer = {"prompt": await sized(daemon, 500), "max_tokens": 20}
+        status, _, answer = await ask(daemon, longer, **{"x-syshax-route": "cpu"})
         assert (status, answer["error"]["code"]) == (400, "context_length_exceeded")
         config["models"][MODEL] = {"clip_max_tokens": True}
         daemon.rewrite(config)
         await asyncio.to_thread(daemon.control, "reload")
         status, headers, answer = await ask(daemon, {**chat, "ignore_eos": True})
         usage = answer["usage"]
-        assert status == 200 and usage["prompt_tokens"] + usage["completion_tokens"] == 1024
+        assert status == 200 and usage["prompt_tokens"] + usage["completion_tokens"] == 2048
         assert headers["x-syshax-clipped"] == f"max_tokens={usage['completion_tokens']}; asked for 8192"

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from syshaxd.config.types import Config, ModelConfig, SchedulerConfig
+from syshaxd.model.abilities import Abilities
 from syshaxd.model.plan import Plan, Queue, Refuse, Split, Whole
 from syshaxd.model.request import Endpoint, RequestInfo, Route
 from syshaxd.model.served import Model, Models
@@ -26,9 +27,10 @@ def unit(
     name: str, context: int | None, model: str = "m", load: UnitLoad = FREE, state: UnitState = READY
 ) -> UnitSnapshot:
     role = Role.ACCELERATOR if name.startswith("gpu") else Role.CPU
+    abilities = Abilities(max_context=context)
     view = UnitView(
-        name, role, UnitKind.SYSINFER, BackendKind.PROCESS, state, "", 1, model, context, pool_file=name
-    )  # fmt: skip
+        name, role, UnitKind.SYSINFER, BackendKind.PROCESS, state, "", 1, model, pool_file=name, abilities=abilities
+    )
     return UnitSnapshot(view, load)
 
 
