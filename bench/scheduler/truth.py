@@ -30,7 +30,7 @@ from syshaxd.engine.calibration import calibration_path
 from syshaxd.model.request import Tier
 from syshaxd.scheduler.outlook import Limits, PredictivePolicy
 from syshaxd.simulation.deciders import AcceleratorOnly, Predictive
-from syshaxd.simulation.law import Host, Law, Model
+from syshaxd.simulation.law import Host, Law, ModelSize
 from syshaxd.simulation.report import tpot, ttft
 from syshaxd.simulation.workload import Arrival, Demand, arrivals, read_trace
 from syshaxd.simulation.world import Decider, Request, World
@@ -63,7 +63,7 @@ GPU = LinearLaw("accelerator", SLOW * 0.020, SLOW * 0.0002, SLOW * 2e-7, 5_600, 
 CPU = LinearLaw("cpu", SLOW * 0.045, SLOW * 0.001, SLOW * 1e-6, 64_000, 64, CHUNK, 0.0, SLOW * 1e-3)
 TTFT, TPOT = SLOW * 2.0, SLOW * 0.1  # limits, seconds
 LIMITS = PredictivePolicy(limits={tier: Limits(TTFT, TPOT) for tier in Tier})
-HOST = Host(Model(1.0, 1.0), GPU, CPU, link=1e12)
+HOST = Host(ModelSize(1.0, 1.0), GPU, CPU, link=1e12)
 
 
 def simulated(load: Sequence[Arrival], decider: Decider) -> list[Request]:

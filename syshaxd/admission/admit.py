@@ -23,14 +23,11 @@ def of_size(size: int, limit: int) -> Refuse | None:
     return Refusal.BODY_TOO_LARGE.told(limit=limit) if size > limit else None
 
 
-def at_the_door(model: str, served: Sequence[str], open_: bool, in_flight: int, limit: int) -> Refuse | None:
+def at_the_door(model: str, served: Sequence[str], open_: bool) -> Refuse | None:
     """A checked request, before anything is kept of it. `open_`: whether the daemon takes requests at all."""
     if not open_:
         return Refusal.DRAINING.told()
-    unknown = of_model(model, served)
-    if unknown is not None:
-        return unknown
-    return Refusal.TOO_MANY.told(limit=limit) if in_flight >= limit else None
+    return of_model(model, served)
 
 
 def of_model(model: str, served: Sequence[str]) -> Refuse | None:
@@ -98,6 +95,18 @@ def place(wait: Queue, queued: int, max_queue: int, retry_after: float | None = 
     if queued >= max_queue:
         return Refusal.QUEUE_FULL.told(retry_after, why=wait.reason.text, queued=queued)
     return wait
+
+
+def beyond_the_limit(in_flight: int, limit: int, patience: float) -> Queue | None:
+    """The bound of requests on units; None: one more may go."""
+    if in_flight < limit:
+        return None
+    return Queue(Reason("in_flight", f"{in_flight} requests are in flight (limits.max_in_flight)"), patience)
+
+
+def pushed_out(queued: int) -> Refuse:
+    """It held the last place of the client that waits with most requests, and another client came."""
+    return Refusal.QUEUE_FULL.told(why="another client came, and this one has the most waiting", queued=queued)
 
 
 def behind_others(patience: float) -> Queue:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from syshaxd.simulation.deciders import Contestant, contestants
-from syshaxd.simulation.law import Host, Law, Model, hosts
+from syshaxd.simulation.law import Host, Law, ModelSize, hosts
 from syshaxd.simulation.report import conclusion, play, plot, table
 from syshaxd.simulation.workload import Demand, TraceError, arrivals, read_trace
 
@@ -42,7 +42,7 @@ def host_from_file(path: Path) -> Host:
     """A host described by JSON: {"model": {...}, "accelerator": {...}, "cpu": {...}} with the fields of `law`."""
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
-        model = Model(**data["model"])
+        model = ModelSize(**data["model"])
         laws = {side: Law(name=side, **data[side]) for side in ("accelerator", "cpu")}
         return Host(model, laws["accelerator"], laws["cpu"])
     except (OSError, ValueError, KeyError, TypeError) as error:

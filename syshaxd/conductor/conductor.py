@@ -178,9 +178,8 @@ class Conductor:
         self, http: web.Request, request_id: str, endpoint: Endpoint, forced: Route | None
     ) -> web.StreamResponse:
         data = await self._body(http)
-        request = self._generation.parse(data, endpoint, http, request_id, forced)
-        model, limit = request.info.model, self._config.limits.max_in_flight
-        refusal = admit.at_the_door(model, self._model_names(), self._admitting, len(self._runner), limit)
+        request = self._generation.parse(data, endpoint, http, request_id, forced, bool(self._keys))
+        refusal = admit.at_the_door(request.info.model, self._model_names(), self._admitting)
         if refusal is not None:
             raise error_of(refusal)
         counted = await self._counter.counted(request, len(data), self._config)

@@ -32,15 +32,24 @@ class Generation:
         self._refusals = Refusals()
 
     def parse(
-        self, data: bytes, endpoint: Endpoint, http: web.Request, request_id: str, forced: Route | None
+        self,
+        data: bytes,
+        endpoint: Endpoint,
+        http: web.Request,
+        request_id: str,
+        forced: Route | None,
+        keyed: bool,
     ) -> ClientRequest:
-        """Checks the body and the headers; raises BadRequest. `forced`: the path itself asks for a route."""
+        """Checks the body and the headers; raises BadRequest. `forced`: the path itself asks for a route; `keyed`:
+        clients have keys, which tell them apart."""
         body = parse_json(data)
         info = parse_request(body, endpoint, http.headers, request_id, self._runner.config.served.default)
         now, who = asyncio.get_running_loop().time(), http.headers.get("Authorization", "")
-        digest = hashlib.blake2b(who.encode("utf-8", "surrogateescape") + b"\0" + data, digest_size=16).digest()
+        key = who.encode("utf-8", "surrogateescape")
+        digest = hashlib.blake2b(key + b"\0" + data, digest_size=16).digest()
+        client = hashlib.blake2b(key, digest_size=6).hexdigest() if keyed else ""
         waited = self._refusals.waited(digest, http.headers, now)
-        info = replace(info, route=forced or info.route, waited=waited)
+        info = replace(info, route=forced or info.route, waited=waited, client=client)
         return ClientRequest(info, body, now, int(time.time()), digest)
 
     async def serve(self, http: web.Request, request: ClientRequest) -> web.StreamResponse:

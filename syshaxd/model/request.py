@@ -48,6 +48,7 @@ class RequestInfo:
     stays: str | None = None  # reason why it must not move at all; None: it may
     counted: bool = False  # whether a unit has said how many tokens the prompt has
     clipped: int | None = None  # max_tokens that its client asked for, where that was cut to what fits
+    client: str = ""  # which API key it came with, as a short digest; "" where none is asked for
     waited: float = 0.0  # seconds since its client asked first: in earlier attempts, in the daemon's queue
 
 

@@ -65,6 +65,17 @@ class InFlightLedger:
             counts[entry.unit] = counts.get(entry.unit, 0) + 1
         return counts
 
+    def per_client(self) -> dict[str, int]:
+        """Requests by API key."""
+        counts: dict[str, int] = {}
+        for entry in self._entries.values():
+            counts[entry.info.client] = counts.get(entry.info.client, 0) + 1
+        return counts
+
+    def others(self, request_id: str) -> int:
+        """Requests besides this one."""
+        return len(self._entries) - (request_id in self._entries)
+
     def __len__(self) -> int:
         return len(self._entries)
 

@@ -52,6 +52,8 @@ class Planner:
         self._loop = asyncio.get_running_loop()
         self._arrived = self._loop.time()
         self._failed: dict[Failed, float] = {}
+        named = services.config.served.find(info.model)
+        self._model = named.name if named is not None else info.model  # an alias waits with its model
 
     def note_failure(self, unit: str, epoch: int) -> None:
         """The request failed on that start of a unit."""
@@ -74,37 +76,46 @@ class Planner:
             self._info = replace(self._info, waited=0.0)  # it may wait again at each attempt
         patience = services.scheduler.patience(self._info, snapshot) - self._info.waited
         turn = turn_of(self._info, self._loop.time() + patience)
-        plan = self._ask(snapshot, self._info, turn)
+        limit, client = services.config.limits.max_queue, self._info.client
+        room = queue.has_room(client, limit)
+        plan = self._ask(replace(snapshot, queued=min(snapshot.queued, limit - 1)) if room else snapshot, turn)
         if isinstance(plan, Refuse):
             return self._settled(plan)
-        if not isinstance(plan, Queue) and queue.leads(turn, self._info.model):
+        if not isinstance(plan, Queue) and queue.leads(turn, self._model, client):
             return self._settled(plan)
         wait = plan if isinstance(plan, Queue) else admit.behind_others(patience)
-        held = admit.place(wait, len(queue), services.config.limits.max_queue)
+        held = wait if room else admit.place(wait, len(queue), limit)
         if isinstance(held, Refuse):
             return self._settled(held)
         if isinstance(plan, Queue):
             services.metrics.decided("queue", plan.reason.code)
-        return await self._queued(turn, plan, held)
-
-    async def _queued(self, turn: Turn, plan: Plan, held: Queue) -> Plan:
-        """`plan`: what was decided at first: it would go at once if nobody else waited, or waits itself."""
-        began, services, bell = self._loop.time(), self._services, Bell()
+        queue.make_room(client, limit)
+        began = self._loop.time()
         self._timeline.add(began, "queued", why=held.reason.text)
-        with services.queue.enter(turn, self._info.prompt_tokens, self._info.model, bell.ring) as place:
-            services.ledger.queued = len(services.queue)
-            try:
-                while await bell.rung(last_ask(turn, plan, self._loop.time())):
-                    self.check_open()
-                    plan = self._ask_again(turn)
-                    if not isinstance(plan, Queue):
-                        return self._settled(plan)
-                    services.queue.asked_in_vain(place, services.scheduler.asked)
-                plan = self._ask_again(FIRST)
-                return self._settled(admit.after_the_last_ask(plan) if isinstance(plan, Queue) else plan)
-            finally:
-                services.ledger.queued = len(services.queue) - 1
-                services.metrics.queued_for(self._loop.time() - began)
+        try:
+            return self._settled(await self._queued(turn, plan, began + patience / 2))
+        finally:
+            services.ledger.queued = len(queue)
+            services.metrics.queued_for(self._loop.time() - began)
+
+    async def _queued(self, turn: Turn, plan: Plan, yields_until: float) -> Plan:
+        """What is decided in the end. `plan`: what was at first: it would go at once if nobody else waited, or waits
+        itself; `yields_until`: the loop's time at which a tier that yields to all others does so no more."""
+        services, queue, bell = self._services, self._services.queue, Bell()
+        with queue.enter(turn, self._info.prompt_tokens, self._model, bell.ring, self._info.client) as place:
+            services.ledger.queued = len(queue)
+            while await bell.rung(last_ask(turn, plan, self._loop.time())):
+                self.check_open()
+                if place.sent_away:
+                    return admit.pushed_out(len(queue))
+                if self._loop.time() > yields_until:
+                    queue.promote(place)
+                plan = self._ask_again(place.turn)
+                if not isinstance(plan, Queue):
+                    return plan
+                queue.asked_in_vain(place, services.scheduler.asked)
+            plan = self._ask_again(FIRST)
+            return admit.after_the_last_ask(plan) if isinstance(plan, Queue) else plan
 
     def check_open(self) -> None:
         """Raises RequestError once the daemon ends its streams."""
@@ -115,14 +126,19 @@ class Planner:
         """It holds a place already: that is no reason to refuse it."""
         snapshot, own = self._services.snapshots.snapshot(), self._info.prompt_tokens
         snapshot = replace(snapshot, queued=max(0, snapshot.queued - 1))
-        return self._ask(snapshot, left_of(self._info, self._loop.time() - self._arrived), turn, own)
+        return self._ask(snapshot, turn, own, self._loop.time() - self._arrived)
 
-    def _ask(self, snapshot: Snapshot, info: RequestInfo, turn: Turn, own: int = 0) -> Plan:
-        """`own`: its prompt tokens, where it is in the queue itself."""
-        queue, model = self._services.queue, self._info.model
+    def _ask(self, snapshot: Snapshot, turn: Turn, own: int = 0, waited: float = 0.0) -> Plan:
+        """`own`: its prompt tokens, where it is in the queue itself; `waited`: seconds there."""
+        queue, model = self._services.queue, self._model
         ahead = queue.tokens_ahead(turn, model)
         snapshot = replace(snapshot, queued_tokens=queue.tokens(model) - own, queued_ahead=ahead)
-        return self._services.scheduler.decide(info, snapshot, self._excluded())
+        plan = self._services.scheduler.decide(left_of(self._info, waited), snapshot, self._excluded())
+        if isinstance(plan, (Queue, Refuse)):
+            return plan
+        others = self._services.ledger.others(self._info.request_id)
+        limits = self._services.config.limits
+        return admit.beyond_the_limit(others, limits.max_in_flight, limits.queue_timeout) or plan
 
     def _settled(self, plan: Plan) -> Plan:
         """Counts and tells a decision that is final; raises RequestError for a refusal."""

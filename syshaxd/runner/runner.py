@@ -46,7 +46,7 @@ class Runner:
         self.ending = False
         self._log = Log("runner")
         self._tasks = TaskSet("runner", self._task_failed)
-        self._queue = RequestQueue()
+        self._queue = RequestQueue(ledger.per_client)
         self._timelines = Timelines()
         self._streams: dict[str, Stream] = {}
         self._busy = asyncio.Event()  # while there are streams

@@ -19,7 +19,7 @@ ROUNDNESS = 3.0
 
 
 @dataclass(frozen=True)
-class Model:
+class ModelSize:
     """Parameters and KV bytes per token of a decoder."""
 
     parameters: float
@@ -49,14 +49,14 @@ class Law:
 class Host:
     """An accelerator, its CPUs and the model they serve."""
 
-    model: Model
+    model: ModelSize
     accelerator: Law
     cpu: Law
     link: float = 10e9  # bytes/s of a handoff
     handoff: float = 0.030  # seconds beside the copy
 
 
-def accelerator_law(model: Model, bandwidth: float, flops: float, capacity: int, chunk: int = 2048) -> Law:
+def accelerator_law(model: ModelSize, bandwidth: float, flops: float, capacity: int, chunk: int = 2048) -> Law:
     """Half precision: 2 bytes and 2 operations a parameter."""
     read = bandwidth * BANDWIDTH_EFFICIENCY
     return Law(
@@ -70,7 +70,7 @@ def accelerator_law(model: Model, bandwidth: float, flops: float, capacity: int,
     )
 
 
-def cpu_law(model: Model, bandwidth: float, int8_ops: float, capacity: int) -> Law:
+def cpu_law(model: ModelSize, bandwidth: float, int8_ops: float, capacity: int) -> Law:
     """q4_0 weights, int8 arithmetic."""
     read = bandwidth * BANDWIDTH_EFFICIENCY
     return Law(
@@ -84,9 +84,9 @@ def cpu_law(model: Model, bandwidth: float, int8_ops: float, capacity: int) -> L
     )
 
 
-QWEN_32B = Model(32.76e9, 2 * 64 * 8 * 128 * 2)
-QWEN_7B = Model(7.62e9, 2 * 28 * 4 * 128 * 2)
-LLAMA_8B = Model(8.03e9, 2 * 32 * 8 * 128 * 2)
+QWEN_32B = ModelSize(32.76e9, 2 * 64 * 8 * 128 * 2)
+QWEN_7B = ModelSize(7.62e9, 2 * 28 * 4 * 128 * 2)
+LLAMA_8B = ModelSize(8.03e9, 2 * 32 * 8 * 128 * 2)
 KUNPENG = (614e9, 26.6e12)  # bytes/s of 16 channels DDR5-4800; int8 operations/s of 160 cores
 X86_16 = (120e9, 10.2e12)  # a share of a DDR5 socket; 16 cores with VNNI
 

@@ -24,13 +24,14 @@ def code(answer: Any) -> Any:
 
 def test_at_the_door() -> None:
     def ask(**changed: Any) -> Any:
-        asked: dict[str, Any] = {"model": "m", "served": SERVED, "open_": True, "in_flight": 7, "limit": 8, **changed}
+        asked: dict[str, Any] = {"model": "m", "served": SERVED, "open_": True, **changed}
         return code(admit.at_the_door(**asked))
 
     assert ask() is None
     assert ask(open_=False, model="x") == (503, "draining")
-    assert ask(model="x", in_flight=8) == (404, "model_not_found")
-    assert ask(in_flight=8) == (429, "too_many_requests")
+    assert ask(model="x") == (404, "model_not_found")
+    assert admit.beyond_the_limit(7, 8, 3.0) is None
+    assert isinstance(admit.beyond_the_limit(8, 8, 3.0), Queue), "it waits: more than max_in_flight is no refusal"
     assert code(admit.of_size(10, 10)) is None and code(admit.of_size(11, 10)) == (413, "request_too_large")
 
 
@@ -61,7 +62,7 @@ def test_where_no_unit_can() -> None:
 
 @pytest.mark.parametrize("refusal", list(Refusal))
 def test_what_the_client_can_mend_is_not_to_be_tried_again_and_the_rest_says_when(refusal: Refusal) -> None:
-    names = {name: 1 for name in re.findall(r"{(\w+)", refusal.value.sentence)}
+    names: dict[str, Any] = {name: 1 for name in re.findall(r"{(\w+)", refusal.value.sentence)}
     error = error_of(refusal.told(**names))
     assert (error.retry_after is None) == (error.status not in (429, 503)), refusal
     assert "{" not in str(error) and error.code and str(error)

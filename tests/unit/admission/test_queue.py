@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from syshaxd.admission.queue import ASKED, RequestQueue, turn_of
+from syshaxd.admission.queue import ASKED, Place, RequestQueue, turn_of
 from syshaxd.model.request import Endpoint, RequestInfo, Tier
 from syshaxd.runner.planning import Bell
 
@@ -111,3 +111,71 @@ async def test_a_wait_in_the_queue_ends_at_its_time() -> None:
     queue, bell = RequestQueue(), Bell()
     with queue.enter(TURN, 1, "m", bell.ring):
         assert not await bell.rung(asyncio.get_running_loop().time() + 0.01)
+
+
+# ---- several clients
+
+
+def waiting(queue: RequestQueue, client: str, number: int, called: "list[str]", turn: Any = TURN) -> Place:
+    name = f"{client}{number}"
+    place = queue.enter(turn, 1, "m", lambda: called.append(name), client)
+    queue.add(place)
+    return place
+
+
+def test_the_client_with_the_fewest_running_asks_first() -> None:
+    running = {"a": 8}
+    queue, called = RequestQueue(lambda: running), list[str]()
+    places = {f"a{number}": waiting(queue, "a", number, called) for number in range(4)}
+    assert not queue.leads(TURN, "m", "a") and queue.leads(TURN, "m", "b")
+    places.update({f"b{number}": waiting(queue, "b", number, called) for number in range(2)})
+    order = list[str]()
+    while len(queue):
+        called.clear()
+        queue.changed()
+        order.append(called[0])
+        queue.remove(places[called[0]])
+        running[called[0][0]] = running.get(called[0][0], 0) + 1
+    assert order == ["b0", "b1", "a0", "a1", "a2", "a3"]
+
+
+def test_a_tier_goes_before_a_clients_share_and_within_a_client_the_deadline_decides() -> None:
+    queue, called = RequestQueue(lambda: {"a": 50}), list[str]()
+    waiting(queue, "b", 1, called)
+    first = turn_of(RequestInfo("r", Endpoint.CHAT, "m", True, 1, None, tier=Tier.PRIORITY), 99.0)
+    waiting(queue, "a", 1, called, first)
+    waiting(queue, "b", 0, called, TURN._replace(deadline=1.0))
+    queue.changed()
+    assert called == ["a1"]
+    assert queue.leads(TURN._replace(deadline=0.5), "m", "b") is False
+    assert queue.leads(first._replace(deadline=1.0), "m", "b")
+
+
+def test_a_full_queue_takes_a_newcomer_in_place_of_the_greediest_clients_last() -> None:
+    queue, called = RequestQueue(), list[str]()
+    places = [waiting(queue, "a", number, called, TURN._replace(deadline=5.0 + number)) for number in range(4)]
+    assert not queue.has_room("a", 4) and queue.has_room("b", 4)
+    queue.make_room("b", 4)
+    assert [place.sent_away for place in places] == [False, False, False, True] and called == ["a3"]
+    queue.remove(places[3])
+    waiting(queue, "b", 0, called)
+    assert len(queue) == 4
+    queue.make_room("b", 4)
+    waiting(queue, "b", 1, called)
+    assert len(queue) == 4 and not queue.has_room("b", 4), "two and two: nobody has more than his share"
+    queue.make_room("a", 5)
+    assert len(queue) == 4
+
+
+def test_who_yielded_for_long_is_gone_round_no_more() -> None:
+    """A long flex prompt at the head, and small ones that fit in again and again."""
+    queue, called = RequestQueue(), list[str]()
+    flex = turn_of(RequestInfo("r", Endpoint.CHAT, "m", True, 1, None, tier=Tier.FLEX), 30.0)
+    long = waiting(queue, "", 0, called, flex)
+    assert queue.leads(TURN, "m"), "others come first at the beginning"
+    queue.promote(long)
+    assert not queue.leads(TURN._replace(deadline=31.0), "m") and queue.leads(TURN._replace(deadline=29.0), "m")
+    waiting(queue, "", 1, called, TURN._replace(deadline=31.0))
+    queue.changed()
+    queue.asked_in_vain(long)
+    assert called == ["0"], "nobody behind it asks until it has its room"

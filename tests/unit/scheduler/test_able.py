@@ -15,7 +15,7 @@ from syshaxd.model.plan import Plan, Queue, Refuse, Split, Whole
 from syshaxd.model.request import Endpoint, RequestInfo, Route
 from syshaxd.model.served import Model, Models
 from syshaxd.model.snapshot import InFlight, Snapshot, UnitLoad, UnitSnapshot
-from syshaxd.model.unit import BackendKind, Role, UnitKind, UnitState, UnitView
+from syshaxd.model.unit import BackendKind, Role, UnitState, UnitView
 from syshaxd.scheduler import Scheduler
 
 FREE = UnitLoad(0.0, "page", running=0, waiting=0, kv_used=0, kv_total=100_000)
@@ -29,7 +29,7 @@ def unit(
     role = Role.ACCELERATOR if name.startswith("gpu") else Role.CPU
     abilities = Abilities(max_context=context)
     view = UnitView(
-        name, role, UnitKind.SYSINFER, BackendKind.PROCESS, state, "", 1, model, pool_file=name, abilities=abilities
+        name, role, "sysinfer", BackendKind.PROCESS, state, "", 1, model, pool_file=name, abilities=abilities
     )
     return UnitSnapshot(view, load)
 
