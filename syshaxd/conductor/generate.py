@@ -16,6 +16,7 @@ from syshaxd.runner import ClientRequest, Head, RequestError, Runner, Stream
 
 from .answers import error_events, reason_of
 from .disconnects import DisconnectWatch
+from .event_stream import EventStream
 from .parsing import parse_json, parse_request
 from .retries import Refusals
 
@@ -59,11 +60,10 @@ class Generation:
         status, refusal = CLIENT_GONE, None
         try:
             with self._watch.over(http, until):
-                head = await stream.open()
-                headers = _headers(stream, head)
                 if request.info.stream:
-                    response, status = await self._stream(http, stream, headers)
+                    response, status, refusal = await self._stream(http, stream)
                     return response
+                headers = _headers(stream, await stream.open())
                 answer = await stream.body()
                 status = 200
                 return web.Response(body=answer, content_type="application/json", headers=headers)
@@ -75,19 +75,28 @@ class Generation:
         finally:
             await self._finish(stream, status, refusal)
 
-    async def _stream(
-        self, http: web.Request, stream: Stream, headers: dict[str, str]
-    ) -> "tuple[web.StreamResponse, int]":
-        response = web.StreamResponse(headers={**headers, "Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
-        response.content_type = "text/event-stream"
-        response.charset = "utf-8"
+    async def _stream(self, http: web.Request, stream: Stream) -> tuple[web.StreamResponse, int, str | None]:
+        """The answer, the status that it came to, and why it is none."""
+        request_id, silence = stream.entry.info.request_id, self._runner.config.limits.max_silence
+        events, status, refusal = EventStream(http, request_id, silence), 200, None
         try:
-            await response.prepare(http)
-            status = await _write(response, stream)
-            await response.write_eof()
+            try:
+                await events.begin(_headers(stream, await stream.open()))
+                while data := await stream.next_bytes():
+                    await events.write(data)
+            except RequestError as err:
+                if not events.begun:
+                    raise
+                status, refusal = err.status, reason_of(err)
+                await events.begin({})
+                await events.write(error_events(err))
+            await events.close()
+            await events.response.write_eof()
         except ConnectionError:  # the client is gone: said in the request's line; aiohttp would add a stack trace
             status = CLIENT_GONE
-        return response, status
+        finally:
+            await events.close()
+        return events.response, status, refusal
 
     async def _finish(self, stream: Stream, status: int, refusal: str | None) -> None:
         await self._runner.finish(stream, status)
@@ -97,19 +106,6 @@ class Generation:
             about = {"request_id": entry.info.request_id, "arrived": arrived.isoformat(timespec="milliseconds")}
             known = dict(stream.summary())
             self._log.info("request", **about, status=status, **{**known, "reason": known["reason"] or refusal})
-
-
-async def _write(response: web.StreamResponse, stream: Stream) -> int:
-    """The stream's bytes; the status it came to."""
-    try:
-        data = await stream.next_bytes()
-        while data:
-            await response.write(data)
-            data = await stream.next_bytes()
-    except RequestError as err:
-        await response.write(error_events(err))
-        return err.status
-    return 200
 
 
 def _headers(stream: Stream, head: Head) -> dict[str, str]:

@@ -34,6 +34,7 @@ class LimitsConfig:
     connect_timeout: float = 5.0
     first_token_timeout: float = 300.0
     stall_timeout: float = 30.0  # no token for this long while a unit holds the request
+    max_silence: float = 2.0  # of a stream toward its client, before headers or a comment line are sent
 
 
 @dataclass(frozen=True)
