@@ -11,7 +11,10 @@ import secrets
 import threading
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
-from typing import Generic, Protocol, TypeVar
+from typing import Dict, Generic, Hashable, List, Optional, Protocol, Sequence, TypeVar
+
+from syshax_kernels.errors import KernelError
+from syshax_kernels.pool import CHUNK_TOKENS, Ticket, UnitStats
 
 from syshax_handoff.reasons import NO_POOL, HandoffCounts, reason_of
 from syshax_kernels.errors import KernelError
@@ -134,7 +137,12 @@ class Saver(Generic[Key]):
         self._kept[key] = _Kept(name, ticket, Saving(private=ticket_id is None))
         return True
 
-    def ticket(self, key: Key) -> Ticket | None:
+    @property
+    def keys(self) -> List[Key]:
+        """Requests whose tickets are being filled."""
+        return list(self._kept)
+
+    def ticket(self, key: Key) -> Optional[Ticket]:
         """The ticket of a request that is being saved."""
         kept = self._kept.get(key)
         return None if kept is None else kept.ticket

@@ -5,20 +5,18 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorBase_V1, KVConnectorRole, SupportsHMA
-from vllm.distributed.parallel_state import get_tensor_model_parallel_rank
-
+from syshax_handoff.loading import Loader
+from syshax_handoff.saving import Saver
 from syshax_kernels.errors import KernelError
 from syshax_kernels.library import Library
-from syshax_kernels.pool import Geometry, Outbox, chunks_that_fit, pool_library
+from syshax_kernels.pool import Geometry, Inbox, Outbox, chunks_that_fit, pool_library
 from syshax_vllm import compat
 from syshax_vllm.counts import Counts, HandoffMetrics, HandoffStats
 from syshax_vllm.env import Pool, own_pool
 from syshax_vllm.geometry import geometry_of, refusals
-from syshax_vllm.loading import Loader
+from syshax_vllm.heart import Heart
 from syshax_vllm.meta import HandoffMetadata
 from syshax_vllm.pages import Pages
-from syshax_vllm.saving import Saver
 from syshax_vllm.scheduler_side import SchedulerSide
 from syshax_vllm.worker_side import Share, WorkerSide, cpu_fill
 
@@ -42,6 +40,7 @@ class SyshaxConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
         pool = own_pool()
         self._scheduler: SchedulerSide | None = None
         self._worker: WorkerSide | None = None
+        self._heart: Heart | None = None
         self._failed_blocks: set[int] = set()
         self._counts = Counts()
         limits = vllm_config.scheduler_config
@@ -49,11 +48,22 @@ class SyshaxConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
         if pool is None:
             log.warning("no handoff from this unit: SYSHAX_POOL_DIR is not set")
         elif role == KVConnectorRole.SCHEDULER:
-            self._scheduler = _scheduler_side(vllm_config, pool, self._pages, self._counts)
+            self._begin(vllm_config, pool)
         else:
             self._worker = _worker_side(vllm_config, pool)
 
     # ---- in the scheduler's process ----
+    def _begin(self, vllm_config: Any, pool: Pool) -> None:
+        geometry, library = geometry_of(vllm_config), pool_library()
+        block_size = vllm_config.cache_config.block_size
+        outbox = _outbox(pool, geometry, vllm_config.model_config.max_model_len, library)
+        saver: Saver[str] = Saver(outbox, self._counts, log, at_once=False)
+        loader: Loader[str] = Loader(
+            pool.folder, lambda path: Inbox.open(path, geometry, library=library), self._counts, log
+        )
+        self._scheduler = SchedulerSide(saver, loader, geometry, self._pages, self._counts, block_size)
+        self._heart = Heart(saver)
+
     def bind_gpu_block_pool(self, gpu_block_pool: Any) -> None:
         self._pages.bind(gpu_block_pool)
 
@@ -125,10 +135,10 @@ class SyshaxConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
 
     # ---- everywhere ----
     def shutdown(self) -> None:
-        for side in (self._worker, self._scheduler):
-            if side is not None:
-                side.close()
-        self._worker = self._scheduler = None
+        for part in (self._heart, self._worker, self._scheduler):
+            if part is not None:
+                part.close()
+        self._heart = self._worker = self._scheduler = None
 
     def get_kv_connector_stats(self) -> HandoffStats | None:
         counted = self._counts.take()
@@ -147,15 +157,6 @@ class SyshaxConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
 
 
 compat.make_known(SyshaxConnector)
-
-
-def _scheduler_side(vllm_config: Any, pool: Pool, pages: Pages, counts: Counts) -> SchedulerSide:
-    geometry = geometry_of(vllm_config)
-    block_size = vllm_config.cache_config.block_size
-    library = pool_library()
-    outbox = _outbox(pool, geometry, vllm_config.model_config.max_model_len, library)
-    saver = Saver(outbox, block_size, counts) if outbox is not None else None
-    return SchedulerSide(saver, Loader(pool, geometry, counts, library), pages, counts, block_size)
 
 
 def _outbox(pool: Pool, geometry: Geometry, max_tokens: int, library: Library) -> Outbox | None:

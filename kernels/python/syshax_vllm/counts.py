@@ -8,24 +8,7 @@ from typing import Any
 
 from vllm.distributed.kv_transfer.kv_connector.v1.metrics import KVConnectorPromMetrics, KVConnectorStats
 
-from syshax_kernels.errors import (
-    BusyError,
-    CorruptError,
-    FullError,
-    MismatchError,
-    NotFoundError,
-    StaleError,
-)  # fmt: skip
-
-_REASONS = (
-    (NotFoundError, "missing"), (StaleError, "stale"), (CorruptError, "corrupt"), (MismatchError, "mismatch"),
-    (BusyError, "timeout"), (FullError, "full"), (ValueError, "bad_request"),
-)  # fmt: skip
-
-
-def reason_of(err: Exception) -> str:
-    """The label of a failure in the metrics."""
-    return next((name for kind, name in _REASONS if isinstance(err, kind)), "error")
+from vllm.distributed.kv_transfer.kv_connector.v1.metrics import KVConnectorPromMetrics, KVConnectorStats
 
 
 class Counts:

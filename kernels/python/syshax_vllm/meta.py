@@ -44,6 +44,6 @@ class HandoffMetadata(KVConnectorMetadata):  # type: ignore[misc]
     loads: list[Load] = field(default_factory=list)
 
 
-def blocks_for(blocks: list[int], start: int, end: int, block_size: int) -> tuple[int, ...]:
-    """The part of a block table that holds tokens start .. end."""
-    return tuple(blocks[start // block_size : -(-end // block_size)])
+def blocks_for(blocks: list[int], tokens: range, block_size: int) -> tuple[int, ...]:
+    """The part of a block table that holds these tokens."""
+    return tuple(blocks[tokens.start // block_size : -(-tokens.stop // block_size)])

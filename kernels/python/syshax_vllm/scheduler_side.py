@@ -9,21 +9,18 @@ import logging
 from dataclasses import dataclass, field
 from typing import Any
 
-from syshax_contract.transfer import HandoffParams, parse_transfer
+from syshax_handoff.loading import Loader
+from syshax_handoff.saving import PUBLISHED, Saver
+from syshax_kernels.pool import CHUNK_TOKENS, Geometry
 from syshax_vllm import compat
 from syshax_vllm.counts import Counts
-from syshax_vllm.loading import Arrival, Loader
 from syshax_vllm.meta import HandoffMetadata, Load, Write, blocks_for
 from syshax_vllm.pages import Pages
-from syshax_vllm.saving import Saved, Saver
+from syshax_vllm.params import Wish, parse
 
 log = logging.getLogger("vllm.syshax")
 
-PUBLISHED = {  # by save_on
-    "finish": ("FINISHED_LENGTH_CAPPED", "FINISHED_STOPPED", "FINISHED_ABORTED"),
-    "length": ("FINISHED_LENGTH_CAPPED", "FINISHED_ABORTED"),
-    "abort": ("FINISHED_ABORTED",),
-}
+ENDS = {"FINISHED_LENGTH_CAPPED": "length", "FINISHED_STOPPED": "stop", "FINISHED_ABORTED": "abort"}
 
 
 @dataclass
@@ -31,12 +28,11 @@ class Tracked:
     """A living request."""
 
     request: Any
-    wish: HandoffParams
-    saved: Saved | None = None
-    arrival: Arrival | None = None
+    wish: Wish
     blocks: list[int] = field(default_factory=list)
     computed: int = 0  # tokens whose KV is in `blocks` once all ordered steps are over
-    rescued: bool = False  # preempted, its KV in `saved`
+    ordered: int = 0  # of them, taken into its ticket
+    rescued: bool = False  # preempted, its KV in its ticket
     loading: Load | None = None
 
 
@@ -44,12 +40,12 @@ class SchedulerSide:
     """Decides what is loaded and saved; the workers are told by build_meta()."""
 
     def __init__(
-        self, saver: Saver | None, loader: Loader | None, pages: Pages, counts: Counts, block_size: int
+        self, saver: Saver[str], loader: Loader[str], geometry: Geometry, pages: Pages, counts: Counts, block_size: int
     ) -> None:
-        self._saver, self._loader, self._pages, self._counts = saver, loader, pages, counts
+        """`geometry`: what other units' pools must be of."""
+        self._saver, self._loader, self._geometry, self._pages, self._counts = saver, loader, geometry, pages, counts
         self._block_size = block_size
         self._requests: dict[str, Tracked] = {}
-        self._ending: dict[str, tuple[Saved, bool]] = {}  # finished, writes under way; whether to publish
         self._meta = HandoffMetadata()
         self._left: dict[str, Tracked] = {}  # finished in the middle of a load
 
@@ -69,17 +65,11 @@ class SchedulerSide:
             wish = HandoffParams()
         tracked = self._requests[key] = Tracked(request, wish)
         if wish.save is not None:
-            tracked.saved = self._begin(key, wish.save)
-        if wish.load is not None and self._loader is not None:
-            tracked.arrival = self._loader.expect(wish.load)
+            self._saver.begin(key, key, wish.save)
+        if wish.load is not None:
+            self._loader.expect(key, key, wish.load)
         self._pages.arrived(request)
         return tracked
-
-    def _begin(self, key: str, ticket: bytes | None) -> Saved | None:
-        if self._saver is None:
-            self._counts.save_failures["no_pool"] += 1
-            return None
-        return self._saver.begin(key, ticket)
 
     def matched(self, request: Any, local: int) -> tuple[int | None, bool]:
         """How many tokens beyond the first `local` come from a ticket; (None, False): ask again."""
@@ -93,35 +83,33 @@ class SchedulerSide:
         return usable - local, True
 
     def _usable(self, tracked: Tracked) -> int | None:
-        if tracked.rescued and tracked.saved is not None:
-            return min(tracked.saved.done, int(tracked.request.num_tokens) - 1)
-        if tracked.arrival is None or self._loader is None:
-            return 0
-        if tracked.arrival.view is not None:
-            return tracked.arrival.usable
-        return self._loader.poll(tracked.request.request_id, tracked.arrival, tracked.request.all_token_ids)
+        key = tracked.request.request_id
+        if tracked.rescued:
+            return min(self._saver.readable(key), int(tracked.request.num_tokens) - 1)
+        return self._loader.poll(key, tracked.request.all_token_ids)
 
     def _settle(self, tracked: Tracked) -> None:
         """Nothing (more) is loaded for this request."""
         tracked.rescued = False
-        if tracked.arrival is not None and self._loader is not None:
-            self._loader.release(tracked.arrival)
+        self._loader.cancel(tracked.request.request_id)
 
     def allocated(self, request: Any, blocks: Any, external: int) -> None:
         """Orders the load of `external` tokens into freshly allocated blocks."""
-        tracked = self._requests.get(request.request_id)
-        if external <= 0 or tracked is None or self._loader is None:
+        key = request.request_id
+        tracked = self._requests.get(key)
+        if external <= 0 or tracked is None:
             return
         end = self._usable(tracked) or 0
-        start = end - external
-        table = blocks_for(blocks.get_block_ids()[0], start, end, self._block_size)
-        load = Load(request.request_id, start, end, table, geometry=self._loader.geometry)
-        if tracked.rescued and tracked.saved is not None:
-            load = Load(load.request_id, start, end, table, slot=tracked.saved.ticket.slot)
-        elif tracked.arrival is not None and tracked.arrival.view is not None:
-            tracked.arrival.settled = True  # a failed load must not start again
-            pin, pool = tracked.arrival.view.pinned, tracked.arrival.source.pool
-            load = Load(load.request_id, start, end, table, pool=pool, pinned=pin, geometry=load.geometry)
+        tokens = range(end - external, end)
+        table = blocks_for(blocks.get_block_ids()[0], tokens, self._block_size)
+        ticket, view = self._saver.ticket(key), self._loader.view(key)
+        load = Load(key, tokens.start, end, table, geometry=self._geometry)
+        if tracked.rescued and ticket is not None:
+            load = Load(key, tokens.start, end, table, slot=ticket.slot)
+        elif view is not None and tracked.wish.load is not None:
+            self._loader.took(key, tokens)  # a failed load must not start again
+            pool = tracked.wish.load.pool
+            load = Load(key, tokens.start, end, table, pool=pool, pinned=view.pinned, geometry=self._geometry)
         tracked.loading, tracked.rescued = load, False
         self._meta.loads.append(load)
 
@@ -131,8 +119,7 @@ class SchedulerSide:
         self._rescue(output.preempted_req_ids or ())
         self._follow_new(output)
         self._follow_old(output)
-        if self._saver is not None:
-            self._saver.beat(self._pages.page(output))
+        self._saver.beat(self._pages.page(output))
         meta, self._meta = self._meta, HandoffMetadata()
         return meta
 
@@ -159,16 +146,17 @@ class SchedulerSide:
         after = computed + output.num_scheduled_tokens[key]
         self._pages.advanced(tracked.request, tracked.computed, after)
         tracked.computed = after
-        if tracked.saved is not None and after - tracked.saved.done >= 64:
-            known = min(after, tracked.request.num_tokens)
-            self._extend(key, tracked, known // 64 * 64, self._meta.writes)
+        if after - tracked.ordered >= CHUNK_TOKENS:
+            tokens = self._saver.order(key, tracked.request.all_token_ids, min(after, tracked.request.num_tokens))
+            self._write(key, tracked, tokens, self._meta.writes)
 
-    def _extend(self, key: str, tracked: Tracked, until: int, orders: list[Write]) -> None:
-        if tracked.saved is None or self._saver is None:
+    def _write(self, key: str, tracked: Tracked, tokens: range, orders: list[Write]) -> None:
+        ticket = self._saver.ticket(key)
+        if not tokens or ticket is None:
             return
-        write = self._saver.extend(key, tracked.saved, tracked.request.all_token_ids, until, tracked.blocks)
-        if write is not None:
-            orders.append(write)
+        tracked.ordered = tokens.stop
+        blocks = blocks_for(tracked.blocks, tokens, self._block_size)
+        orders.append(Write(ticket.slot, tokens.start, tokens.stop, blocks))
 
     def _rescue(self, preempted: Any) -> None:
         """Keeps the KV of requests that have just lost their blocks; the workers copy before these are used again."""
@@ -178,10 +166,9 @@ class SchedulerSide:
                 continue
             self._pages.preempted(tracked.request, tracked.computed)
             known = min(tracked.computed, tracked.request.num_tokens)
-            if tracked.saved is None and self._saver is not None and known > 0:
-                tracked.saved = self._saver.begin(key, None)
-            self._extend(key, tracked, known, self._meta.rescues)
-            tracked.rescued = tracked.saved is not None and tracked.saved.done > 0 and not tracked.saved.over
+            tokens = self._saver.keep(key, key, tracked.request.all_token_ids, known)
+            self._write(key, tracked, tokens, self._meta.rescues)
+            tracked.rescued = self._saver.readable(key) > 0
             tracked.blocks, tracked.computed = [], 0
 
     # ---- end ----
@@ -196,37 +183,26 @@ class SchedulerSide:
             self._left[key] = tracked
             return False
         self._settle(tracked)
-        if tracked.saved is None:
-            return False
-        publish = self._is_published(tracked)
+        wish = tracked.wish
+        publish = wish.save is not None and ENDS.get(request.status.name, "") in PUBLISHED[wish.save_on]
         if publish:
             self._save_tail(key, tracked, blocks)
-        self._ending[key] = (tracked.saved, publish)
+        if not self._saver.end(key, publish):
+            return False
         self._meta.finished.append(key)
         return True
 
-    def _is_published(self, tracked: Tracked) -> bool:
-        status = tracked.request.status.name
-        if tracked.saved is None or tracked.saved.private:
-            return False
-        return status in PUBLISHED[tracked.wish.save_on]
-
     def _save_tail(self, key: str, tracked: Tracked, blocks: list[int]) -> None:
-        request = tracked.request
+        request, tracked.blocks = tracked.request, blocks
         known = min(request.num_computed_tokens - compat.in_flight(request), request.num_tokens)
-        tracked.blocks = blocks
-        self._extend(key, tracked, min(known, len(blocks) * self._block_size), self._meta.tails)
+        known = min(known, len(blocks) * self._block_size)
+        tokens = self._saver.order(key, request.all_token_ids, known, tail=True)
+        self._write(key, tracked, tokens, self._meta.tails)
 
     def reported(self, output: Any) -> None:
         """Takes up what the workers have done."""
         for key in output.finished_sending or ():
-            saved, publish = self._ending.pop(key, (None, False))
-            if saved is None or self._saver is None:
-                continue
-            if publish:
-                self._saver.publish(key, saved)
-            else:
-                self._saver.drop(saved)
+            self._saver.settle(key)
         for key in output.finished_recving or ():
             self._loaded(key, output)
         self._pages.step_over()
@@ -235,20 +211,20 @@ class SchedulerSide:
         tracked = self._left.pop(key, None)
         over = tracked is not None
         tracked = tracked or self._requests.get(key)
-        if tracked is None or tracked.loading is None or self._loader is None:
+        if tracked is None or tracked.loading is None:
             return
         load, tracked.loading = tracked.loading, None
-        if compat.load_failed(output, key, load.blocks):
-            self._loader.refuse(key, "copy", "the copy did not hold or match")
+        failed = compat.load_failed(output, key, load.blocks)
+        if failed:
+            self._loader.fail(key, ValueError("the copy did not hold or match"), "copy")
         else:
             self._counts.loaded_tokens += load.end - load.start
         self._settle(tracked)
-        if tracked.saved is not None and self._saver is not None and (over or tracked.saved.private):
-            self._saver.drop(tracked.saved)
-            tracked.saved = None
+        if over:
+            self._saver.drop(key)
+        elif load.pinned is None:
+            self._saver.restored(key, not failed)
 
     def close(self) -> None:
-        if self._loader is not None:
-            self._loader.close()
-        if self._saver is not None:
-            self._saver.close()
+        self._loader.close()
+        self._saver.close()

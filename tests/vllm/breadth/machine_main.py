@@ -10,6 +10,7 @@ AssertionError.
 from __future__ import annotations
 
 import json
+import logging
 import random
 import secrets
 import sys
@@ -18,14 +19,15 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from syshax_handoff.loading import Loader
+from syshax_handoff.saving import Saver
 from syshax_kernels.errors import KernelError
-from syshax_kernels.pool import F16, Geometry, Inbox, Outbox, TicketState, Worker, pool_library
+from syshax_kernels.pool import F16, Geometry, Inbox, Outbox, TicketState, Worker
 from syshax_vllm.counts import Counts
-from syshax_vllm.env import Pool
-from syshax_vllm.loading import Loader
 from syshax_vllm.pages import Pages
-from syshax_vllm.saving import Saver
 from syshax_vllm.scheduler_side import SchedulerSide
+
+log = logging.getLogger("vllm.syshax")
 
 BLOCK, TICKETS, CHUNKS, STEPS = 32, 12, 24, 150
 GEOMETRY = Geometry(1, 1, 16, F16, bytes(32))
@@ -59,9 +61,10 @@ class World:
         path = str(folder / "own.pool")
         self.outbox = Outbox.create(path, GEOMETRY, chunks=CHUNKS, tickets=TICKETS, max_tokens=1024)
         self.worker, self.inbox = Worker.join(path), Inbox.open(path, GEOMETRY)
-        counts, pool = Counts(), Pool(folder, "own.pool")
-        loader = Loader(pool, GEOMETRY, counts, pool_library())
-        self.side = SchedulerSide(Saver(self.outbox, BLOCK, counts), loader, Pages(BLOCK, 64, 2048), counts, BLOCK)
+        counts = Counts()
+        self.saver: Saver[str] = Saver(self.outbox, counts, log, at_once=False)
+        loader: Loader[str] = Loader(folder, lambda path: Inbox.open(path, GEOMETRY), counts, log)
+        self.side = SchedulerSide(self.saver, loader, GEOMETRY, Pages(BLOCK, 64, 2048), counts, BLOCK)
         self.lives: dict[str, Life] = {}
         self.held: dict[str, Life] = {}  # finished, blocks kept
         self.late: list[tuple[int, str]] = []  # step, request whose writes are done
@@ -215,7 +218,7 @@ class World:
 
     def over(self) -> None:
         """Nothing is left but published tickets that nobody fetched, and these go with their lease."""
-        assert not self.side._requests and not self.side._ending and not self.side._left and not self.held
+        assert not self.side._requests and not self.saver.keys and not self.side._left and not self.held
         for ticket in map(bytes.fromhex, self.published):
             found = self.outbox.find(ticket)
             assert found is None or found.state is not TicketState.LOADING, "a pin was not given back"
