@@ -52,6 +52,12 @@ class InFlight:
     stays: str | None = None  # why it can't be moved now; None: it can
     kept_by: str = ""  # unit it has left and that keeps its KV until the next one has fetched it
     silent: bool = False  # its unit tells nothing before the end, so that nobody knows when its prefill is over
+    left: str = ""  # unit it was on before this one
+
+    def unseen_by(self, unit: UnitSnapshot) -> bool:
+        """Whether it has left that unit later than the unit's figures are, which still count its KV."""
+        gone = self.left == unit.view.name != self.unit and self.last_move is not None
+        return gone and unit.load is not None and (self.last_move or 0.0) >= unit.load.at
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,7 @@ class Entry:
     stays: str | None = None
     kept_by: str = ""
     silent: bool = False
+    left: str = ""
 
     def frozen(self) -> InFlight:
         """As others see it."""
@@ -44,6 +45,7 @@ class Entry:
             self.stays,
             self.kept_by,
             self.silent,
+            self.left,
         )
 
 
@@ -81,6 +83,8 @@ class InFlightLedger:
 
     def place(self, entry: Entry, unit: str) -> None:
         """The request is on that unit from now on."""
+        if entry.unit and entry.unit != unit:
+            entry.left = entry.unit
         entry.unit = unit
         self._entries[entry.info.request_id] = entry
 

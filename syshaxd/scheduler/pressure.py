@@ -114,17 +114,23 @@ def _offloads(unit: UnitSnapshot, snapshot: Snapshot, policy: Policy) -> list[Mo
 
 def _excess_tokens(unit: UnitSnapshot, snapshot: Snapshot, policy: Policy) -> float:
     """KV tokens too many: beyond the limit now, or within LOOK_AHEAD at the present speed. A queue at the unit while
-    the cache is nearly full means that it has preempted already: then one more request leaves."""
+    the cache is nearly full means that it has preempted already: then one more request leaves. What leaves or has left
+    counts as gone, until figures that are younger than its move say what is so."""
     total = unit.load.kv_total if unit.load is not None else None
     usage = kv_usage(unit)
     if unit.load is None or not total or usage is None:
         return 0.0
-    leaving = sum(_tokens(entry) for entry in snapshot.in_flight if entry.moving and entry.unit == unit.view.name)
+    going = (entry for entry in snapshot.in_flight if _leaves(entry, unit))
+    leaving = sum(_tokens(entry) for entry in going)
     expected = usage * total + _growth(unit) - leaving
     if expected > policy.pd.offload_above * total:
         return expected - (policy.pd.offload_above - RELIEF) * total
     starved = bool(unit.load.waiting) and usage > policy.pd.return_below and not leaving
     return 1.0 if starved else 0.0
+
+
+def _leaves(entry: InFlight, unit: UnitSnapshot) -> bool:
+    return entry.unseen_by(unit) or (entry.moving and entry.unit == unit.view.name)
 
 
 def _growth(unit: UnitSnapshot) -> float:

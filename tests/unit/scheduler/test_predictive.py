@@ -340,6 +340,21 @@ def test_what_the_rules_keep_is_no_victim(values: dict[str, Any]) -> None:
     assert choose_moves(replace(snapshot, in_flight=kept), helps, Memory(), POLICY).moves == ()
 
 
+def test_what_has_left_is_not_counted_by_the_units_old_figures() -> None:
+    """40 cycles with the same page of the unit: the daemon's own counters say when enough have gone."""
+    helps = Knowledge(models={"gpu": GPU, "cpu": replace(CPU, base=0.02, per_kv=0.0005)})
+    snapshot, memory, went = world(gpu=55, context=500, capacity=28_000), Memory(), 0
+    for cycle in range(40):
+        chosen = choose_moves(replace(snapshot, at=100.0 + cycle), helps, memory, POLICY)
+        memory = chosen.memory
+        for _ in chosen.moves:
+            went += 1
+            left = world(gpu=55 - went, context=500, capacity=28_000)
+            gone = replace(running(1, "cpu", now=100.0 + cycle)[0], left="gpu", last_move=100.0 + cycle)
+            snapshot = replace(left, in_flight=(*left.in_flight, gone))
+    assert went == 2  # 500 tokens each, from 27,500 to below 26,600
+
+
 def test_a_late_resident_returns_when_there_is_room() -> None:
     crawling = Knowledge(models={"gpu": GPU, "cpu": replace(CPU, base=0.5)})
     moves = choose_moves(world(gpu=2, cpu=3), crawling, Memory(), POLICY).moves

@@ -180,6 +180,23 @@ def test_what_already_leaves_counts() -> None:
     assert moves(PRESSED, FREE, leaving, entry("b", "gpu", 90)) == []
 
 
+def test_what_has_left_counts_until_the_unit_says_so() -> None:
+    """A page is as old as the unit's step: 40 cycles go by with the same one, and no stream too many leaves."""
+    here = {f"r{number}": entry(f"r{number}", "gpu", 69, last_move=0.0) for number in range(12)}
+    stale = dict(running=12, waiting=0, kv_used=948, kv_total=1000)
+    went: list[str] = []
+    for cycle in range(40):
+        now = 100.0 + 0.05 * cycle
+        for name, target in moves(stale, FREE, *here.values(), at=now):
+            here[name] = replace(here[name], unit=target, left="gpu", last_move=now)
+            went.append(name)
+    assert len(went) == 2  # 79 tokens each, from 948 to below 850
+    waiting = dict(stale, waiting=3)  # a queue that the same page tells of moves no one more either
+    assert moves(waiting, FREE, *here.values(), at=102.0) == []
+    fresh = [replace(one, last_move=-1.0) for one in here.values()]  # the page is younger than the moves
+    assert len(moves(dict(stale, kv_used=948), FREE, *fresh, at=103.0)) == 2
+
+
 def test_a_full_cpu_takes_nobody() -> None:
     assert moves(PRESSED, dict(FREE, running=16), entry("a", "gpu", 300)) == []
 
