@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import secrets
+import signal
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import psutil
 import pytest
 
 from testbed.daemon_real_units import ROUTES, Daemon
@@ -126,6 +129,27 @@ def test_a_handoff_is_taken_once(daemon: Daemon) -> None:
     rows = [loaded(daemon, 200, 9, load) for _ in range(2)]
     assert rows[0] == rows[1] == complete(daemon, 200, "accelerator", 9)
     assert externals(daemon) - before == 199
+
+
+@pytest.mark.parametrize("running_pair", ["vllm_to_vllm", "vllm_to_sysinfer", "old_to_old"], indirect=True)
+def test_a_prefill_legs_kv_is_there_when_its_answer_is(daemon: Daemon) -> None:
+    """The engine is stopped as soon as it has answered, so that no step follows: its tail is sealed by then."""
+    length = 300
+    expected = complete(daemon, length, "accelerator", 40)
+    (engine,) = engine_processes(daemon)
+    before, counted, load = externals(daemon), failures(daemon), saved(daemon, length, 40)
+    os.kill(engine.pid, signal.SIGSTOP)
+    try:
+        assert loaded(daemon, length, 40, load) == expected
+    finally:
+        os.kill(engine.pid, signal.SIGCONT)
+    assert externals(daemon) - before == length - 1 and failures(daemon) == counted
+
+
+def engine_processes(daemon: Daemon) -> List[psutil.Process]:
+    """Of the prefill unit."""
+    children = psutil.Process(daemon.units["gpu"]["pid"]).children(recursive=True)
+    return [child for child in children if "EngineCore" in " ".join(child.cmdline()[:1])]
 
 
 @VLLM_ONLY

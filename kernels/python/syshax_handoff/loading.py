@@ -21,7 +21,8 @@ from syshax_kernels.errors import BusyError, KernelError, NotFoundError
 from syshax_kernels.pool import PoolInfo, View
 
 PIN_LEASE_S = 30.0  # how long a pinned ticket is ours, queueing included
-FILLING_WAIT_S = 2.0  # how long a ticket may still be FILLING
+FILLING_WAIT_S = 30.0  # how long a ticket may still be FILLING while its owner lives: as long as its longest step
+SILENCE_S = 3.0  # an owner that has not written its stats page for so long is dead, stopped or lost
 POOL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,254}")
 
 Key = TypeVar("Key", bound=Hashable)
@@ -44,12 +45,13 @@ class TicketSource(Protocol):
 class Loading:
     """What is known of one handoff: waited for until it is pinned, then copied."""
 
-    deadline: float  # of FILLING
-    progress: Progress | None = None  # once it is pinned
+    since: float
+    heard: float  # when its owner last said that it lives
+    progress: Optional[Progress] = None  # once it is pinned
 
     def waits(self, now: float) -> bool:
         """Whether a ticket that is still FILLING is asked for again."""
-        return self.progress is None and now < self.deadline
+        return self.progress is None and now - self.since < FILLING_WAIT_S and now - self.heard < SILENCE_S
 
     def pinned(self, common: int, known: int) -> Loading:
         """It is ours. `common`: tokens of it that are the request's, which knows `known`.
@@ -79,6 +81,9 @@ class OtherPool(Protocol):
     def info(self) -> PoolInfo:
         """Numbers of the file."""
 
+    def last_beat(self) -> float:
+        """When its owner last wrote its stats page, in seconds of the clock; 0.0 where that can't be told."""
+
     def close(self) -> None:
         """Unmaps the file."""
 
@@ -97,7 +102,8 @@ class Loader(Generic[Key]):
 
     def expect(self, key: Key, name: str, source: TicketSource) -> None:
         """A request that asks for a ticket has come; its waiting time begins."""
-        self._arrivals[key] = _Arrival(name, source, Loading(self._clock() + FILLING_WAIT_S))
+        now = self._clock()
+        self._arrivals[key] = _Arrival(name, source, Loading(now, now))
 
     def poll(self, key: Key, tokens: Sequence[int]) -> int | None:
         """How many of `tokens` the ticket holds; 0: it is of no use (any more); None: still FILLING, ask again."""
@@ -108,13 +114,19 @@ class Loader(Generic[Key]):
             try:
                 self._pin(arrival, tokens)
             except BusyError as err:
-                if arrival.state.waits(self._clock()):
+                if self._waits(arrival):
                     return None
                 self.fail(key, err, TIMEOUT)
             except (KernelError, OSError) as err:
                 self.fail(key, err)
         progress = arrival.state.progress
         return progress.total if progress is not None and not progress.done else 0
+
+    def _waits(self, arrival: _Arrival) -> bool:
+        inbox = self._inboxes.get(arrival.source.pool)
+        heard = inbox.last_beat() if inbox is not None else 0.0
+        arrival.state = replace(arrival.state, heard=max(arrival.state.heard, heard))
+        return arrival.state.waits(self._clock())
 
     def _pin(self, arrival: _Arrival, tokens: Sequence[int]) -> None:
         source = arrival.source

@@ -97,16 +97,17 @@ class OwnPool(Protocol):
 
 @dataclass
 class _Kept:
-    """A request's ticket. `publish`: known at its end, when copies may still run."""
+    """A request's ticket. `publish`: known at its end, when copies may still run. `ready`: tokens published."""
 
     name: str
     ticket: Ticket
     state: Saving
     publish: bool = False
+    ready: int = 0
 
 
 class Saver(Generic[Key]):
-    """Tickets by request. Any thread may beat; all else is called by one."""
+    """Tickets by request. Any thread may beat and publish_sealed(); all else is called by one."""
 
     def __init__(
         self, outbox: OwnPool | None, counts: HandoffCounts, log: logging.Logger, at_once: bool = True
@@ -116,9 +117,9 @@ class Saver(Generic[Key]):
         `at_once`: a copy has ended when order()'s caller goes on, so that a spoilt ticket need not wait to be freed.
         """
         self._outbox, self._counts, self._log, self._at_once = outbox, counts, log, at_once
-        self._kept: dict[Key, _Kept] = {}
-        self._lock = threading.Lock()  # of the outbox
-        self._page = UnitStats()
+        self._kept: Dict[Key, _Kept] = {}
+        self._lock = threading.RLock()  # of the outbox, and of what becomes of a ticket at its end
+        self.ending = threading.Event()  # set while tickets of ended requests wait for their copies
 
     def begin(self, key: Key, name: str, ticket_id: bytes | None = None) -> bool:
         """A FILLING ticket for a request, so that a consumer finds it; without an id a private one.
@@ -193,39 +194,58 @@ class Saver(Generic[Key]):
             self.drop(key)
 
     def end(self, key: Key, publish: bool) -> bool:
-        """The request is over. True where it has a ticket: settle() once no copy into it runs any more."""
+        """The request is over. True: copies into its ticket still run, settle() once they do not.
+
+        Where all has been copied and sealed by now the ticket is READY before the request's answer goes out.
+        """
         kept = self._kept.get(key)
         if kept is None:
             return False
-        kept.publish = publish
+        with self._lock:
+            kept.publish = publish
+            if self._at_once or self._sealed(kept):
+                self.settle(key)
+                return False
+            self.ending.set()
         return True
+
+    def publish_sealed(self) -> bool:
+        """Publishes tickets of ended requests whose copies have ended since; False: no one waits for that any more."""
+        with self._lock:
+            waiting = [kept for kept in self._kept.values() if kept.publish and not self._sealed(kept)]
+            if not waiting:
+                self.ending.clear()
+        return bool(waiting)
+
+    def _sealed(self, kept: _Kept) -> bool:
+        """FILLING -> READY, if every rank has sealed all tokens that were ordered: then no copy runs any more."""
+        count = kept.ready or kept.state.published(kept.publish)
+        if count and not kept.ready:
+            try:
+                kept.ticket.publish(count)
+            except KernelError:
+                return False
+            kept.ready = count
+        return count > 0
 
     def settle(self, key: Key) -> None:
-        """FILLING -> READY, or freed."""
-        kept = self._kept.get(key)
-        if kept is None or self._published(kept):
-            self._kept.pop(key, None)
-        else:
-            self.drop(key)
-
-    def _published(self, kept: _Kept) -> bool:
-        count = kept.state.published(kept.publish)
-        if not count:
-            return False
-        try:
-            with self._lock:
-                kept.ticket.publish(count)
-        except KernelError as err:  # a rank has not sealed what it should have written
-            self._note(kept.name, err)
-            return False
-        self._counts.saved_tokens += count
-        return True
+        """No copy into the ticket of an ended request runs any more: READY or freed."""
+        with self._lock:
+            kept = self._kept.get(key)
+            if kept is None:
+                return
+            if not self._sealed(kept):
+                if kept.state.published(kept.publish):
+                    self._note(kept.name, KernelError("not all that was ordered has been sealed", -4))
+                return self.drop(key)
+            del self._kept[key]
+        self._counts.saved_tokens += kept.ready
 
     def drop(self, key: Key) -> None:
         """Frees the ticket, into which nothing may be writing; a consumer that waits for it recomputes."""
-        kept = self._kept.pop(key, None)
-        if kept is not None:
-            with self._lock:
+        with self._lock:
+            kept = self._kept.pop(key, None)
+            if kept is not None:
                 kept.ticket.free()
 
     def discard(self, ticket_id: bytes) -> None:
@@ -237,13 +257,12 @@ class Saver(Generic[Key]):
             if ticket is not None:
                 ticket.free()
 
-    def beat(self, page: UnitStats | None = None) -> None:
-        """Writes the stats page (None: the last one again) and frees tickets that are over."""
+    def beat(self, page: UnitStats) -> None:
+        """Writes the stats page and frees tickets that are over."""
         with self._lock:
-            self._page = page or self._page
             if self._outbox is not None:
                 self._outbox.reap()
-                self._outbox.write_stats(self._page)
+                self._outbox.write_stats(page)
 
     def close(self) -> None:
         with self._lock:

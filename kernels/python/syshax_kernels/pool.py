@@ -401,6 +401,13 @@ class Inbox:
         """Numbers of the file as it is mapped now."""
         return self._handle.info()
 
+    def last_beat(self) -> float:
+        """When the owner last wrote its stats page (seconds of CLOCK_MONOTONIC); 0.0: never, or it can't be read."""
+        try:
+            return _stats(self._handle).time_ns / 1e9
+        except KernelError:
+            return 0.0
+
     def close(self) -> None:
         """Ends every view of the present mapping."""
         self._handle.close()
@@ -441,9 +448,13 @@ def read_stats(path: str, *, library: Library | None = None) -> UnitStats:
     pool = ctypes.c_void_p()
     calls.check(calls.calls.sx_pool_open(os.fsencode(path), None, ctypes.byref(pool)))
     with _Handle(calls, pool) as handle:
-        out = StatsStruct()
-        handle.call("sx_pool_read_stats", ctypes.byref(out))
-        return UnitStats(**{f.name: getattr(out, f.name) for f in fields(UnitStats)})
+        return _stats(handle)
+
+
+def _stats(handle: _Handle) -> UnitStats:
+    out = StatsStruct()
+    handle.call("sx_pool_read_stats", ctypes.byref(out))
+    return UnitStats(**{f.name: getattr(out, f.name) for f in fields(UnitStats)})
 
 
 def _geometry_struct(geometry: Geometry) -> GeometryStruct:

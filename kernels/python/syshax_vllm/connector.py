@@ -62,7 +62,7 @@ class SyshaxConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
             pool.folder, lambda path: Inbox.open(path, geometry, library=library), self._counts, log
         )
         self._scheduler = SchedulerSide(saver, loader, geometry, self._pages, self._counts, block_size)
-        self._heart = Heart(saver)
+        self._heart = Heart(saver, self._pages)
 
     def bind_gpu_block_pool(self, gpu_block_pool: Any) -> None:
         self._pages.bind(gpu_block_pool)

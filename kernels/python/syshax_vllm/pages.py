@@ -17,6 +17,7 @@ class Pages:
         self._blocks: Any = None  # vLLM's block pool
         self._waiting: dict[str, int] = {}  # tokens that are still to be computed
         self._running: set[str] = set()
+        self._copied: dict[str, int] = {}  # blocks of ended requests, held until their KV is copied
         self._kv_tokens = self._preemptions = self._prompt_tokens = self._generation_tokens = self._steps = 0
         self._begun: deque[tuple[int, int]] = deque(maxlen=4)  # tokens and begin of steps under way, oldest first
         self._step_tokens = self._step_ns = self._over = 0
@@ -47,6 +48,15 @@ class Pages:
         self._running.discard(request.request_id)
         self._waiting.pop(request.request_id, None)
 
+    def ending(self, key: str, blocks: list[int]) -> None:
+        """An ended request's blocks are kept for a copy: they do not count, for who asks whether this unit is full."""
+        known = self._blocks.blocks if self._blocks is not None else {}
+        self._copied[key] = sum(known[block].ref_cnt == 1 for block in blocks if known)
+
+    def ended(self, key: str) -> None:
+        """That copy is over."""
+        self._copied.pop(key, None)
+
     def step_over(self) -> None:
         """The workers have reported: the oldest step that page() began has run. Scheduled ahead, it began to run only
         when the one before it was over."""
@@ -57,17 +67,21 @@ class Pages:
         self._step_tokens, self._step_ns, self._over = tokens, now - max(begun, self._over), now
         self._steps += 1
 
-    def page(self, output: Any) -> UnitStats:
-        """The page at the begin of a step; `step_tokens`, `step_ns` and `steps` are the last whole step's."""
-        if output.total_num_scheduled_tokens:
-            self._begun.append((output.total_num_scheduled_tokens, time.perf_counter_ns()))
+    def step_begins(self, tokens: int) -> None:
+        """So many tokens are scheduled."""
+        if tokens:
+            self._begun.append((tokens, time.perf_counter_ns()))
+
+    def page(self) -> UnitStats:
+        """What is so now; any thread may ask. `step_tokens`, `step_ns` and `steps` are the last whole step's."""
         total = self._blocks.num_gpu_blocks if self._blocks is not None else 0
         free = self._blocks.get_num_free_blocks() if self._blocks is not None else 0
+        used = total - 1 - free - sum(list(self._copied.values()))
         return UnitStats(
-            running=len(self._running), waiting=len(self._waiting), kv_blocks_used=max(0, total - 1 - free),
+            running=len(self._running), waiting=len(self._waiting), kv_blocks_used=max(0, used),
             kv_blocks_total=total, kv_block_size=self._block_size, step_tokens=self._step_tokens, step_ns=self._step_ns,
             preemptions=self._preemptions, prompt_tokens=self._prompt_tokens,
             generation_tokens=self._generation_tokens, steps=self._steps,
-            waiting_prompt_tokens=sum(self._waiting.values()), kv_tokens=self._kv_tokens,
+            waiting_prompt_tokens=sum(list(self._waiting.values())), kv_tokens=self._kv_tokens,
             max_num_seqs=self._max_num_seqs, max_step_tokens=self._max_step_tokens,
         )  # fmt: skip

@@ -36,6 +36,17 @@ class Tracked:
     loading: Load | None = None
 
 
+def _ends_with(tracked: Tracked, after: int) -> bool:
+    """Whether a request to be handed over ends, by its length, with the step that computes its tokens up to `after`.
+
+    So does every prefill leg. Its tail goes with that step, and is sealed before the answer goes out.
+    """
+    request, wish = tracked.request, tracked.wish
+    if wish.save is None or "length" not in PUBLISHED[wish.save_on] or after > request.num_tokens:
+        return False
+    return bool(after - request.num_prompt_tokens + 1 >= request.max_tokens)
+
+
 class SchedulerSide:
     """Decides what is loaded and saved; the workers are told by build_meta()."""
 
@@ -119,7 +130,8 @@ class SchedulerSide:
         self._rescue(output.preempted_req_ids or ())
         self._follow_new(output)
         self._follow_old(output)
-        self._saver.beat(self._pages.page(output))
+        self._pages.step_begins(output.total_num_scheduled_tokens)
+        self._saver.beat(self._pages.page())
         meta, self._meta = self._meta, HandoffMetadata()
         return meta
 
@@ -146,8 +158,10 @@ class SchedulerSide:
         after = computed + output.num_scheduled_tokens[key]
         self._pages.advanced(tracked.request, tracked.computed, after)
         tracked.computed = after
-        if after - tracked.ordered >= CHUNK_TOKENS:
-            tokens = self._saver.order(key, tracked.request.all_token_ids, min(after, tracked.request.num_tokens))
+        last = _ends_with(tracked, after)
+        if last or after - tracked.ordered >= CHUNK_TOKENS:
+            request = tracked.request
+            tokens = self._saver.order(key, request.all_token_ids, min(after, request.num_tokens), tail=last)
             self._write(key, tracked, tokens, self._meta.writes)
 
     def _write(self, key: str, tracked: Tracked, tokens: range, orders: list[Write]) -> None:
@@ -190,6 +204,7 @@ class SchedulerSide:
         if not self._saver.end(key, publish):
             return False
         self._meta.finished.append(key)
+        self._pages.ending(key, blocks)
         return True
 
     def _save_tail(self, key: str, tracked: Tracked, blocks: list[int]) -> None:
@@ -203,6 +218,7 @@ class SchedulerSide:
         """Takes up what the workers have done."""
         for key in output.finished_sending or ():
             self._saver.settle(key)
+            self._pages.ended(key)
         for key in output.finished_recving or ():
             self._loaded(key, output)
         self._pages.step_over()

@@ -110,7 +110,6 @@ class SequenceSaver:
     def _end(self, seq: Sequence, publish: bool) -> None:
         self._back.pop(seq.key, None)
         self._saver.end(seq.key, publish)
-        self._saver.settle(seq.key)
 
     def discard(self, ticket_id: bytes) -> None:
         """Frees a ticket that nobody will come for, or, where a consumer has it by now, once that is done."""

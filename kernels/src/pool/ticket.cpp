@@ -120,14 +120,13 @@ void append_token(sx_pool &pool, uint32_t slot, int32_t token) {
 }
 
 sx_status check_seals(sx_pool &pool, uint32_t slot, uint32_t n_tokens) {
-    const uint32_t index = index_of(slot), last = chunks_for(n_tokens) - 1;
-    for (uint32_t i = 0; i <= last; ++i) {
+    const uint32_t index = index_of(slot);
+    for (uint32_t i = 0; i < chunks_for(n_tokens); ++i) {
         const uint32_t need = tokens_in(n_tokens, i);
         for (uint32_t rank = 0; rank < pool.layout.geometry.tp_size; ++rank) {
             if (rank_slice(pool.layout, rank).bytes == 0) continue;
             const uint64_t seal = load_acquire(pool.record(pool.owner->chunk(index, i))->seals + rank);
             if (seal_belongs(seal, slot) && seal_tokens(seal) >= need) continue;
-            if (i == last && pool.layout.geometry.tp_size == 1) return sx_pool_seal(&pool, slot, i, 0, need);
             return fail(SX_ESTATE, "pool: chunk %u of slot %08x: rank %u sealed %u tokens, %u are to be published", i,
                         slot, rank, seal_belongs(seal, slot) ? seal_tokens(seal) : 0, need);
         }

@@ -132,8 +132,8 @@ class PoolMachine(RuleBasedStateMachine):
         if model is None or model.state is not TicketState.FILLING:
             return
         n_tokens = model.n_tokens - fewer
-        whole = range(-(-n_tokens // CHUNK_TOKENS) - 1)  # the last chunk is sealed by publish itself
-        allowed = n_tokens > 0 and all(model.sealed.get(index, 0) == CHUNK_TOKENS for index in whole)
+        needed = {i: min(CHUNK_TOKENS, n_tokens - i * CHUNK_TOKENS) for i in range(-(-n_tokens // CHUNK_TOKENS))}
+        allowed = n_tokens > 0 and all(model.sealed.get(index, 0) >= need for index, need in needed.items())
         try:
             model.ticket.publish(max(0, n_tokens))
         except KernelError:

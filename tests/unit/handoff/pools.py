@@ -82,6 +82,7 @@ class MemoryPool:
         self.chunks_free, self.limit = chunks, tickets
         self.tickets: dict[bytes, MemoryTicket] = {}
         self.pages = 0
+        self.beat_at = 0.0
         self.closed = False
 
     def begin(self, ticket_id: bytes, lease_s: float) -> Any:
@@ -114,6 +115,9 @@ class MemoryPool:
             raise StaleError("taken", -8)
         ticket.state = LOADING
         return MemoryView(ticket)
+
+    def last_beat(self) -> float:
+        return self.beat_at
 
     def info(self) -> Any:
         return None

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 
 from syshax_handoff.chunks import common_prefix
-from syshax_handoff.loading import FILLING_WAIT_S, Loader, Loading
+from syshax_handoff.loading import FILLING_WAIT_S, SILENCE_S, Loader, Loading
 from syshax_kernels.errors import CorruptError
 from tests.unit.handoff.pools import READY, Counts, MemoryPool, MemoryView
 
@@ -86,7 +86,8 @@ class ConsumerMachine(RuleBasedStateMachine):
         usable = self.loader.poll(key, life.tokens)
         failed = sum(self.counts.load_failures.values()) - before
         if usable is None:
-            assert self.now < life.since + FILLING_WAIT_S and not failed
+            heard = max(self.pool.beat_at, life.since)
+            assert self.now < life.since + FILLING_WAIT_S and self.now < heard + SILENCE_S and not failed
             return
         life.polled = True
         view = self.loader.view(key)
@@ -125,9 +126,13 @@ class ConsumerMachine(RuleBasedStateMachine):
         assert sum(self.counts.load_failures.values()) - before == (not leaves)
         assert self.loader.poll(key, [1, 2]) == 0 and self.loader.view(key) is None
 
-    @rule(seconds=st.sampled_from([0.1, 1.0, FILLING_WAIT_S, 40.0]))
+    @rule(seconds=st.sampled_from([0.1, 1.0, SILENCE_S, 40.0]))
     def time_goes_on(self, seconds: float) -> None:
         self.now += seconds
+
+    @rule()
+    def the_owner_beats(self) -> None:
+        self.pool.beat_at = self.now
 
     @rule(which=st.integers(0, 20))
     def a_lease_ends(self, which: int) -> None:
@@ -156,7 +161,7 @@ def test_common_prefix(left: list[int], right: list[int]) -> None:
 
 @pytest.mark.parametrize("common, known, usable", [(0, 10, 0), (5, 10, 5), (10, 10, 9), (1, 1, 0), (0, 0, 0)])
 def test_the_last_token_is_left_to_compute(common: int, known: int, usable: int) -> None:
-    progress = Loading(deadline=2.0).pinned(common, known).progress
+    progress = Loading(0.0, 0.0).pinned(common, known).progress
     assert progress is not None and progress.total == usable
 
 
@@ -176,3 +181,29 @@ def test_reasons(generation: int, state: str, reason: str) -> None:
     now[0] = FILLING_WAIT_S
     assert loader.poll("r", [1, 2, 3]) == 0 == loader.poll("r", [1, 2, 3])
     assert counts.load_failures == {reason: 1}
+
+
+@pytest.mark.parametrize("beats, gives_up_at", [(True, FILLING_WAIT_S), (False, SILENCE_S)])
+def test_a_ticket_is_waited_for_while_its_owner_lives(beats: bool, gives_up_at: float) -> None:
+    """A step of the owner's may last many seconds; an owner that says nothing any more is not waited for."""
+    pool, counts, now = MemoryPool(8, 4), Counts(), [0.0]
+    pool.begin(bytes(16), 1.0)
+    loader: Loader[str] = Loader(Path(__file__).parent, lambda path: pool, counts, log, lambda: now[0])
+    loader.expect("r", "r", Source(bytes(16), Path(__file__).name))
+    while loader.poll("r", [1, 2, 3]) is None:
+        now[0] += 0.25
+        pool.beat_at = now[0] if beats else 0.0
+    assert now[0] == gives_up_at and counts.load_failures == {"timeout": 1}
+
+
+def test_what_is_published_after_a_long_step_is_taken() -> None:
+    pool, counts, now = MemoryPool(8, 4), Counts(), [0.0]
+    ticket = pool.begin(bytes(16), 1.0)
+    ticket.append([1, 2, 3])
+    loader: Loader[str] = Loader(Path(__file__).parent, lambda path: pool, counts, log, lambda: now[0])
+    loader.expect("r", "r", Source(bytes(16), Path(__file__).name))
+    for now[0] in (2.0, 4.0, 6.0, 8.0):
+        assert loader.poll("r", [1, 2, 3, 4]) is None
+        pool.beat_at = now[0]
+    ticket.state = READY
+    assert loader.poll("r", [1, 2, 3, 4]) == 3 and not counts.load_failures

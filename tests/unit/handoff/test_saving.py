@@ -108,8 +108,21 @@ class OwnerMachine(RuleBasedStateMachine):
         if publish:
             self.ordered(key, self.saver.order(key, life.tokens, life.known, tail=True), fails=False)
         life.ended = True
-        if not self.saver.end(key, publish) or self.at_once:
-            self.is_settled(key)
+        ticket, before = self.ticket(key), self.counts.saved_tokens
+        if not self.saver.end(key, publish):
+            assert not self.orders.get(key), "blocks are given back while a copy reads them"
+            self.is_over(key, ticket, before)
+        else:
+            assert not self.at_once
+
+    @rule()
+    def copies_are_looked_for(self) -> None:
+        """Between steps: what is sealed is published, and nothing else."""
+        waits = self.saver.publish_sealed()
+        assert waits == self.saver.ending.is_set() or not waits
+        for key, life in self.lives.items():
+            ticket = self.ticket(key)
+            assert ticket is None or ticket.state == FILLING or (life.ended and not self.orders.get(key))
 
     @rule(key=KEYS)
     def is_settled(self, key: int) -> None:
@@ -120,6 +133,11 @@ class OwnerMachine(RuleBasedStateMachine):
         self.copies(key)
         ticket, before = self.ticket(key), self.counts.saved_tokens
         self.saver.settle(key)
+        self.is_over(key, ticket, before)
+
+    def is_over(self, key: int, ticket: Optional[MemoryTicket], before: int) -> None:
+        """READY as it should be, or gone."""
+        life = self.lives[key]
         if ticket is not None and ticket.state == READY:
             assert ticket.id == life.ticket_id, "a private ticket was published"
             assert not life.failed and ticket.kv() == ticket.tokens == life.tokens[: len(ticket.tokens)]
@@ -170,9 +188,10 @@ class OwnerMachine(RuleBasedStateMachine):
         if not hasattr(self, "pool"):
             return
         for key, life in list(self.lives.items()):
-            self.saver.end(key, False)
-            life.ended = True
+            if not life.ended:
+                self.ends(key, "abort", "error")
             self.is_settled(key)
+        assert not self.saver.keys
         assert {ticket.state for ticket in self.pool.tickets.values()} <= {READY}
         self.saver.close()
 

@@ -41,7 +41,7 @@ class Life:
         self.request_id, self.kv_transfer_params = key, params
         self.all_token_ids = [7 + (i * i + len(key)) % 90 for i in range(tokens)]
         self.num_prompt_tokens, self.num_preemptions, self.num_computed_tokens = tokens, 0, 0
-        self.num_in_flight_tokens = 0
+        self.num_in_flight_tokens, self.max_tokens = 0, 1 if tokens % 2 else 1000
         self.status = SimpleNamespace(name="RUNNING")
         self.blocks: list[int] = []
         self.state = "waiting"  # waiting, loading, running, preempted
@@ -104,8 +104,11 @@ class World:
         for life in list(self.lives.values()):
             self.move(life, output, ending)
         self.work(self.side.build_meta(output))
+        if self.draw.random() < 0.5:
+            self.saver.publish_sealed()  # as the heart does beside a step
         for life in self.lives.values():
             self.compute(life, output.num_scheduled_tokens.get(life.request_id, 0))
+        self.prefill_leg(output)
         self.report()
 
     def move(self, life: Life, output: Any, ending: bool) -> None:
@@ -172,6 +175,26 @@ class World:
         self.seen["ended " + life.state] += 1
         if self.side.finished(life, life.blocks):
             self.held[life.request_id] = life
+
+    def prefill_leg(self, output: Any) -> None:
+        """A request whose one token came with this step: its ticket is READY before the answer goes out."""
+        for key in list(output.num_scheduled_tokens):
+            life = self.lives.get(key)
+            wish = (life.kv_transfer_params or {}).get("syshax") if life is not None else None
+            if life is None or life.max_tokens > 1 or life.num_tokens != life.num_prompt_tokens + 1:
+                continue
+            life.status.name = "FINISHED_LENGTH_CAPPED"
+            del self.lives[key]
+            held = self.side.finished(life, life.blocks)
+            if not isinstance(wish, dict) or not wish.get("save") or wish.get("save_on") != "finish":
+                self.held.update({key: life} if held else {})
+            elif held:
+                self.held[key] = life
+                assert self.saver.readable(key) == 0, "its tail is not sealed"  # but for lack of room
+            else:
+                found = self.outbox.find(bytes.fromhex(wish["save"]))
+                assert found is None or found.state is TicketState.READY
+                self.seen["prefill legs"] += found is not None
 
     def work(self, meta: Any) -> None:
         """The worker: every write is of a ticket that still is what it was."""

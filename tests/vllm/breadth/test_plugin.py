@@ -86,5 +86,5 @@ def test_both_engines_have_one_name_for_a_model(said: dict[str, str], case: str,
 def test_random_lives_leave_nothing_behind(tmp_path: Path) -> None:
     """Arrivals with every wish, preemption, aborts and failing loads at any time (machine_main.py)."""
     seen = run("machine_main.py", tmp_path, "40")
-    wanted = {"writes", "asked again", "preempted", "loaded", "load failed"}
+    wanted = {"writes", "asked again", "preempted", "loaded", "load failed", "prefill legs"}
     assert wanted | {f"ended {state}" for state in ("running", "loading", "preempted", "waiting")} <= set(seen), seen
