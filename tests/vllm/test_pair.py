@@ -146,7 +146,7 @@ def test_a_prefill_legs_kv_is_there_when_its_answer_is(daemon: Daemon) -> None:
     assert externals(daemon) - before == length - 1 and failures(daemon) == counted
 
 
-def engine_processes(daemon: Daemon) -> List[psutil.Process]:
+def engine_processes(daemon: Daemon) -> list[psutil.Process]:
     """Of the prefill unit."""
     children = psutil.Process(daemon.units["gpu"]["pid"]).children(recursive=True)
     return [child for child in children if "EngineCore" in " ".join(child.cmdline()[:1])]

@@ -69,7 +69,7 @@ SX_API sx_status sx_pool_seal_as(sx_pool *pool, uint32_t slot, uint32_t index, u
  * and the slice is still what was sealed. */
 SX_API sx_status sx_pool_verify(sx_pool *pool, uint32_t slot, uint32_t index, uint32_t rank, uint32_t n_tokens);
 /* FILLING -> READY with the first `n_tokens` valid; later appended tokens are dropped. Every rank must have sealed all
- * valid tokens (SX_ESTATE); with tp_size 1 the last chunk is sealed here where it was not. */
+ * valid tokens (SX_ESTATE). */
 SX_API sx_status sx_pool_publish(sx_pool *pool, uint32_t slot, uint32_t n_tokens);
 /* FILLING | READY -> FAILED: consumers stop waiting for it. SX_EBUSY: a consumer holds it. */
 SX_API sx_status sx_pool_fail(sx_pool *pool, uint32_t slot);

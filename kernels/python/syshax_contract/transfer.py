@@ -20,6 +20,13 @@ class SaveOn(str, enum.Enum):
     ABORT = "abort"
 
 
+PUBLISHED = {
+    SaveOn.FINISH: ("length", "stop", "abort"),
+    SaveOn.LENGTH: ("length", "abort"),
+    SaveOn.ABORT: ("abort",),
+}
+
+
 @dataclass(frozen=True)
 class LoadFrom:
     """A ticket of another unit."""
@@ -38,8 +45,8 @@ class HandoffParams:
     load: LoadFrom | None = None
 
     def publishes(self, finish: str) -> bool:
-        """Whether a request that ended by itself for this reason leaves its ticket."""
-        return self.save_on is SaveOn.FINISH or (self.save_on is SaveOn.LENGTH and finish == "length")
+        """Whether a request that ended so (`length`, `stop`, `abort` by its id) leaves its ticket."""
+        return finish in PUBLISHED[self.save_on]
 
 
 class TransferError(ValueError):

@@ -47,7 +47,7 @@ class Loading:
 
     since: float
     heard: float  # when its owner last said that it lives
-    progress: Optional[Progress] = None  # once it is pinned
+    progress: Progress | None = None  # once it is pinned
 
     def waits(self, now: float) -> bool:
         """Whether a ticket that is still FILLING is asked for again."""

@@ -11,10 +11,7 @@ import secrets
 import threading
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
-from typing import Dict, Generic, Hashable, List, Optional, Protocol, Sequence, TypeVar
-
-from syshax_kernels.errors import KernelError
-from syshax_kernels.pool import CHUNK_TOKENS, Ticket, UnitStats
+from typing import Generic, Protocol, TypeVar
 
 from syshax_handoff.reasons import NO_POOL, HandoffCounts, reason_of
 from syshax_kernels.errors import KernelError
@@ -23,12 +20,6 @@ from syshax_kernels.pool import CHUNK_TOKENS, Ticket, UnitStats
 READY_LEASE_S = 30.0  # how long a published ticket waits for its consumer
 
 Key = TypeVar("Key", bound=Hashable)
-
-PUBLISHED = {  # by save_on: the ends of a request that leave its ticket
-    "finish": ("length", "stop", "abort"),
-    "length": ("length", "abort"),
-    "abort": ("abort",),
-}
 
 
 @dataclass(frozen=True)
@@ -117,7 +108,7 @@ class Saver(Generic[Key]):
         `at_once`: a copy has ended when order()'s caller goes on, so that a spoilt ticket need not wait to be freed.
         """
         self._outbox, self._counts, self._log, self._at_once = outbox, counts, log, at_once
-        self._kept: Dict[Key, _Kept] = {}
+        self._kept: dict[Key, _Kept] = {}
         self._lock = threading.RLock()  # of the outbox, and of what becomes of a ticket at its end
         self.ending = threading.Event()  # set while tickets of ended requests wait for their copies
 
@@ -139,11 +130,11 @@ class Saver(Generic[Key]):
         return True
 
     @property
-    def keys(self) -> List[Key]:
+    def keys(self) -> list[Key]:
         """Requests whose tickets are being filled."""
         return list(self._kept)
 
-    def ticket(self, key: Key) -> Optional[Ticket]:
+    def ticket(self, key: Key) -> Ticket | None:
         """The ticket of a request that is being saved."""
         kept = self._kept.get(key)
         return None if kept is None else kept.ticket

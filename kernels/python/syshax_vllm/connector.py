@@ -5,6 +5,9 @@ from __future__ import annotations
 import logging
 from typing import Any
 
+from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorBase_V1, KVConnectorRole, SupportsHMA
+from vllm.distributed.parallel_state import get_tensor_model_parallel_rank
+
 from syshax_handoff.loading import Loader
 from syshax_handoff.saving import Saver
 from syshax_kernels.errors import KernelError

@@ -10,11 +10,13 @@ from __future__ import annotations
 import ctypes
 import logging
 import os
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Callable, Protocol, Sequence
+from typing import Any, Callable, Protocol
 
 import torch
+
 from syshax_handoff.chunks import ChunkPart, Copy, Then
 from syshax_kernels import pages
 from syshax_kernels.library import Library
@@ -69,7 +71,7 @@ class Copier(Protocol):
         """No copy is made any more."""
 
 
-class Blocks:
+class OrderBlocks:
     """The blocks of an order as the cache numbers them, which may be smaller ones than the scheduler's."""
 
     def __init__(self, order: Write | Load, block_size: int, kernel_size: int) -> None:
@@ -127,7 +129,7 @@ class NativeCopier:
     def _copy(
         self, move: Callable[[pages.Part, pages.Chunk], int], order: Write | Load, heads: slice, info: PoolInfo
     ) -> Copy:
-        blocks, shape = Blocks(order, self._block_size, self._small), info.geometry
+        blocks, shape = OrderBlocks(order, self._block_size, self._small), info.geometry
 
         def copy(part: ChunkPart, address: int) -> int:
             chunk = pages.Chunk(address, shape.wire_type, CHUNK_TOKENS, shape.n_kv_heads, heads.start)
@@ -201,7 +203,7 @@ class TorchCopier:
             getattr(torch, self._device.type).synchronize(self._device)
 
     def copy_out(self, order: Write, heads: slice, info: PoolInfo) -> Copy:
-        blocks = Blocks(order, self._block_size, self._small)
+        blocks = OrderBlocks(order, self._block_size, self._small)
 
         def copy(part: ChunkPart, address: int) -> None:
             data = chunk_tensor(address, info)[:, :, :, heads]
@@ -214,7 +216,7 @@ class TorchCopier:
         return copy
 
     def copy_in(self, order: Load, heads: slice, info: PoolInfo) -> Copy:
-        blocks = Blocks(order, self._block_size, self._small)
+        blocks = OrderBlocks(order, self._block_size, self._small)
 
         def copy(part: ChunkPart, address: int) -> None:
             data = chunk_tensor(address, info)[:, :, :, heads]

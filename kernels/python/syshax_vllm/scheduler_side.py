@@ -9,14 +9,14 @@ import logging
 from dataclasses import dataclass, field
 from typing import Any
 
+from syshax_contract.transfer import HandoffParams, parse_transfer
 from syshax_handoff.loading import Loader
-from syshax_handoff.saving import PUBLISHED, Saver
+from syshax_handoff.saving import Saver
 from syshax_kernels.pool import CHUNK_TOKENS, Geometry
 from syshax_vllm import compat
 from syshax_vllm.counts import Counts
 from syshax_vllm.meta import HandoffMetadata, Load, Write, blocks_for
 from syshax_vllm.pages import Pages
-from syshax_vllm.params import Wish, parse
 
 log = logging.getLogger("vllm.syshax")
 
@@ -28,7 +28,7 @@ class Tracked:
     """A living request."""
 
     request: Any
-    wish: Wish
+    wish: HandoffParams
     blocks: list[int] = field(default_factory=list)
     computed: int = 0  # tokens whose KV is in `blocks` once all ordered steps are over
     ordered: int = 0  # of them, taken into its ticket
@@ -42,7 +42,7 @@ def _ends_with(tracked: Tracked, after: int) -> bool:
     So does every prefill leg. Its tail goes with that step, and is sealed before the answer goes out.
     """
     request, wish = tracked.request, tracked.wish
-    if wish.save is None or "length" not in PUBLISHED[wish.save_on] or after > request.num_tokens:
+    if wish.save is None or not wish.publishes("length") or after > request.num_tokens:
         return False
     return bool(after - request.num_prompt_tokens + 1 >= request.max_tokens)
 
@@ -198,7 +198,7 @@ class SchedulerSide:
             return False
         self._settle(tracked)
         wish = tracked.wish
-        publish = wish.save is not None and ENDS.get(request.status.name, "") in PUBLISHED[wish.save_on]
+        publish = wish.save is not None and wish.publishes(ENDS.get(request.status.name, ""))
         if publish:
             self._save_tail(key, tracked, blocks)
         if not self._saver.end(key, publish):

@@ -10,9 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
+from syshax_contract.transfer import HandoffParams, SaveOn
 from syshax_handoff import chunks
 from syshax_handoff.chunks import ChunkPart
-from syshax_handoff.saving import PUBLISHED, Progress, Saver, Saving
+from syshax_handoff.saving import Progress, Saver, Saving
 from syshax_kernels.errors import KernelError
 from syshax_kernels.pool import CHUNK_TOKENS
 from tests.unit.handoff.pools import FILLING, READY, Counts, MemoryPool, MemoryTicket
@@ -99,12 +100,12 @@ class OwnerMachine(RuleBasedStateMachine):
             ticket.writing -= 1
             self.copy(key, ticket, tokens)
 
-    @rule(key=KEYS, save_on=st.sampled_from(sorted(PUBLISHED)), how=st.sampled_from(ENDS))
-    def ends(self, key: int, save_on: str, how: str) -> None:
+    @rule(key=KEYS, save_on=st.sampled_from(list(SaveOn)), how=st.sampled_from(ENDS))
+    def ends(self, key: int, save_on: SaveOn, how: str) -> None:
         life = self.lives.get(key)
         if life is None or life.ended:
             return
-        publish = how in PUBLISHED[save_on]
+        publish = HandoffParams(None, save_on).publishes(how)
         if publish:
             self.ordered(key, self.saver.order(key, life.tokens, life.known, tail=True), fails=False)
         life.ended = True
@@ -135,7 +136,7 @@ class OwnerMachine(RuleBasedStateMachine):
         self.saver.settle(key)
         self.is_over(key, ticket, before)
 
-    def is_over(self, key: int, ticket: Optional[MemoryTicket], before: int) -> None:
+    def is_over(self, key: int, ticket: MemoryTicket | None, before: int) -> None:
         """READY as it should be, or gone."""
         life = self.lives[key]
         if ticket is not None and ticket.state == READY:
@@ -189,7 +190,7 @@ class OwnerMachine(RuleBasedStateMachine):
             return
         for key, life in list(self.lives.items()):
             if not life.ended:
-                self.ends(key, "abort", "error")
+                self.ends(key, SaveOn.ABORT, "error")
             self.is_settled(key)
         assert not self.saver.keys
         assert {ticket.state for ticket in self.pool.tickets.values()} <= {READY}
@@ -254,4 +255,5 @@ def test_an_unsealed_ticket_is_not_published() -> None:
     ("finish", {"length", "stop", "abort"}), ("length", {"length", "abort"}), ("abort", {"abort"}),
 ])  # fmt: skip
 def test_which_ends_leave_a_ticket(save_on: str, ends: "set[str]") -> None:
-    assert set(PUBLISHED[save_on]) == ends
+    params = HandoffParams(None, SaveOn(save_on))
+    assert {how for how in ENDS if params.publishes(how)} == ends
