@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from enum import IntEnum
-from typing import Mapping, NamedTuple
+from typing import NamedTuple
 
 
 class DType(IntEnum):
