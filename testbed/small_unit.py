@@ -68,6 +68,9 @@ class Handler(BaseHTTPRequestHandler):
             self._answer(503 if loading else 200, {})
         elif self.path == "/v1/models":
             self._answer(200, {"data": [{"id": self.state.options.served, "max_model_len": 512}]})
+        elif self.path == "/openapi.json":
+            posts = ("/v1/completions", "/v1/chat/completions", "/v1/embeddings")
+            self._answer(200, {"paths": {path: {"post": {}} for path in posts}})
         else:
             self._answer(404, {})
 

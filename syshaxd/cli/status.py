@@ -51,7 +51,7 @@ def _show(status: Mapping[str, Any], as_json: bool) -> int:
 def lines(status: Mapping[str, Any]) -> list[str]:
     """The page of `syshax status`."""
     units = unit_table(status.get("units", ()))
-    return [*_head(status), "", units, *_reasons(status), *_binding(status), *_pending(status)]
+    return [*_head(status), "", units, *_reasons(status), *_abilities(status), *_binding(status), *_pending(status)]
 
 
 def _head(status: Mapping[str, Any]) -> list[str]:
@@ -95,6 +95,19 @@ def _doing(unit: Mapping[str, Any]) -> str:
     """What a unit on its way up said last: the progress of a pull, the weights it loads."""
     said = unit.get("last_log") or ()
     return f"{unit['state']}, says: {said[-1]}" if said and unit.get("state") in ("starting", "warming") else ""
+
+
+def _abilities(status: Mapping[str, Any]) -> list[str]:
+    """What each READY unit serves."""
+    shown = []
+    for unit in status.get("units", ()):
+        can = unit.get("abilities")
+        if can and unit.get("state") == "ready":
+            context = f"context {can['max_context']}" if can.get("max_context") else "context unknown"
+            endpoints = " ".join(path for path in can["endpoints"] if path.startswith("/v1/"))
+            features = ", ".join(name.replace("_", " ") for name in can["features"]) or "text only"
+            shown.append(f"{unit.get('name')}: {context}; {endpoints}; {features}")
+    return ["", *shown] if shown else []
 
 
 def _binding(status: Mapping[str, Any]) -> list[str]:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
+from syshaxd.model.abilities import Abilities
 from syshaxd.model.snapshot import HostLoad, Snapshot, UnitSnapshot
 from syshaxd.model.unit import UnitState
 
@@ -23,6 +24,7 @@ def unit_json(unit: UnitSnapshot, now: float) -> Mapping[str, Any]:
         "url": view.url,
         "model": view.model,
         "max_model_len": view.max_model_len,
+        "abilities": abilities_json(view.abilities),
         "pid": view.pid,
         "container": view.container,
         "epoch": view.epoch,
@@ -38,6 +40,18 @@ def unit_json(unit: UnitSnapshot, now: float) -> Mapping[str, Any]:
         "waiting": load.waiting if load else None,
         "kv_usage": load.kv_usage if load else None,
         "load_source": load.source if load else None,
+    }
+
+
+def abilities_json(abilities: Abilities) -> Mapping[str, Any]:
+    """What it can do. `reasoning_field` "": it leaves reasoning in the content."""
+    return {
+        "endpoints": sorted(abilities.endpoints),
+        "features": sorted(feature.value for feature in abilities.features),
+        "reasoning_field": abilities.reasoning_field,
+        "token_ids": abilities.token_ids,
+        "aborts": abilities.aborts,
+        "max_context": abilities.max_context,
     }
 
 

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Callable, NamedTuple
 
 from syshaxd.errors import UnitError
+from syshaxd.model.abilities import Abilities
 from syshaxd.unitclient import ModelCard, Target, UnitClient
+from syshaxd.units.discovery import described
 
 POLL_FIRST, POLL_MOST = 0.05, 0.5  # seconds between two /health while it starts
 HEALTH_TIMEOUT = 2.0
@@ -76,6 +80,15 @@ class Probe:
                 return card
         names = ", ".join(card.id for card in cards) or "nothing"
         raise WrongModel(f"it serves {names}; the configuration expects {self.model or 'one model'}")
+
+    async def abilities(self, known: Abilities, card: ModelCard, timeout: float) -> Abilities:
+        """What it can do: as its kind says, and as it describes itself where it does."""
+        known = replace(known, max_context=card.max_model_len)
+        try:
+            answer = await self._client.forward(self._target, "GET", "/openapi.json", None, timeout)
+            return described(known, json.loads(answer.body)) if answer.status == 200 else known
+        except (UnitError, ValueError, RecursionError):
+            return known
 
     async def generation_error(self, timeout: float, more: Mapping[str, Any] = {}) -> str | None:
         """None where it generates, with `more` in the request."""

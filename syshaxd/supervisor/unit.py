@@ -204,12 +204,12 @@ class Unit:
         left = Deadline(start.began, config.start_timeout, config.start_timeout).left(self._tools.clock())
         try:
             card = await start.probe.card(config.health.timeout)
+            start.abilities = await start.probe.abilities(self._launched.kind.abilities, card, config.health.timeout)
             left = max(left, config.health.canary_timeout)
             error = await start.probe.warm_up_error(self._launched.kind.warm_ups, left)
         except (WrongModel, UnitError) as err:
             return self._report(What.BROKEN, epoch, str(err))
         start.granted = card.granted
-        start.abilities = replace(self._launched.kind.abilities, max_context=card.max_model_len)
         for words in shortfalls(self._launched.around.binding, card.granted):
             log.warning("the unit is not bound as planned", unit=self.name, reason=words)
         self._report(What.BROKEN if error else What.WARM, epoch, error or "")

@@ -132,6 +132,7 @@ async def test_two_units_come_up_and_can_be_asked(world: World) -> None:
     assert world.apply(world.unit("gpu"), world.unit("cpu", "--slow-start", "0.3")) == Applied(("gpu", "cpu"), (), ())
     gpu, cpu = await world.ready("gpu", "cpu")
     assert [view.name for view in world.supervisor.views()] == ["gpu", "cpu"]
+    assert gpu.abilities.serves("/v1/embeddings") and not gpu.abilities.serves("/v1/rerank"), "as it describes itself"
     assert gpu.max_model_len == 512 and gpu.model == "m" and gpu.epoch == 1 and gpu.restarts == 0
     assert gpu.url != cpu.url and gpu.pid != cpu.pid
     assert Path(gpu.pool_file).name == "gpu.pool" and Path(gpu.pool_file).exists()
