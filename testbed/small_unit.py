@@ -10,6 +10,7 @@ import argparse
 import json
 import os
 import signal
+import struct
 import sys
 import threading
 import time
@@ -53,6 +54,7 @@ class State:
         )  # fmt: skip
         with (Path(folder) / os.environ["SYSHAX_POOL_NAME"]).open("r+b") as file:
             file.truncate(2 * OFFSET)
+            file.write(struct.pack("<16s4I", b"SXPOOL1", 1, 1, 64, 1))
             file.seek(OFFSET)
             file.write(encode(page))
 

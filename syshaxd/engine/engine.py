@@ -39,6 +39,7 @@ from syshaxd.unitclient import UnitClient
 
 from .calibration import Calibrations
 from .cleanup import Cleanup
+from .folder_locks import FolderLocks
 from .pd_guard import PdGuard
 from .reload import Reloader
 from .selfcheck import SelfCheck
@@ -145,6 +146,9 @@ class Engine:
 
     async def _start(self) -> None:
         add = self._cleanup.add
+        locks = FolderLocks()
+        locks.take({"state_dir": self._config.state_dir, "pd.pool_dir": self._config.pd.pool_dir})
+        add("folders", locks.release, STOP_PART)
         add("tasks", self._tasks.close, STOP_PART)
         await self._client.start()
         add("client", self._client.close, STOP_PART)

@@ -17,7 +17,7 @@ from syshaxd.tasks import cancelled
 from .selfcheck import SelfCheck, Verdict, judge
 
 log = logging.Log("engine")
-RETRY = 30.0  # seconds after a check that could not be carried out
+RETRY, RETRY_MOST = 30.0, 1920.0  # seconds after a check that could not be carried out; doubled up to the second
 NO_PAIR = "no pair of units is ready for a split"
 Pairs = tuple[tuple[UnitView, UnitView], ...]
 
@@ -38,7 +38,8 @@ def identity(pairs: Pairs) -> tuple[tuple[str, int], ...]:
 class PdGuard:
     """Implements PdGate. Its task is the only writer of the status."""
 
-    def __init__(self, units: Units, check: SelfCheck, config: Callable[[], PdConfig]) -> None:
+    def __init__(self, units: Units, check: SelfCheck, config: Callable[[], PdConfig], retry: float = RETRY) -> None:
+        self._retry = retry
         self._units = units
         self._check = check
         self._config = config
@@ -73,17 +74,20 @@ class PdGuard:
 
     async def run(self) -> None:
         """Judge whenever the pairs change, and again after a while where that was not possible."""
+        pause = 0.0  # before the same pairs are tried again
         while True:
             self._wake.clear()
             pairs = pairs_of(self._units.views())
             key = self._key(pairs)
+            pause = min(2 * pause, RETRY_MOST) if key == self._about and pause else self._retry
             self._about = key
             possible = await self._unless_changed(self._judge(pairs, key))
             if possible is None:
                 continue
             self.settled = True
             self.changed()
-            await self._sleep(None if possible else RETRY)
+            pause = 0.0 if possible else pause
+            await self._sleep(pause or None)
 
     async def _unless_changed(self, judging: Coroutine[Any, Any, bool]) -> bool | None:
         """Its result; None, and it is given up, where the pairs change meanwhile: a unit may have to go."""
@@ -126,7 +130,7 @@ class PdGuard:
             tell(verdict, status)
             if not status.enabled:
                 self._status = status
-                return True
+                return verdict.top1 is not None  # KV that did not come may come later; a difference stays
         self._status = PdStatus(True)
         return True
 

@@ -9,6 +9,7 @@ import socket
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from syshax_contract.pool_pages import HEADER_BYTES, kv_token_bytes
 from syshaxd.errors import BackendError
 
 
@@ -43,9 +44,9 @@ def make_pool_folder(folder: str) -> None:
 
 
 def make_outbox(path: str) -> None:
-    """A new, empty pool file (0660), in place of one that a dead owner left. The owner sizes it."""
-    remove_outbox(path)
+    """A new, empty pool file (0660), in place of one that a dead owner left. The owner sizes it. Raises BackendError."""
     try:
+        remove_outbox(path)
         Path(path).parent.mkdir(parents=True, exist_ok=True, mode=0o2770)
         os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o660))
         os.chmod(path, 0o660)  # whatever the umask says
@@ -57,6 +58,21 @@ def remove_outbox(path: str) -> None:
     """Unlink the outbox of a unit that is gone: who still maps it keeps the old pages, nobody finds it any more."""
     with contextlib.suppress(FileNotFoundError):
         os.unlink(path)
+
+
+def outbox_identity(path: str) -> int | None:
+    """Inode of an outbox whose owner has written its header; None for anything else."""
+    try:
+        opened = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError:
+        return None
+    try:
+        whole = kv_token_bytes(os.pread(opened, HEADER_BYTES, 0)) is not None
+        return os.fstat(opened).st_ino if whole else None
+    except OSError:
+        return None
+    finally:
+        os.close(opened)
 
 
 def group_of(folder: str) -> str:

@@ -11,14 +11,14 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Standing:
-    """What counts of a unit. `digest`: of what is wanted of it; `other_release`: it serves, but by another contract."""
+    """What counts of a unit. `digest`: of what is wanted of it; `stale`: it serves, but must be made anew (another contract, a lost outbox)."""
 
     name: str
     digest: str
     ready: bool
     settled: bool
     outdated: bool
-    other_release: bool
+    stale: bool
 
 
 class Replacements:
@@ -47,11 +47,11 @@ class Replacements:
         return tuple(unit.name for unit in chosen)
 
     def _serving(self, units: Sequence[Standing]) -> Sequence[Standing]:
-        """Those that serve and have to go, in their order. Another release's wait until everybody has settled, or the
+        """Those that serve and have to go, in their order. Stale ones wait until everybody has settled, or the
         only one that serves would go first."""
         found = [unit for unit in units if unit.outdated]
         if all(unit.settled for unit in units):
-            found += [unit for unit in units if unit.other_release and not unit.outdated]
+            found += [unit for unit in units if unit.stale and not unit.outdated]
         return [unit for unit in found if unit.ready and not self._is_told(unit)]
 
     def _under_way(self, units: Sequence[Standing]) -> Sequence[tuple[Standing, bool]]:

@@ -81,6 +81,7 @@ class Start:
     abilities: Abilities
     api_key: str = field(repr=False)
     granted: Granted | None = None
+    outbox: int | None = None  # its inode, once the unit has written its header
 
     @property
     def donor(self) -> str:
@@ -98,7 +99,15 @@ class Start:
         if self.page is not None:
             self.page.close()
         if self.pool_file:
-            files.remove_outbox(self.pool_file)
+            try:
+                files.remove_outbox(self.pool_file)
+            except OSError as err:
+                log.warning("its outbox can't be removed", path=self.pool_file, reason=err.strerror)
+
+    def outbox_lost(self) -> bool:
+        """Whether the outbox that it works with is not at its path any more, or has lost its header: nobody can take
+        KV from it, and only a new start makes another."""
+        return self.outbox is not None and files.outbox_identity(self.pool_file) != self.outbox
 
 
 async def begin(desired: Desired, tools: Tools, on_line: OnLine) -> Start:

@@ -57,7 +57,7 @@ def _desired(config: Config, unit: UnitConfig, binding: Binding) -> Desired:
 
 def _standing(unit: Unit) -> Standing:
     view = unit.view
-    return Standing(unit.name, unit.desired.digest, view.ready, view.settled, unit.outdated, unit.of_other_release)
+    return Standing(unit.name, unit.desired.digest, view.ready, view.settled, unit.outdated, unit.stale)
 
 
 class Supervisor:
@@ -211,7 +211,7 @@ class Supervisor:
         self._replacements.forget(unit.name for unit in self._units.values() if unit.current)
         self._replacements.forget(name for name in self._replacements.names if name not in self._units)
         for name in self._replacements.next(tuple(_standing(unit) for unit in self._units.values())):
-            self._units[name].post(What.RESTART, "new configuration")
+            self._units[name].post(What.RESTART, self._units[name].view.pending or "new configuration")
 
     def _start_order(self) -> tuple[str, ...]:
         """Units in configuration order, but those that join another's IPC namespace behind that one."""

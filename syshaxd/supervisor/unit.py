@@ -20,7 +20,7 @@ from syshaxd.model.unit import Failure, UnitState, UnitView
 from syshaxd.tasks import TaskSet, cancelled, within
 from syshaxd.units import served_name
 
-from . import recipes
+from . import files, recipes
 from .binding.shortfalls import shortfalls
 from .life import Act, Event, Life, What, step
 from .log_budget import RATE, LineBudget
@@ -55,6 +55,7 @@ class Unit:
         self._life = Life(since=tools.clock())
         self._start: Start | None = None
         self._launched = desired
+        self._outbox_lost = False
         self._events: asyncio.Queue[Event] = asyncio.Queue(MAX_EVENTS)
         self._posted = 0
         self.taken = 0  # commands
@@ -105,9 +106,14 @@ class Unit:
         return self._life.wanted and self._start is not None and self._start.of_other_release
 
     @property
+    def stale(self) -> bool:
+        """Whether it serves, but has to be made anew in its turn."""
+        return self.of_other_release or self._outbox_lost
+
+    @property
     def current(self) -> bool:
         """Whether it serves, or rests, as the configuration wants."""
-        return not (self.outdated or self.of_other_release) and (self.view.ready or not self._life.wanted)
+        return not (self.outdated or self.stale) and (self.view.ready or not self._life.wanted)
 
     @property
     def command(self) -> Sequence[str]:
@@ -188,6 +194,8 @@ class Unit:
             start = self._start = await begin(self._launched, self._tools, self._on_line)
         except BackendError as err:
             return self._put(Event(What.EXITED, str(err), epoch, passing=err.passing))
+        except OSError as err:  # of files and sockets: this unit's trouble, nobody else's
+            return self._put(Event(What.EXITED, f"cannot be started: {err}", epoch))
         self._tasks.start("exit", self._await_exit(start, epoch))
         self._publish()
         config = self.desired.config
@@ -209,7 +217,7 @@ class Unit:
             error = await start.probe.warm_up_error(self._launched.kind.warm_ups, left)
         except (WrongModel, UnitError) as err:
             return self._report(What.BROKEN, epoch, str(err))
-        start.granted = card.granted
+        start.granted, start.outbox = card.granted, files.outbox_identity(start.pool_file)
         for words in shortfalls(self._launched.around.binding, card.granted):
             log.warning("the unit is not bound as planned", unit=self.name, reason=words)
         self._report(What.BROKEN if error else What.WARM, epoch, error or "")
@@ -238,6 +246,7 @@ class Unit:
         if suspicion:
             log.warning("unit is under suspicion", unit=self.name, reason=suspicion)
         reason = vitals.saw_pulse(self._pulse(start), clock(), self.desired.stall_timeout)
+        self._look_at_outbox(start)
         if reason is None:
             error = await start.probe.health_error(health.timeout)
             reason = vitals.saw_health(error, health, bool(suspicion))
@@ -247,6 +256,12 @@ class Unit:
             vitals.saw_pulse(self._pulse(start), clock(), self.desired.stall_timeout)
             reason = vitals.saw_canary(error, began, clock())
         return f"{reason} (traffic: {suspicion})" if reason and suspicion else reason
+
+    def _look_at_outbox(self, start: Start) -> None:
+        if not self._outbox_lost and start.outbox_lost():
+            self._outbox_lost = True
+            log.warning("the unit's outbox is gone or damaged; it is replaced", unit=self.name, path=start.pool_file)
+            self._publish()
 
     async def _drain(self, epoch: int) -> None:
         """Those who have left may still have to fetch their KV: a vLLM writes it after their streams' end."""
@@ -320,6 +335,7 @@ class Unit:
 
     def _bury(self) -> None:
         """The process is gone: nobody shall find its outbox."""
+        self._outbox_lost = False
         if self._start is not None:
             self._start.bury()
         self._start = None
@@ -331,6 +347,8 @@ class Unit:
     def _pending(self) -> str:
         if self.of_other_release and self._start is not None:
             return f"replace: version {self._start.contract or '0'} of the handoff contract, wanted {recipes.CONTRACT}"
+        if self._outbox_lost:
+            return "replace: its outbox is gone or damaged"
         return "replace: the configuration changed" if self.outdated else ""
 
     def _make_view(self) -> UnitView:

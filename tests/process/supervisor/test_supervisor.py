@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import shutil
 import signal
 import sys
 from collections.abc import AsyncIterator, Iterator, Sequence
@@ -140,6 +141,41 @@ async def test_two_units_come_up_and_can_be_asked(world: World) -> None:
     assert world.supervisor.api_key("gpu") == secret.read_text(encoding="ascii").strip() != ""
     assert "loading weights" in world.supervisor.logs("gpu", 10)
     assert world.supervisor.command("gpu")[1] == FAKE
+
+
+async def test_a_pool_folder_that_is_none_is_the_units_trouble_and_no_more(world: World) -> None:
+    world.apply(world.unit("cpu", restart=RestartConfig(backoff=0.05, backoff_max=0.2, limit=1000)))
+    (view,) = await world.ready("cpu")
+    pool = world.folder / "pool"
+    shutil.rmtree(pool)
+    pool.write_text("in its place")
+    os.kill(view.pid or 0, signal.SIGKILL)
+    await world.until(lambda: "cannot make the pool file" in world.view("cpu").reason)
+    assert "Not a directory" in world.view("cpu").reason
+    pool.unlink()
+    await world.until(lambda: world.view("cpu").ready)
+    assert Path(world.view("cpu").pool_file).exists()
+
+
+@pytest.mark.parametrize("damage", ["removed", "overwritten"])
+async def test_a_lost_outbox_is_made_anew_one_unit_after_the_other(world: World, damage: str) -> None:
+    world.apply(world.unit("gpu"), world.unit("cpu"))
+    views = await world.ready("gpu", "cpu")
+    if damage == "removed":
+        shutil.rmtree(world.folder / "pool")
+    for view in views if damage == "overwritten" else ():
+        with open(view.pool_file, "r+b") as file:
+            file.write(bytes(4096))
+    lowest = 2
+
+    def anew() -> bool:
+        nonlocal lowest
+        lowest = min(lowest, sum(world.view(name).ready for name in ("gpu", "cpu")))
+        return all(world.view(name).epoch == 2 and world.view(name).ready for name in ("gpu", "cpu"))
+
+    await world.until(anew)
+    assert lowest == 1, "one of the two always serves"
+    assert all(Path(view.pool_file).stat().st_size for view in views)
 
 
 async def test_killed_unit_comes_back_as_another_epoch(world: World) -> None:

@@ -394,6 +394,21 @@ async def test_a_unit_that_drains_may_still_give_its_streams_away() -> None:
     await asyncio.wait({task})
 
 
+async def test_kv_that_did_not_come_is_tried_again_a_difference_is_not() -> None:
+    lost, differs = replace(GOOD, top1=None, loaded=0), replace(GOOD, top1=0.5)
+    units, check = Units(), Scripted(lost, lost, differs)
+    guard = PdGuard(units, check, lambda: MIXED, retry=0.001)
+    task = asyncio.ensure_future(guard.run())
+    units.now = [GPU, CPU]
+    guard.changed()
+    while check.calls < 3:
+        await asyncio.sleep(0.001)
+    await asyncio.sleep(0.02)
+    assert check.calls == 3 and "of first choices agree" in guard.pd_status().reason
+    task.cancel()
+    await asyncio.wait({task})
+
+
 async def test_a_check_that_is_not_possible_keeps_splits_off() -> None:
     error = UnitError("cpu", UnitErrorKind.STATUS, "HTTP 400: echo is not supported", status=400)
     units, check = Units(), Scripted(error)

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from syshaxd.supervisor.replacing import Replacements, Standing
 
-NEW = Standing("gpu", "new", ready=True, settled=True, outdated=True, other_release=False)
+NEW = Standing("gpu", "new", ready=True, settled=True, outdated=True, stale=False)
 CPU = replace(NEW, name="cpu")
 DOWN = replace(NEW, name="down", ready=False)
 
@@ -29,9 +29,9 @@ def test_one_that_does_not_come_back_holds_up_the_rest() -> None:
     assert replacements.next((fixed, changed)) == ("gpu", "cpu"), "a new wish is told at once; it no longer serves"
 
 
-def test_another_releases_units_wait_until_all_have_settled() -> None:
+def test_stale_units_wait_until_all_have_settled() -> None:
     replacements = Replacements()
-    adopted = replace(NEW, outdated=False, other_release=True)
+    adopted = replace(NEW, outdated=False, stale=True)
     starting = replace(CPU, ready=False, settled=False, outdated=False)
     assert replacements.next((adopted, starting)) == ()
     assert replacements.next((adopted, replace(starting, ready=True, settled=True))) == ("gpu",)
