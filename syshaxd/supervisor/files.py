@@ -44,7 +44,7 @@ def make_pool_folder(folder: str) -> None:
 
 
 def make_outbox(path: str) -> None:
-    """A new, empty pool file (0660), in place of one that a dead owner left. The owner sizes it. Raises BackendError."""
+    """A new, empty pool file (0660) in place of one that a dead owner left; the new owner sizes it. Or BackendError."""
     try:
         remove_outbox(path)
         Path(path).parent.mkdir(parents=True, exist_ok=True, mode=0o2770)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Standing:
-    """What counts of a unit. `digest`: of what is wanted of it; `stale`: it serves, but must be made anew (another contract, a lost outbox)."""
+    """What counts of a unit. `digest`: of what is wanted of it; `stale`: it serves, but has to be made anew in turn."""
 
     name: str
     digest: str
