@@ -35,6 +35,11 @@ def of_model(model: str, served: Sequence[str]) -> Refuse | None:
     return Refusal.UNKNOWN_MODEL.told(model=model, served=", ".join(served)) if model not in served else None
 
 
+def can_be_done(lacking: str) -> Refuse | None:
+    """`lacking`: what no unit, READY or not, could do for the request; ""."""
+    return Refusal.UNABLE.told(what=lacking) if lacking else None
+
+
 def fits_a_context(info: RequestInfo, longest: int | None) -> Refuse | None:
     """A request whose prompt was counted, against the longest context there is for it (None: not known)."""
     output = info.max_tokens or 1

@@ -32,6 +32,7 @@ class Refusal(enum.Enum):
         "This model's maximum context length is {longest} tokens; the request needs {needed}: "
         "{prompt} of its prompt and {output} of output",
     )
+    UNABLE = _Row("unsupported_by_units", 400, "no unit that this request may go to can serve: {what}")
     UNKNOWN_MODEL = _Row("model_not_found", 404, "the model {model!r} does not exist; served: {served}", param="model")
     SPLIT_NEVER = _Row("split_impossible", 400, "a split is not possible: {why}")
     SPLIT_NOT_NOW = _Row("split_impossible", 503, "a split is not possible: {why}", SOON)

@@ -12,7 +12,7 @@ from aiohttp import web
 
 from syshaxd.log import Log
 from syshaxd.model.request import Endpoint, Route
-from syshaxd.runner import ClientRequest, Head, RequestError, Runner, Stream
+from syshaxd.runner import ClientRequest, Head, RequestError, Runner, Stream, features_of
 
 from .answers import error_events, reason_of
 from .disconnects import DisconnectWatch
@@ -50,7 +50,7 @@ class Generation:
         digest = hashlib.blake2b(key + b"\0" + data, digest_size=16).digest()
         client = hashlib.blake2b(key, digest_size=6).hexdigest() if keyed else ""
         waited = self._refusals.waited(digest, http.headers, now)
-        info = replace(info, route=forced or info.route, waited=waited, client=client)
+        info = replace(info, route=forced or info.route, waited=waited, client=client, features=features_of(body))
         return ClientRequest(info, body, now, int(time.time()), digest)
 
     async def serve(self, http: web.Request, request: ClientRequest) -> web.StreamResponse:

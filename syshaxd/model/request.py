@@ -5,6 +5,8 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass, replace
 
+from .abilities import Feature
+
 
 class Endpoint(enum.Enum):
     """OpenAI endpoints that generate."""
@@ -49,6 +51,7 @@ class RequestInfo:
     counted: bool = False  # whether a unit has said how many tokens the prompt has
     clipped: int | None = None  # max_tokens that its client asked for, where that was cut to what fits
     client: str = ""  # which API key it came with, as a short digest; "" where none is asked for
+    features: frozenset[Feature] = frozenset()  # what only some servers can do
     waited: float = 0.0  # seconds since its client asked first: in earlier attempts, in the daemon's queue
 
 

@@ -4,8 +4,17 @@ from __future__ import annotations
 
 from .ledger import InFlightLedger
 from .request import ClientRequest, Head, RequestError
-from .rules import handover_rules
+from .rules import features_of, handover_rules
 from .runner import Runner
 from .stream import Stream
 
-__all__ = ["ClientRequest", "Head", "InFlightLedger", "RequestError", "Runner", "Stream", "handover_rules"]
+__all__ = [
+    "ClientRequest",
+    "Head",
+    "InFlightLedger",
+    "RequestError",
+    "Runner",
+    "Stream",
+    "features_of",
+    "handover_rules",
+]

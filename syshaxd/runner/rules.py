@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Callable, NamedTuple
 
+from syshaxd.model.abilities import Feature
+
 Body = Mapping[str, Any]
 Rule = tuple[str, Callable[[Body], bool]]
 
@@ -95,6 +97,20 @@ REASONS = tuple(name for name, _ in _NEVER + _ONLY_BEFORE_THE_FIRST)
 def handover_rules(body: Body) -> Handover:
     """The first rule of each kind that applies."""
     return Handover(_first(_NEVER, body), _first(_ONLY_BEFORE_THE_FIRST, body))
+
+
+_FEATURES: tuple[tuple[Feature, Callable[[Body], bool]], ...] = (
+    (Feature.STRUCTURED_OUTPUT, lambda body: _format(body) or _set(*_GUIDED)(body)),
+    (Feature.FORCED_TOOLS, lambda body: _tools(body) and body.get("tool_choice") not in (None, "auto")),
+    (Feature.PROMPT_LOGPROBS, lambda body: body.get("prompt_logprobs") is not None),
+    (Feature.SEVERAL_PROMPTS, lambda body: _several_prompts(body) and len(body["prompt"]) > 1),
+    (Feature.IMAGES, _multimodal),
+)
+
+
+def features_of(body: Body) -> frozenset[Feature]:
+    """What a unit must be able to do for it, besides its endpoint."""
+    return frozenset(feature for feature, asked in _FEATURES if asked(body))
 
 
 def _first(rules: tuple[Rule, ...], body: Body) -> str | None:

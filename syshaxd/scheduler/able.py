@@ -1,6 +1,7 @@
-"""Which units can serve a request at all: those of its model that hold all of it. Every decision starts here.
+"""Which units can serve a request at all: of its model, with its endpoint and features, long enough to hold all of it.
 
-A unit that does not tell its context is taken to be long enough: it says no itself where it is not.
+Every decision starts here. A unit that does not tell its context is taken to be long enough: it says no itself where it
+is not.
 """
 
 from __future__ import annotations
@@ -20,9 +21,24 @@ _ROLES = {
 }
 
 
-def of_model(name: str, snapshot: Snapshot, models: Models) -> Units:
-    """Units of a model, in any state."""
-    return tuple(unit for unit in snapshot.units if models.serves(unit.view, name))
+def serves(unit: UnitSnapshot, info: RequestInfo, models: Models) -> bool:
+    """Whether the unit has the request's model, endpoint and features."""
+    return models.serves(unit.view, info.model) and unit.view.abilities.serves(info.endpoint.value, info.features)
+
+
+def capable(info: RequestInfo, snapshot: Snapshot, models: Models) -> Units:
+    """Units, in any state, that can do what the request asks for, however long it is."""
+    return tuple(unit for unit in snapshot.units if serves(unit, info, models))
+
+
+def lacks(info: RequestInfo, snapshot: Snapshot, models: Models) -> str:
+    """What no unit of its model, or of a side it asked for, can do for the request; "": nothing."""
+    mine = [unit for unit in snapshot.units if models.serves(unit.view, info.model)]
+    for role in _ROLES[info.route] if info.route is not None else (None,):
+        side = [unit for unit in mine if role is None or unit.view.role is role]
+        if side and not any(serves(unit, info, models) for unit in side):
+            return ", ".join(sorted(feature.value for feature in info.features)) or info.endpoint.value
+    return ""
 
 
 def longest_context(units: Iterable[UnitSnapshot]) -> int | None:
@@ -46,14 +62,14 @@ def holds(unit: UnitSnapshot, tokens: int) -> bool:
 
 def able(info: RequestInfo, snapshot: Snapshot, models: Models) -> Units:
     """Units, in any state, that can serve a request from its beginning to its end."""
-    mine = of_model(info.model, snapshot, models)
+    mine = capable(info, snapshot, models)
     needed = tokens_needed(info, info.prompt_tokens, mine)
     return tuple(unit for unit in mine if holds(unit, needed))
 
 
 def context_for(info: RequestInfo, snapshot: Snapshot, models: Models) -> int | None:
     """The longest context that any unit, or the pair of a split it asked for, has for it; None: not known."""
-    mine = of_model(info.model, snapshot, models)
+    mine = capable(info, snapshot, models)
     if info.route is None:
         return longest_context(mine)
     sides = [longest_context(unit for unit in mine if unit.view.role is role) for role in _ROLES[info.route]]
@@ -62,6 +78,6 @@ def context_for(info: RequestInfo, snapshot: Snapshot, models: Models) -> int | 
 
 def may_go_to(entry: InFlight, unit: UnitSnapshot, snapshot: Snapshot, models: Models) -> bool:
     """Whether the unit can serve the rest of a running request."""
-    if unit.view.name == entry.unit or not models.serves(unit.view, entry.info.model):
+    if unit.view.name == entry.unit or not serves(unit, entry.info, models):
         return False
-    return holds(unit, tokens_needed(entry.info, entry.prompt_tokens, of_model(entry.info.model, snapshot, models)))
+    return holds(unit, tokens_needed(entry.info, entry.prompt_tokens, capable(entry.info, snapshot, models)))

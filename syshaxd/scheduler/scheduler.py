@@ -14,7 +14,7 @@ from syshaxd.model.snapshot import Snapshot
 from syshaxd.model.unit import Role
 
 from . import predictive, pressure, threshold
-from .able import able, context_for, holds, of_model, tokens_needed
+from .able import able, capable, context_for, holds, lacks, tokens_needed
 from .candidates import Failed
 from .learning import Learner
 from .moving import choose_moves
@@ -51,9 +51,11 @@ class Scheduler:
         """Where a request that has no token yet goes; `failed`: units that it has already failed on."""
         usable = self._usable(info, snapshot, failed)
         if info.route is not None or not usable.units:
-            too_long = admit.fits_a_context(info, context_for(info, snapshot, self._policy.models))
-            if too_long is not None:
-                return too_long
+            models = self._policy.models
+            missing = lacks(info, snapshot, models)
+            refusal = admit.can_be_done(missing) or admit.fits_a_context(info, context_for(info, snapshot, models))
+            if refusal is not None:
+                return refusal
         if info.route is not None or not self._predicts(usable):
             return threshold.decide(info, usable, self._policy, failed)
         decision = predictive.decide(info, usable, self._learner.knowledge(snapshot.at), self._memory, self._predictive)
@@ -79,7 +81,7 @@ class Scheduler:
     def keep_split(self, info: RequestInfo, decode: str, prompt_tokens: int, snapshot: Snapshot) -> bool:
         """Asked at the first token of a split: does the CPU unit still keep every promise?"""
         unit = snapshot.unit(decode)
-        mine = of_model(info.model, snapshot, self._policy.models)
+        mine = capable(info, snapshot, self._policy.models)
         if unit is not None and not holds(unit, tokens_needed(info, prompt_tokens, mine)):
             return False  # its prompt was longer than it looked
         if info.route is not None or not self._predicts(snapshot):

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from syshaxd.config.types import Config, LimitsConfig
+from syshaxd.units import SYSINFER, VLLM
 from testbed.daemon_in_process import CONFIG, MODEL, House
 
 COMPLETIONS = "/v1/completions"
@@ -86,3 +87,29 @@ async def test_two_models_never_answer_for_each_other(tmp_path: Path) -> None:
         house.world.change("cpu", url="http://127.0.0.1:9")  # what is asked for the first model alone must not go there
         assert (await house.post("/tokenize", {"prompt": "abc", "model": MODEL})).json["count"] == 3
         assert (await house.post("/tokenize", {"prompt": "abc", "model": other})).status == 502
+
+
+async def test_what_only_one_unit_can_do_waits_for_it(tmp_path: Path) -> None:
+    """12 busy streams fill the side with structured output: a request for it waits there, whatever the other side has."""
+    forms: list[dict[str, Any]] = [
+        {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {}}}},
+        {"tools": [{"type": "function", "function": {"name": "f"}}], "tool_choice": "required"},
+    ]
+    chat = {"messages": [{"role": "user", "content": "x"}], "max_tokens": 4, "temperature": 0}
+    full = replace(CONFIG.scheduler, threshold=replace(CONFIG.scheduler.threshold, max_num_seqs=12))
+    async with House(tmp_path, replace(CONFIG, scheduler=full)) as house:
+        house.world.change("gpu", abilities=VLLM.abilities)
+        await house.faults("gpu", slow=0.01)
+        busy = [asyncio.ensure_future(house.post(COMPLETIONS, body(number, max_tokens=40))) for number in range(12)]
+        while len(house.ledger) < 12:
+            await asyncio.sleep(0.005)
+        replies = await asyncio.gather(
+            *(house.post("/v1/chat/completions", {**chat, **forms[n % 2]}) for n in range(12))
+        )
+        assert {reply.status for reply in replies} == {200}
+        assert {reply.headers["x-syshax-route"] for reply in replies} == {"accelerator"}
+        await asyncio.gather(*busy)
+        house.world.change("gpu", abilities=SYSINFER.abilities)
+        reply = await house.post("/v1/chat/completions", {**chat, **forms[0]})
+        assert (reply.status, reply.json["error"]["code"]) == (400, "unsupported_by_units")
+        assert "structured_output" in reply.json["error"]["message"] and "Retry-After" not in reply.headers

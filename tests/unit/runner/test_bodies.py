@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from syshaxd.model.abilities import Abilities
+from syshaxd.model.abilities import Abilities, Feature
 from syshaxd.model.plan import Reason
 from syshaxd.model.request import Endpoint, RequestInfo
 from syshaxd.model.unit import BackendKind, Role, UnitState, UnitView
-from syshaxd.runner import ClientRequest, handover_rules
+from syshaxd.runner import ClientRequest, features_of, handover_rules
 from syshaxd.runner.bodies import body_of, max_tokens_of, response_ids
 from syshaxd.runner.produced import Record
 from syshaxd.runner.steps import Step, Ticket
@@ -121,3 +121,24 @@ def test_a_relayed_body_is_the_clients() -> None:
 def test_names_of_a_request_at_its_unit() -> None:
     assert response_ids(Endpoint.CHAT, "R") == ("chatcmpl-R",)
     assert response_ids(Endpoint.COMPLETIONS, "R") == ("cmpl-R-0", "cmpl-R")
+
+
+@pytest.mark.parametrize(
+    "body, features",
+    [
+        ({"response_format": {"type": "json_schema"}}, {Feature.STRUCTURED_OUTPUT}),
+        ({"response_format": {"type": "text"}}, set()),
+        ({"guided_regex": "a"}, {Feature.STRUCTURED_OUTPUT}),
+        ({"tools": [{}]}, set()),
+        ({"tools": [{}], "tool_choice": "auto"}, set()),
+        ({"tools": [{}], "tool_choice": "none"}, set()),
+        ({"tools": [{}], "tool_choice": "required"}, {Feature.FORCED_TOOLS}),
+        ({"tools": [{}], "tool_choice": {"type": "function"}}, {Feature.FORCED_TOOLS}),
+        ({"prompt_logprobs": 0}, {Feature.PROMPT_LOGPROBS}),
+        ({"prompt": ["one"]}, set()),
+        ({"prompt": ["one", "two"]}, {Feature.SEVERAL_PROMPTS}),
+        ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, {Feature.IMAGES}),
+    ],
+)
+def test_what_a_unit_must_be_able_to_do(body: Any, features: set[Feature]) -> None:
+    assert features_of(body) == features

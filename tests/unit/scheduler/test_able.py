@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from syshaxd.config.types import Config, ModelConfig, SchedulerConfig
-from syshaxd.model.abilities import Abilities
+from syshaxd.model.abilities import Abilities, Feature
 from syshaxd.model.plan import Plan, Queue, Refuse, Split, Whole
 from syshaxd.model.request import Endpoint, RequestInfo, Route
 from syshaxd.model.served import Model, Models
@@ -128,7 +128,38 @@ def test_no_plan_names_a_unit_that_is_too_short(
     assert fits == (not isinstance(plan, Refuse))
 
 
-# ---- models
+# ---- abilities and models
+
+
+def limited(name: str, load: UnitLoad = FREE, state: UnitState = READY) -> UnitSnapshot:
+    """Without structured output and forced tools."""
+    seen = unit(name, 4096, load=load, state=state)
+    lesser = frozenset({Feature.PROMPT_LOGPROBS, Feature.SEVERAL_PROMPTS})
+    return replace(seen, view=replace(seen.view, abilities=replace(seen.view.abilities, features=lesser)))
+
+
+SCHEMA: dict[str, Any] = {"features": frozenset({Feature.STRUCTURED_OUTPUT}), "first_token_stays": "response_format"}
+
+
+def test_what_only_one_side_can_do_goes_there_or_waits_for_it() -> None:
+    assert places(ask(unit("gpu", 4096), limited("cpu"), **SCHEMA)) == {"gpu"}
+    assert places(ask(limited("gpu"), unit("cpu", 4096), **SCHEMA)) == {"cpu"}
+    assert isinstance(ask(unit("gpu", 4096, load=FULL), limited("cpu"), **SCHEMA), Queue)
+    assert places(ask(unit("gpu", 4096, load=FULL), unit("cpu", 4096), **SCHEMA)) == {"gpu", "cpu"}
+    away = ask(unit("gpu", 4096, state=FAILED), limited("cpu"), **SCHEMA)
+    assert isinstance(away, Refuse) and away.status == 503, "it comes back"
+
+
+def test_what_nobody_can_do_is_refused_by_name() -> None:
+    for plan in (ask(limited("cpu"), **SCHEMA), ask(limited("gpu"), unit("cpu", 9), route=Route.ACCELERATOR, **SCHEMA)):
+        assert isinstance(plan, Refuse) and (plan.status, plan.reason.code) == (400, "unsupported_by_units")
+        assert "structured_output" in plan.reason.text and plan.retry_after is None
+
+
+def test_it_moves_only_to_who_can_carry_it_on() -> None:
+    info = RequestInfo("R", Endpoint.CHAT, "m", True, 400, 300, features=SCHEMA["features"])
+    assert scheduler().rescue(info, Snapshot(0.0, (limited("cpu"),)), frozenset()) is None
+    assert scheduler().rescue(info, Snapshot(0.0, (unit("cpu", 4096),)), frozenset()) is not None
 
 
 def test_units_of_another_model_do_not_exist_for_a_request() -> None:
