@@ -53,6 +53,8 @@ def error_response(err: RequestError, headers: Mapping[str, str]) -> web.Respons
         made["Retry-After"] = str(max(1, math.ceil(err.retry_after)))
         made["retry-after-ms"] = str(max(1, round(err.retry_after * 1000)))
         made["x-syshax-reason"] = reason_of(err)
+    if err.status == 401:
+        made["WWW-Authenticate"] = "Bearer"
     return web.json_response(error_object(err), status=err.status, headers=made)
 
 

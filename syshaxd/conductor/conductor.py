@@ -24,11 +24,13 @@ from syshaxd.tasks import TaskSet, within
 from syshaxd.unitclient import UnitClient
 
 from .answers import BadRequest, error_response
+from .connections import Connections, raise_soft_limit
 from .counting import PromptCounter
 from .disconnects import DisconnectWatch
 from .generate import CLIENT_GONE, Generation
 from .keys import check_key, read_keys
 from .listeners import Listeners
+from .origins import check_origin
 from .parsing import request_id_of
 from .passthrough import FORWARDED, Passthrough
 
@@ -63,6 +65,7 @@ class Conductor:
         self._passthrough = Passthrough(client, units)
         self._counter = PromptCounter(client, units)
         self._tasks = TaskSet("conductor", self._task_failed)
+        self._connections = Connections(raise_soft_limit())
         self._table = self._routes()
         self._admitting = True
         self._inherited = False
@@ -74,16 +77,18 @@ class Conductor:
         self._keys = read_keys(self._config.conductor.api_keys_file)
         app = web.Application(client_max_size=0)  # the limit is our own: it may change at a reload
         app.router.add_route("*", "/{path:.*}", self._handle)
-        self._app_runner = web.AppRunner(app, access_log=None, handle_signals=False, keepalive_timeout=75.0)
+        self._app_runner = web.AppRunner(app, access_log=None, handle_signals=False)
         await self._app_runner.setup()
         assert self._app_runner.server is not None
-        self._listeners = Listeners(self._app_runner.server)
+        loop, server = asyncio.get_running_loop(), self._app_runner.server
+        self._listeners = Listeners(lambda: self._connections.protocol(server, loop))
         self._inherited = bool(sockets)
         if sockets:
             await self._listeners.inherit(sockets)
         else:
             await self._listeners.listen(self._config.conductor.host, self._config.conductor.port)
         self._tasks.start("watch", self._watch.run())
+        self._tasks.start("silent connections", self._connections.sweep())
 
     @property
     def addresses(self) -> tuple[tuple[str, int], ...]:
@@ -123,7 +128,8 @@ class Conductor:
         request_id = request_id_of(http.headers)
         headers = {"x-request-id": request_id}
         try:
-            return await self._route(http)(http, request_id)
+            with self._connections.answering(http):
+                return await self._route(http)(http, request_id)
         except RequestError as err:
             if err.status >= 500 or err.status == 429:
                 self._log.warning("request not served", request_id=request_id, status=err.status, error=str(err))
@@ -137,6 +143,8 @@ class Conductor:
 
     def _route(self, http: web.Request) -> Handler:
         path = http.path
+        if not self._keys:
+            check_origin(http.headers, self._config.conductor.allowed_hosts)
         method, handler = self._table.get(path, ("", None))
         if handler is None:
             if path.startswith(_UNSUPPORTED):
@@ -225,6 +233,8 @@ class Conductor:
             return await within(BODY_TIMEOUT, "reading the body", _read(http, limit))
         except ConnectionError as err:  # nobody is there to read the answer; aiohttp would log a stack trace
             raise RequestError(CLIENT_GONE, "client_gone", "the client left before its body was complete") from err
+        except web.RequestPayloadError as err:
+            raise BadRequest("the body is damaged: its chunks or its encoding", code="invalid_body") from err
         except (SysHaxError, web.HTTPException) as err:
             if isinstance(err, RequestError):
                 raise

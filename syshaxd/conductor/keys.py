@@ -29,7 +29,7 @@ def check_key(authorization: str, keys: tuple[bytes, ...]) -> None:
     if not keys:
         return
     scheme, _, given = authorization.partition(" ")
-    matches = [hmac.compare_digest(given.strip().encode(), key) for key in keys]
+    matches = [hmac.compare_digest(given.strip().encode("utf-8", "surrogateescape"), key) for key in keys]
     if scheme.lower() != "bearer" or not any(matches):
         text = "expected Authorization: Bearer with a valid API key"
         raise BadRequest(text, "authorization", status=401, code="invalid_api_key")

@@ -21,6 +21,7 @@ class ConductorConfig:
     port: int = 8010
     max_body: int = 16 * 1024 * 1024
     api_keys_file: str = ""
+    allowed_hosts: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

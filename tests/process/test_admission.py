@@ -90,7 +90,7 @@ async def test_two_models_never_answer_for_each_other(tmp_path: Path) -> None:
 
 
 async def test_what_only_one_unit_can_do_waits_for_it(tmp_path: Path) -> None:
-    """12 busy streams fill the side with structured output: a request for it waits there, whatever the other side has."""
+    """12 busy streams fill the side with structured output: a request for it waits there."""
     forms: list[dict[str, Any]] = [
         {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {}}}},
         {"tools": [{"type": "function", "function": {"name": "f"}}], "tool_choice": "required"},
