@@ -68,7 +68,7 @@ class KvConfig:
 class ThresholdConfig:
     """`scheduler.threshold`: the original rule, repaired."""
 
-    max_num_seqs: int = 256  # running requests at which the accelerator counts as full
+    max_num_seqs: Optional[int] = None  # running requests at which the accelerator counts as full; None: the unit says
     kv_usage: float = 0.9
     waiting: int = 1
     cpu_max_num_seqs: int = 16

@@ -9,6 +9,7 @@ from syshaxd.model.snapshot import InFlight, Snapshot, UnitSnapshot
 from syshaxd.model.unit import Role
 
 from .able import able
+from .outlook import traits_of
 from .policy import Policy
 
 STANDSTILL = 0.3  # seconds without a token, where others wait, that mean a preemption
@@ -90,10 +91,10 @@ def full(unit: UnitSnapshot, bounds: Bounds, prompt_tokens: int) -> str | None:
     return None
 
 
-def accelerator_bounds(policy: Policy) -> Bounds:
-    """Of the accelerator side."""
+def accelerator_bounds(policy: Policy, unit: UnitSnapshot) -> Bounds:
+    """Of an accelerator unit: what the operator set, else what the unit says of itself, else the default."""
     limits = policy.scheduler.threshold
-    return Bounds(limits.max_num_seqs, limits.kv_usage, limits.waiting)
+    return Bounds(limits.max_num_seqs or traits_of(unit.view, unit.load).max_num_seqs, limits.kv_usage, limits.waiting)
 
 
 def cpu_bounds(policy: Policy) -> Bounds:

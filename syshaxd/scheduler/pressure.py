@@ -33,15 +33,12 @@ WORTH = 16  # tokens left below which a move costs more than it brings
 
 def rescue(info: RequestInfo, snapshot: Snapshot, policy: Policy, failed: frozenset[Failed]) -> Whole | None:
     """Any ready unit that goes on from token ids, one with room first, the accelerator side before the CPU side."""
-    options = [
-        (unit, route, full(unit, bounds, info.prompt_tokens) is not None)
-        for role, route, bounds in (
-            (Role.ACCELERATOR, Route.ACCELERATOR, accelerator_bounds(policy)),
-            (Role.CPU, Route.CPU, cpu_bounds(policy)),
-        )
-        for unit in candidates(info, snapshot, policy, failed, role)
-        if unit.view.abilities.token_ids
-    ]
+    options = []
+    for role, route in ((Role.ACCELERATOR, Route.ACCELERATOR), (Role.CPU, Route.CPU)):
+        for unit in candidates(info, snapshot, policy, failed, role):
+            bounds = accelerator_bounds(policy, unit) if role is Role.ACCELERATOR else cpu_bounds(policy)
+            if unit.view.abilities.token_ids:
+                options.append((unit, route, full(unit, bounds, info.prompt_tokens) is not None))
     if not options:
         return None
     unit, route, _ = min(options, key=lambda option: option[2])
@@ -201,7 +198,7 @@ def _accelerator_with_room(entry: InFlight, snapshot: Snapshot, policy: Policy) 
             continue
         usage = kv_usage(unit, _tokens(entry) + int(_growth(unit)))
         idle = unit.load is not None and not unit.load.waiting
-        seats = requests(unit) < accelerator_bounds(policy).max_num_seqs
+        seats = requests(unit) < accelerator_bounds(policy, unit).max_num_seqs
         if usage is not None and usage < policy.pd.return_below and idle and seats and unit.view.can_hand_over:
             return unit
     return None

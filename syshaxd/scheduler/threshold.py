@@ -57,7 +57,7 @@ def _accelerator_first(
     info: RequestInfo, snapshot: Snapshot, policy: Policy, accelerator: UnitSnapshot, cpu: UnitSnapshot | None
 ) -> Plan:
     name = accelerator.view.name
-    busy = full(accelerator, accelerator_bounds(policy), info.prompt_tokens)
+    busy = full(accelerator, accelerator_bounds(policy, accelerator), info.prompt_tokens)
     if busy is None:
         return Whole(name, Route.ACCELERATOR, Reason("accelerator_free", f"{name} has room"))
     if cpu is None:

@@ -87,6 +87,20 @@ def test_a_missing_signal_is_not_zero_and_not_full() -> None:
     assert isinstance(plan, Split)
 
 
+def test_what_a_unit_says_of_itself_goes_before_a_default_and_after_the_operator() -> None:
+    def served(count: int, policy: Policy = POLICY, **told: Any) -> bool:
+        gpu = unit("gpu", in_flight=count)
+        gpu = replace(gpu, view=replace(gpu.view, max_num_seqs=told.pop("configured", None)))
+        gpu = replace(gpu, load=UnitLoad(0.0, "page", **told)) if told else gpu
+        return isinstance(decide(info(), Snapshot(0.0, (gpu,)), policy), Whole)
+
+    assert served(255) and not served(256)
+    assert served(512, configured=8192) and served(512, max_num_seqs=1024) and not served(8, max_num_seqs=8)
+    threshold = replace(POLICY.scheduler.threshold, max_num_seqs=100)
+    strict = replace(POLICY, scheduler=replace(POLICY.scheduler, threshold=threshold))
+    assert not served(100, strict, configured=8192)
+
+
 def test_only_one_side() -> None:
     assert isinstance(ask(unit("gpu", **FULL)), Queue)
     plan = ask(unit("gpu", UnitState.FAILED), unit("cpu", **FREE))
