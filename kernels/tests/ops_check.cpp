@@ -203,7 +203,8 @@ void check_attend(Case *c) {
                      scratch.data(),
                      o1.data(),
                      p1.data(),
-                     t1.data()};
+                     t1.data(),
+                     c->random.below(3) ? 0 : 0.5f};
     sx::scalar_ops.attend(&a);
     a.out = o2.data(), a.peak = p2.data(), a.total = t2.data();
     c->ops.attend(&a);

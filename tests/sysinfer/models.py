@@ -170,14 +170,14 @@ def rope_divisors(model: Any) -> Array:
     return np.asarray(plain / scaled, np.float32)
 
 
-def add_tokenizer(out: gguf.GGUFWriter, tokenizer: Tokenizer) -> None:
+def add_tokenizer(out: gguf.GGUFWriter, tokenizer: Tokenizer, pre: str = "gpt-2") -> None:
     import json
 
     tokens = sorted(tokenizer.get_vocab(), key=tokenizer.get_vocab().__getitem__)
     control, user = gguf.TokenType.CONTROL, gguf.TokenType.USER_DEFINED
     kinds = [control if t in SPECIAL else user if t.startswith("<extra") else gguf.TokenType.NORMAL for t in tokens]
     out.add_tokenizer_model("gpt2")
-    out.add_tokenizer_pre("gpt-2")
+    out.add_tokenizer_pre(pre)
     out.add_token_list(tokens)
     out.add_token_types(kinds)
     out.add_token_merges([" ".join(m) for m in json.loads(tokenizer.to_str())["model"]["merges"]])

@@ -17,7 +17,7 @@ from sysinfer.errors import ModelFileError
 from sysinfer.gguf import GgufFile
 from sysinfer.quant import can_dequantise, dequantise
 from sysinfer.tokenizer import ModelTokenizer
-from sysinfer.weights import expected_in_layer, expected_tensors
+from sysinfer.weights import find_all
 from tests.sysinfer.conftest import Tiny
 
 DEMO = Path(__file__).resolve().parents[2] / "kernels/demo/syshax-demo.gguf"
@@ -84,7 +84,7 @@ def load_all(path: Path) -> None:
     meta = Metadata(file.path, file.metadata)
     ModelTokenizer(meta)
     vocabulary(meta)
-    assert expected_tensors(config) and expected_in_layer(config)
+    assert find_all(file, config)
 
 
 def test_damaged_files_are_refused_with_a_clear_error(tiny_llama: Tiny, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from typing import Any, Callable
 import gguf
 import numpy as np
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -46,7 +46,7 @@ PARAMS = st.builds(
 @given(logits=LOGITS, params=PARAMS, tokens=st.lists(st.integers(0, SIZE - 1), max_size=8), n_context=st.integers(0, 8))
 @example(np.full(SIZE, 3, np.float32), SamplingParams(repetition_penalty=1e-38, top_p=0.9), [1, 2], 1)
 @example(np.zeros(SIZE, np.float32), SamplingParams(min_tokens=1, stop_ids=tuple(range(SIZE)), top_k=5), [1], 1)
-@settings(max_examples=1500, deadline=None)
+@settings(max_examples=600, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_sampling_is_total(logits: Any, params: SamplingParams, tokens: list[int], n_context: int) -> None:
     """A token of the vocabulary, or the error that ends one sequence: for every parameter and every row of numbers."""
     n_context = min(n_context, len(tokens))
@@ -227,12 +227,12 @@ COSTLY = {
 
 @pytest.mark.parametrize("name", list(COSTLY))
 def test_a_template_costs_what_it_may_and_ends_in_a_refusal(name: str) -> None:
-    begin = time.monotonic()
+    begin = time.thread_time()
     template = ChatTemplate(COSTLY[name], "", "")  # constants are not computed here
-    assert time.monotonic() - begin < 1
+    assert time.thread_time() - begin < 1
     with pytest.raises(RequestError, match="chat template refuses"):
         template.render([{"role": "user", "content": "x"}])
-    assert time.monotonic() - begin < 20
+    assert time.thread_time() - begin < 5
 
 
 def test_a_template_that_no_compiler_takes_is_refused() -> None:

@@ -14,11 +14,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers.convert_slow_tokenizer import TikTokenConverter
+from transformers.integrations.gguf.gguf_tokenizer_mapping import GGUF_PRE_TOKENIZER_SPLITS
 
+from sysinfer.chat_templates import template_source
 from sysinfer.config import Metadata
 from sysinfer.detok import Detokenizer
 from sysinfer.errors import ModelFileError
 from sysinfer.gguf import GgufFile
+from sysinfer.template import ChatTemplate
 from sysinfer.tokenizer import ModelTokenizer
 from tests.sysinfer.models import CORPUS
 
@@ -47,16 +50,36 @@ def llama3_pattern() -> str:
     return str(inspect.signature(TikTokenConverter.__init__).parameters["pattern"].default)
 
 
+def pattern(pre: str) -> str:
+    """As transformers states it, for GLM-4 that of Llama 3."""
+    stated = {"qwen2": qwen2_pattern(), "llama-bpe": llama3_pattern(), "chatglm-bpe": llama3_pattern()}
+    return stated.get(pre) or str(GGUF_PRE_TOKENIZER_SPLITS[pre])
+
+
+# What the published tokenizer.json of a model, or llama.cpp for `default`, does in turn.
+STEPS = {
+    "default": [r"[\p{P}\$\+<=>\^~\|]+", r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)",
+                r"\p{N}+", "[0-9][0-9][0-9]"],
+    "deepseek-coder": ["[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", "[一-龥ࠀ-一가-퟿]+", r"\p{N}"],
+}  # fmt: skip
+
+
 def byte_level(pre: str) -> Tokenizer:
     """A trained tokenizer as the model family's own tokenizer.json has it."""
-    tokenizer = Tokenizer(models.BPE(ignore_merges=pre == "llama-bpe"))
+    tokenizer = Tokenizer(models.BPE(ignore_merges=pre in ("llama-bpe", "tekken")))
+    level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     if pre == "gpt-2":
         tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    elif pre == "smollm":
+        digits = pre_tokenizers.Digits(individual_digits=True)
+        tokenizer.pre_tokenizer = pre_tokenizers.Sequence([digits, pre_tokenizers.ByteLevel(add_prefix_space=False)])
+    elif pre in STEPS:
+        steps = [pre_tokenizers.Split(Regex(step), "isolated") for step in STEPS[pre]]
+        tokenizer.pre_tokenizer = pre_tokenizers.Sequence([*steps, level])
     else:
-        split = pre_tokenizers.Split(Regex(qwen2_pattern() if pre == "qwen2" else llama3_pattern()), "isolated")
-        level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+        split = pre_tokenizers.Split(Regex(pattern(pre)), "isolated")
         tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, level])
-    if pre == "qwen2":
+    if pre in ("qwen2", "deepseek-r1-qwen"):
         tokenizer.normalizer = normalizers.NFC()
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
@@ -93,7 +116,11 @@ def opened(path: Path) -> ModelTokenizer:
     return ModelTokenizer(Metadata(file.path, file.metadata))
 
 
-@pytest.fixture(scope="module", params=["gpt-2", "llama-bpe", "qwen2"])
+BYTE_LEVEL = ["gpt-2", "llama-bpe", "qwen2", "smollm", "tekken", "gpt-4o", "chatglm-bpe", "deepseek-r1-qwen", "dbrx",
+              "default", "deepseek-coder"]  # fmt: skip
+
+
+@pytest.fixture(scope="module", params=BYTE_LEVEL)
 def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Tokenizer, ModelTokenizer]:
     theirs = byte_level(request.param)
     return theirs, opened(as_gguf(tmp_path_factory.mktemp("tok") / "t.gguf", theirs, request.param))
@@ -182,3 +209,77 @@ def test_broken_tokenizers_are_refused(tmp_path: Path) -> None:
     refused("eos_token_id is 2, of 2 tokens", eos_token_id=2)
     refused("1 entries in tokenizer.ggml.token_type", token_type=[1])
     refused("scores is None", model="llama")
+
+
+def plain_file(path: Path, pre: str | None, **more: Any) -> Path:
+    """A byte-level vocabulary with BOS and further keys; `pre` None: the file does not say how words are split."""
+    out = gguf.GGUFWriter(path, "llama")
+    tokens = ["<s>", "</s>", *sorted(pre_tokenizers.ByteLevel.alphabet()), "zz"]
+    out.add_tokenizer_model("gpt2")
+    if pre is not None:
+        out.add_tokenizer_pre(pre)
+    out.add_token_list(tokens)
+    out.add_token_types([gguf.TokenType.CONTROL] * 2 + [gguf.TokenType.NORMAL] * (len(tokens) - 2))
+    out.add_token_merges(["z z"])
+    out.add_bos_token_id(0)
+    for key, value in more.items():
+        (out.add_bool if isinstance(value, bool) else out.add_uint32)(f"tokenizer.ggml.{key}", value)
+    return finish(out, path)
+
+
+@pytest.mark.parametrize("pre, key, expected", [
+    ("llama-bpe", None, True), ("tekken", None, True), ("qwen2", None, False), ("gpt-2", None, False),
+    ("smollm", None, False), ("llama-bpe", False, False), ("qwen2", True, True), (None, None, False),
+])  # fmt: skip
+def test_a_prompt_begins_with_bos_where_the_model_was_trained_so(
+    pre: str | None, key: bool | None, expected: bool, tmp_path: Path
+) -> None:
+    more = {} if key is None else {"add_bos_token": key}
+    tokenizer = opened(plain_file(tmp_path / "t.gguf", pre, **more))
+    assert (tokenizer.encode("a", add_special=True)[0] == 0) is expected
+    assert tokenizer.encode("a", add_special=False)[0] != 0
+
+
+@pytest.mark.parametrize("pre, told", [(None, "missing"), ("default", "default"), ("qwen2", "")])
+def test_a_guess_of_how_words_are_split_is_told(
+    pre: str | None, told: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    opened(plain_file(tmp_path / "t.gguf", pre))
+    assert [r.getMessage().count(f"tokenizer.ggml.pre is {told}") for r in caplog.records] == ([1] if told else [])
+
+
+def test_a_way_to_split_or_a_key_that_is_not_known_is_refused_by_name(tmp_path: Path) -> None:
+    with pytest.raises(ModelFileError, match="tokenizer.ggml.pre is 'klingon', expected one of"):
+        opened(plain_file(tmp_path / "t.gguf", "klingon"))
+    for key, value in (("remove_extra_whitespaces", True), ("add_sep_token", True), ("suppress_runs", 3)):
+        with pytest.raises(ModelFileError, match=f"tokenizer.ggml.{key} is {value}"):
+            opened(plain_file(tmp_path / "t.gguf", "gpt-2", **{key: value}))
+    assert opened(plain_file(tmp_path / "t.gguf", "gpt-2", remove_extra_whitespaces=False, padding_token_id=1))
+
+
+MESSAGES = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": " Hi "},
+            {"role": "assistant", "content": "Yes?"}, {"role": "user", "content": "Go"}]  # fmt: skip
+
+
+@pytest.mark.parametrize("values, name, expected", [
+    ({"general.architecture": "llama", "tokenizer.ggml.model": "llama", "tokenizer.ggml.tokens": ["<s>", "</s>"]},
+     "Llama 2", "<s>[INST] <<SYS>>\nBe brief.\n<</SYS>>\n\nHi [/INST] Yes? </s><s>[INST] Go [/INST]"),
+    ({"general.architecture": "baichuan", "tokenizer.ggml.model": "llama",
+      "tokenizer.ggml.tokens": ["<reserved_106>", "<reserved_107>"]},
+     "Baichuan 2", "Be brief.<reserved_106> Hi <reserved_107>Yes?<reserved_106>Go<reserved_107>"),
+    ({"general.architecture": "qwen2", "tokenizer.ggml.model": "gpt2",
+      "tokenizer.ggml.tokens": ["<|im_start|>", "<|im_end|>"]},
+     "ChatML", "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\n Hi <|im_end|>\n"
+     "<|im_start|>assistant\nYes?<|im_end|>\n<|im_start|>user\nGo<|im_end|>\n<|im_start|>assistant\n"),
+    ({"general.architecture": "llama", "tokenizer.ggml.model": "gpt2", "tokenizer.ggml.tokens": ["a"]}, "", None),
+])  # fmt: skip
+def test_files_without_a_chat_template_get_that_of_their_family(
+    values: dict[str, Any], name: str, expected: str | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    """And it is told; a file's own goes first, and no family means no template."""
+    source = template_source(Metadata("m.gguf", values))
+    assert (source is None) == (expected is None)
+    if source is not None:
+        assert ChatTemplate(source, "<s>", "</s>").render(MESSAGES) == expected
+        assert f"no chat template: that of {name} is used" in caplog.text
+    assert template_source(Metadata("m.gguf", {**values, "tokenizer.chat_template": "own"})) == "own"

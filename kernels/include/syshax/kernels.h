@@ -126,6 +126,19 @@ typedef struct sx_model_args {
     int32_t kv_type;         /* SX_F16, SX_BF16, SX_F32, or SX_Q8_0: 8 bits and an f32 scale per token and head */
     uint32_t max_batch_tokens;
     const float *alibi_slopes; /* n_heads values instead of RoPE, or NULL; copied */
+    /* What differs from llama; all zero: nothing. */
+    const uint32_t *layer_windows; /* n_layers values in place of sliding_window, of which two differ at most; copied */
+    const uint32_t *layer_ropes;   /* n_layers values, or NULL: 0 rope_freqs, 1 rope_freqs_local, 2 none; copied */
+    const float *rope_freqs_local; /* rope_dims/2 values for layers of rope 1, or NULL; copied */
+    float rope_magnitude;          /* factor of cosine and sine of rope_freqs (yarn, longrope); 0: 1 */
+    float embedding_scale;         /* factor of the embedding's rows; 0: 1 */
+    float residual_scale;          /* factor of what attention and feed-forward add; 0: 1 */
+    float attention_scale;         /* factor of the scores; 0: 1 / sqrt(head_dim) */
+    float logit_scale;             /* factor of the logits, before their soft cap; 0: 1 */
+    float attention_softcap;       /* c: scores become c * tanh(score / c); 0: none */
+    float logit_softcap;           /* the same for logits */
+    int32_t activation;            /* SX_SILU or SX_GELU_TANH */
+    uint32_t plain_mlp;            /* 1: no gate, down(activation(up)) */
 } sx_model_args;
 
 enum {
@@ -143,8 +156,19 @@ enum {
     SX_T_W_UP = 11,
     SX_T_W_DOWN = 12,
     SX_T_OUT_NORM = 13,
-    SX_T_OUTPUT = 14 /* absent: tied to SX_T_TOKEN_EMBD */
+    SX_T_OUTPUT = 14, /* absent: tied to SX_T_TOKEN_EMBD */
+    /* Those that follow are optional in each layer. */
+    SX_T_BO = 15,
+    SX_T_B_GATE = 16,
+    SX_T_B_UP = 17,
+    SX_T_B_DOWN = 18,
+    SX_T_Q_NORM = 19, /* [head_dim], of every head before the rotary embedding */
+    SX_T_K_NORM = 20,
+    SX_T_ATTN_POST_NORM = 21, /* of what is added to the residual stream */
+    SX_T_FFN_POST_NORM = 22
 };
+
+enum { SX_SILU = 0, SX_GELU_TANH = 1 };
 
 typedef struct sx_tensor_args {
     uint32_t size;

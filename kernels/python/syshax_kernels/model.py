@@ -14,7 +14,7 @@ from syshax_kernels.buffers import Buffer, as_bytes, expect_bytes
 from syshax_kernels.context import Context
 from syshax_kernels.library import Prototypes
 from syshax_kernels.matrix import row_bytes
-from syshax_kernels.types import BLOCKS, DType, Role
+from syshax_kernels.types import BLOCKS, Activation, DType, LayerRope, Role
 
 _u32 = ctypes.c_uint32
 _floats = ctypes.POINTER(ctypes.c_float)
@@ -40,6 +40,18 @@ class _ModelArgs(ctypes.Structure):
         ("kv_type", ctypes.c_int32),
         ("max_batch_tokens", _u32),
         ("alibi_slopes", _floats),
+        ("layer_windows", ctypes.POINTER(_u32)),
+        ("layer_ropes", ctypes.POINTER(_u32)),
+        ("rope_freqs_local", _floats),
+        ("rope_magnitude", ctypes.c_float),
+        ("embedding_scale", ctypes.c_float),
+        ("residual_scale", ctypes.c_float),
+        ("attention_scale", ctypes.c_float),
+        ("logit_scale", ctypes.c_float),
+        ("attention_softcap", ctypes.c_float),
+        ("logit_softcap", ctypes.c_float),
+        ("activation", ctypes.c_int32),
+        ("plain_mlp", _u32),
     ]
 
 
@@ -119,8 +131,32 @@ _PROTOTYPES: Prototypes = {
 
 
 @dataclass(frozen=True)
+class Recipe:
+    """What the layers of a model do differently from llama's; 0 and empty mean: as llama."""
+
+    layer_windows: Sequence[int] = ()
+    """Tokens a layer sees, 0: all of them; two values at most. Empty: `sliding_window` of every layer."""
+    layer_ropes: Sequence[LayerRope] = ()
+    rope_freqs_local: Sequence[float] = ()
+    """Inverse frequencies of the layers with LayerRope.LOCAL, as many as `rope_freqs`."""
+    rope_magnitude: float = 0.0
+    """Factor of cosine and sine of `rope_freqs`."""
+    embedding_scale: float = 0.0
+    residual_scale: float = 0.0
+    attention_scale: float = 0.0
+    """Factor of the scores; 0: 1 / sqrt(head_dim)."""
+    logit_scale: float = 0.0
+    attention_softcap: float = 0.0
+    """c: scores become c * tanh(score / c); 0: none."""
+    logit_softcap: float = 0.0
+    activation: Activation = Activation.SILU
+    plain_mlp: bool = False
+    """No gate: down(activation(up))."""
+
+
+@dataclass(frozen=True)
 class ModelShape:
-    """Sizes of a llama or qwen2 model and of its KV cache; limits are stated at sx_model_args in kernels.h."""
+    """Sizes of a decoder model and of its KV cache; limits are stated at sx_model_args in kernels.h."""
 
     n_layers: int
     d_model: int
@@ -140,6 +176,7 @@ class ModelShape:
     sliding_window: int = 0
     alibi_slopes: Sequence[float] | None = None
     """One a head: ALiBi instead of the rotary embedding."""
+    recipe: Recipe = Recipe()
 
 
 @dataclass(frozen=True)
@@ -324,7 +361,12 @@ def _model_args(shape: ModelShape) -> _ModelArgs:
     slopes = shape.alibi_slopes
     if slopes is not None and len(slopes) != shape.n_heads:
         raise ValueError(f"alibi_slopes: expected one for each of {shape.n_heads} heads, got {len(slopes)}")
-    freqs = (ctypes.c_float * len(shape.rope_freqs))(*shape.rope_freqs)
+    recipe = shape.recipe
+    for name in ("layer_windows", "layer_ropes"):
+        if len(getattr(recipe, name)) not in (0, shape.n_layers):
+            raise ValueError(f"{name}: expected one for each of {shape.n_layers} layers")
+    if len(recipe.rope_freqs_local) not in (0, len(shape.rope_freqs)):
+        raise ValueError(f"rope_freqs_local: expected {len(shape.rope_freqs)}, got {len(recipe.rope_freqs_local)}")
     return _ModelArgs(
         size=ctypes.sizeof(_ModelArgs),
         n_layers=shape.n_layers,
@@ -335,7 +377,7 @@ def _model_args(shape: ModelShape) -> _ModelArgs:
         d_ff=shape.d_ff,
         vocab=shape.vocab,
         rope_dims=2 * len(shape.rope_freqs),
-        rope_freqs=freqs,
+        rope_freqs=_array(ctypes.c_float, shape.rope_freqs),
         norm_eps=shape.norm_eps,
         max_context=shape.max_context,
         sliding_window=shape.sliding_window,
@@ -343,8 +385,25 @@ def _model_args(shape: ModelShape) -> _ModelArgs:
         kv_block_size=shape.kv_block_size,
         kv_type=shape.kv_type,
         max_batch_tokens=shape.max_batch_tokens,
-        alibi_slopes=(ctypes.c_float * len(slopes))(*slopes) if slopes is not None else None,
+        alibi_slopes=_array(ctypes.c_float, slopes or ()),
+        layer_windows=_array(_u32, recipe.layer_windows),
+        layer_ropes=_array(_u32, [int(r) for r in recipe.layer_ropes]),
+        rope_freqs_local=_array(ctypes.c_float, recipe.rope_freqs_local),
+        rope_magnitude=recipe.rope_magnitude,
+        embedding_scale=recipe.embedding_scale,
+        residual_scale=recipe.residual_scale,
+        attention_scale=recipe.attention_scale,
+        logit_scale=recipe.logit_scale,
+        attention_softcap=recipe.attention_softcap,
+        logit_softcap=recipe.logit_softcap,
+        activation=recipe.activation,
+        plain_mlp=recipe.plain_mlp,
     )
+
+
+def _array(kind: Any, values: Sequence[Any]) -> Any:
+    """A C array, None (NULL) where there are no values."""
+    return (kind * len(values))(*values) if len(values) else None
 
 
 def _seq_array(seqs: Sequence[Seq]) -> Any:

@@ -59,3 +59,26 @@ class Role(IntEnum):
     W_DOWN = 12
     OUT_NORM = 13
     OUTPUT = 14
+    BO = 15
+    B_GATE = 16
+    B_UP = 17
+    B_DOWN = 18
+    Q_NORM = 19
+    K_NORM = 20
+    ATTN_POST_NORM = 21
+    FFN_POST_NORM = 22
+
+
+class Activation(IntEnum):
+    """Of the feed-forward part (SX_SILU, SX_GELU_TANH)."""
+
+    SILU = 0
+    GELU_TANH = 1
+
+
+class LayerRope(IntEnum):
+    """How a layer's heads are turned (layer_ropes of sx_model_args)."""
+
+    MAIN = 0
+    LOCAL = 1
+    NONE = 2

@@ -2,28 +2,28 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-import numpy as np
-from numpy.typing import NDArray
-
 from syshax_contract.gguf import Value
+from syshax_kernels.model import Recipe
+from syshax_kernels.types import LayerRope
+from sysinfer.architectures import ARCHITECTURES, NEUTRAL, TOLD_ONLY, Architecture
 from sysinfer.errors import ModelFileError
-from sysinfer.gguf import GgufFile, Tensor
+from sysinfer.gguf import GgufFile
+from sysinfer.rope import Rope, Scaling, plain, read_rope
 
-ARCHITECTURES = ("llama", "qwen2")
 MAX_HEAD, MAX_LAYERS = 1024, 1024  # dimensions of a head; the core takes no more
 UNUSED_TOKEN = 5  # tokenizer.ggml.token_type
 
 T = TypeVar("T", int, float, str)
-Scaling = tuple[str, float]
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Shape of a decoder model. `rope_freqs`: inverse frequencies with any scaling already applied."""
+    """Shape of a decoder model, and what its layers do differently from llama's."""
 
     arch: str
     n_layers: int
@@ -35,10 +35,34 @@ class ModelConfig:
     vocab: int  # rows of the embedding
     context: int  # tokens it was trained for
     norm_eps: float
-    rope_theta: float
-    rope_dims: int
-    rope_freqs: tuple[float, ...]
-    rope_scaling: Scaling | None  # Hugging Face's rope_type and factor
+    rope: Rope
+    recipe: Recipe
+    alibi_slopes: tuple[float, ...] | None = None  # one a head, in place of the rotary embedding
+
+    @property
+    def how(self) -> Architecture:
+        return ARCHITECTURES[self.arch]
+
+    @property
+    def rope_theta(self) -> float:
+        return self.rope.theta
+
+    @property
+    def rope_scaling(self) -> Scaling | None:
+        return self.rope.scaling
+
+    @property
+    def normalises_head(self) -> bool:
+        """Whether rows of the output matrix are brought to length 1."""
+        return self.how.head_normalised and self.vocab != self.how.plain_head_vocab
+
+    def size(self, name: str) -> int:
+        """A size by the name that `architectures.FORMS` has for it."""
+        sizes = {
+            "": 1, "d": self.d_model, "q": self.n_heads * self.head_dim, "kv": self.n_kv_heads * self.head_dim,
+            "head": self.head_dim, "ff": self.d_ff, "heads": self.n_heads, "kv_heads": self.n_kv_heads,
+        }  # fmt: skip
+        return sizes[name]
 
 
 class Metadata:
@@ -46,9 +70,11 @@ class Metadata:
 
     def __init__(self, path: str, values: Mapping[str, Value]) -> None:
         self.path, self.values = path, values
+        self.used: set[str] = set()  # keys that somebody has asked for
 
     def find(self, key: str, kind: type[T]) -> T | None:
         """The value of `key`, None where it is not there; an integer is taken for a float."""
+        self.used.add(key)
         value = self.values.get(key)
         if value is None:
             return None
@@ -74,10 +100,28 @@ class Metadata:
         return value
 
     def flag(self, key: str, default: bool) -> bool:
+        self.used.add(key)
         value = self.values.get(key, default)
         if not isinstance(value, bool):
             raise ModelFileError(f"{self.path}: {key} is {_short(value)}, expected true or false")
         return value
+
+    def factor(self, key: str) -> float:
+        """A positive number, 0 where it is not there."""
+        value = self.find(key, float) or 0.0
+        if not 0 <= value < math.inf:
+            raise ModelFileError(f"{self.path}: {key} is {value}, expected a positive number")
+        return value
+
+    def refuse_unread(self, prefix: str, known: Mapping[str, object], told_only: Sequence[str]) -> None:
+        """ModelFileError for keys below `prefix` that nobody has asked for and that are not known to change nothing:
+        `known` maps a key to the value at which that is so."""
+        for key, value in self.values.items():
+            name = key[len(prefix) :] if key.startswith(prefix) else ""
+            if not name or key in self.used or name in told_only:
+                continue
+            if name not in known or known[name] != value:
+                raise ModelFileError(f"{self.path}: {key} is {_short(value)}, which this engine does not compute")
 
     def strings(self, key: str) -> list[str]:
         return [v for v in self._list(key, str) if isinstance(v, str)]
@@ -86,6 +130,7 @@ class Metadata:
         return [v for v in self._list(key, (int, float)) if isinstance(v, (int, float))]
 
     def _list(self, key: str, kinds: type | tuple[type, ...]) -> Sequence[object]:
+        self.used.add(key)
         value = self.values.get(key)
         if not isinstance(value, list) or not all(isinstance(v, kinds) for v in value):
             raise ModelFileError(f"{self.path}: {key} is {_short(value)}, expected an array of {kinds}")
@@ -98,7 +143,8 @@ def _short(value: object) -> str:
 
 
 def read_config(file: GgufFile) -> ModelConfig:
-    """The hyperparameters of a llama or qwen2 model; raises ModelFileError for what the engine can't run."""
+    """The hyperparameters of a model; raises ModelFileError for what the engine can't run, keys that nothing reads
+    among it."""
     meta = Metadata(file.path, file.metadata)
     arch = meta.need("general.architecture", str)
     if arch not in ARCHITECTURES:
@@ -107,50 +153,38 @@ def read_config(file: GgufFile) -> ModelConfig:
         raise ModelFileError(f"{file.path}: a mixture of experts ({arch}.expert_count), expected a dense model")
     d_model, n_heads = meta.positive(f"{arch}.embedding_length"), meta.positive(f"{arch}.attention.head_count")
     head_dim = meta.positive(f"{arch}.attention.key_length", max(d_model // n_heads, 1))
-    if head_dim > MAX_HEAD:
-        raise ModelFileError(f"{file.path}: heads of {head_dim} dimensions, expected at most {MAX_HEAD}")
-    theta = _theta(meta, f"{arch}.rope.freq_base")
+    n_layers, context = meta.positive(f"{arch}.block_count"), meta.positive(f"{arch}.context_length")
+    n_kv_heads = meta.positive(f"{arch}.attention.head_count_kv", n_heads)
+    epsilon = meta.need(f"{arch}.attention.layer_norm_rms_epsilon", float)
     rope_dims = meta.positive(f"{arch}.rope.dimension_count", head_dim)
-    if rope_dims != head_dim or head_dim % 2:
-        raise ModelFileError(
-            f"{file.path}: rope over {rope_dims} of {head_dim} dimensions, expected all of an even number"
-        )
-    freqs, scaling = _rope(meta, arch, theta, rope_dims, file.tensors.get("rope_freqs.weight"))
+    _check(meta, (n_layers, n_heads, n_kv_heads, head_dim, rope_dims, context, epsilon), arch)
+    rope = read_rope(meta, arch, rope_dims, context, file.tensors)
     config = ModelConfig(
-        arch=arch, n_layers=meta.positive(f"{arch}.block_count"), d_model=d_model, n_heads=n_heads,
-        n_kv_heads=meta.positive(f"{arch}.attention.head_count_kv", n_heads), head_dim=head_dim,
-        d_ff=meta.positive(f"{arch}.feed_forward_length"), vocab=_vocab(file),
-        context=meta.positive(f"{arch}.context_length"),
-        norm_eps=meta.need(f"{arch}.attention.layer_norm_rms_epsilon", float), rope_theta=theta, rope_dims=rope_dims,
-        rope_freqs=tuple(float(f) for f in freqs), rope_scaling=scaling,
+        arch=arch, n_layers=n_layers, d_model=d_model, n_heads=n_heads, n_kv_heads=n_kv_heads, head_dim=head_dim,
+        d_ff=meta.positive(f"{arch}.feed_forward_length"), vocab=_vocab(file), context=context, norm_eps=epsilon,
+        rope=rope, recipe=_recipe(meta, arch, n_layers, d_model / n_heads, rope),
+        alibi_slopes=_slopes(meta, arch, n_layers, n_heads),
     )  # fmt: skip
-    _check(meta, config)
+    meta.refuse_unread(f"{arch}.", NEUTRAL, TOLD_ONLY)
     return config
 
 
-def _check(meta: Metadata, config: ModelConfig) -> None:
-    value_length = meta.positive(f"{config.arch}.attention.value_length", config.head_dim)
-    problem = ""
-    if config.n_heads % config.n_kv_heads:
-        problem = f"{config.n_heads} heads, expected a multiple of the {config.n_kv_heads} kv heads"
-    elif value_length != config.head_dim:
-        problem = f"value heads of {value_length}, expected {config.head_dim} as the key heads"
-    elif config.n_layers > MAX_LAYERS:
-        problem = f"{config.n_layers} layers, expected at most {MAX_LAYERS}"
-    elif config.context < 2:
-        problem = f"a context of {config.context} token, expected room for a prompt and an answer"
-    elif not 0 <= config.norm_eps < 1:
-        problem = f"a norm epsilon of {config.norm_eps}, expected a number from 0 to 1"
-    if problem:
-        raise ModelFileError(f"{meta.path}: {problem}")
-
-
-def _theta(meta: Metadata, key: str) -> float:
-    theta = meta.find(key, float)
-    theta = 10000.0 if theta is None else theta
-    if not 0 < theta < np.inf:
-        raise ModelFileError(f"{meta.path}: {key} is {theta}, expected a positive number")
-    return theta
+def _check(meta: Metadata, sizes: tuple[int, int, int, int, int, int, float], arch: str) -> None:
+    n_layers, n_heads, n_kv_heads, head_dim, rope_dims, context, epsilon = sizes
+    value_length = meta.positive(f"{arch}.attention.value_length", head_dim)
+    checks = (
+        (head_dim > MAX_HEAD, f"heads of {head_dim} dimensions, expected at most {MAX_HEAD}"),
+        (n_heads % n_kv_heads, f"{n_heads} heads, expected a multiple of the {n_kv_heads} kv heads"),
+        (value_length != head_dim, f"value heads of {value_length}, expected {head_dim} as the key heads"),
+        (rope_dims > head_dim or rope_dims % 2,
+         f"rope over {rope_dims} of {head_dim} dimensions, expected an even number of them"),
+        (n_layers > MAX_LAYERS, f"{n_layers} layers, expected at most {MAX_LAYERS}"),
+        (context < 2, f"a context of {context} token, expected room for a prompt and an answer"),
+        (not 0 <= epsilon < 1, f"a norm epsilon of {epsilon}, expected a number from 0 to 1"),
+    )  # fmt: skip
+    for wrong, text in checks:
+        if wrong:
+            raise ModelFileError(f"{meta.path}: {text}")
 
 
 def _vocab(file: GgufFile) -> int:
@@ -160,36 +194,51 @@ def _vocab(file: GgufFile) -> int:
     return embedding.shape[0]
 
 
-def _rope(
-    meta: Metadata, arch: str, theta: float, dims: int, factors: Tensor | None
-) -> tuple[NDArray[np.float32], Scaling | None]:
-    """Inverse frequencies (dims / 2 of them) and the scaling.
+def _recipe(meta: Metadata, arch: str, n_layers: int, width: float, rope: Rope) -> Recipe:
+    """`width`: of the residual stream, a head."""
+    how = ARCHITECTURES[arch]
+    windows = _windows(meta, arch, n_layers)
+    ropes = [LayerRope.LOCAL if how.local_theta and window else LayerRope.MAIN for window in windows]
+    if how.no_rope_every:
+        ropes = [LayerRope.NONE if (i + 1) % how.no_rope_every == 0 else r for i, r in enumerate(ropes)]
+    head_count = meta.need(f"{arch}.attention.head_count", int)
+    logit_scale = meta.factor(f"{arch}.logit_scale")
+    scale = meta.factor(f"{arch}.attention.scale")
+    return Recipe(
+        layer_windows=windows, layer_ropes=ropes,
+        rope_freqs_local=plain(how.local_theta, rope.dims).tolist() if how.local_theta else (),
+        rope_magnitude=rope.magnitude,
+        embedding_scale=math.sqrt(width * head_count) if how.embedding_by_width
+        else meta.factor(f"{arch}.embedding_scale"),
+        residual_scale=meta.factor(f"{arch}.residual_scale"),
+        attention_scale=width**-0.5 if n_layers in how.wide_attention else scale,
+        logit_scale=1 / logit_scale if logit_scale and how.logits_divided else logit_scale,
+        attention_softcap=meta.factor(f"{arch}.attn_logit_softcapping"),
+        logit_softcap=meta.factor(f"{arch}.final_logit_softcapping"), activation=how.activation,
+    )  # fmt: skip
 
-    Llama 3's scaling comes as a tensor of divisors, the largest of which is its factor; linear scaling as a factor;
-    others are refused.
-    """
-    freqs = (1.0 / theta ** (np.arange(0, dims, 2, dtype=np.float64) / dims)).astype(np.float32)
-    if factors is not None:
-        divisors = _divisors(meta.path, factors, len(freqs))
-        return freqs / divisors, ("llama3", float(divisors.max()))
-    kind = meta.find(f"{arch}.rope.scaling.type", str) or "none"
-    if kind == "none":
-        return freqs, None
-    if kind != "linear":
-        raise ModelFileError(f"{meta.path}: rope scaling {kind!r}, expected none, linear or a rope_freqs.weight tensor")
-    factor = meta.need(f"{arch}.rope.scaling.factor", float)
-    if not factor > 0:
-        raise ModelFileError(f"{meta.path}: {arch}.rope.scaling.factor is {factor}, expected a positive number")
-    return freqs / np.float32(factor), ("linear", factor)
+
+def _windows(meta: Metadata, arch: str, n_layers: int) -> list[int]:
+    """Tokens that each layer sees; 0: all."""
+    window = meta.find(f"{arch}.attention.sliding_window", int) or 0
+    every = meta.find(f"{arch}.attention.sliding_window_pattern", int) if window else 0
+    every = ARCHITECTURES[arch].full_every if not every else every
+    if not 0 <= window < 1 << 31 or not 0 <= every <= MAX_LAYERS:
+        raise ModelFileError(f"{meta.path}: a sliding window of {window} tokens with pattern {every}")
+    return [0 if every and (i + 1) % every == 0 else window for i in range(n_layers)]
 
 
-def _divisors(path: str, tensor: Tensor, count: int) -> NDArray[np.float32]:
-    if tensor.type != 0 or tensor.shape != (count,):
-        raise ModelFileError(f"{path}: rope_freqs.weight is {tensor.type_name} {tensor.shape}, expected F32 ({count},)")
-    divisors = np.ascontiguousarray(tensor.data).reshape(-1).view(np.float32)
-    if not np.all(np.isfinite(divisors)) or not np.all(divisors > 0):
-        raise ModelFileError(f"{path}: rope_freqs.weight holds values that are not positive numbers")
-    return divisors
+def _slopes(meta: Metadata, arch: str, n_layers: int, n_heads: int) -> tuple[float, ...] | None:
+    """ALiBi's slopes (Press, Smith, Lewis 2021), where the model has it."""
+    largest = meta.factor(f"{arch}.attention.max_alibi_bias")
+    if not largest and n_layers not in ARCHITECTURES[arch].alibi_layers:
+        return None
+    if ARCHITECTURES[arch].alibi_layers == ():
+        raise ModelFileError(f"{meta.path}: {arch}.attention.max_alibi_bias, but this architecture turns its heads")
+    power, bias = 1 << (n_heads.bit_length() - 1), largest or 8.0
+    even = [2.0 ** (-bias * (i + 1) / power) for i in range(power)]
+    between = [2.0 ** (-bias / 2 * (2 * i + 1) / power) for i in range(n_heads - power)]
+    return tuple(even + between)
 
 
 def vocabulary(meta: Metadata) -> list[str]:

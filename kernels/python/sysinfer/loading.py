@@ -13,6 +13,7 @@ from syshax_kernels.context import Context, ContextInfo
 from syshax_kernels.errors import KernelError
 from syshax_kernels.pool import CHUNK_TOKENS, Geometry, chunks_that_fit, model_id
 from sysinfer.blocks import BlockPool
+from sysinfer.chat_templates import template_source
 from sysinfer.config import Metadata, ModelConfig, read_config, vocabulary
 from sysinfer.core import EngineCore, Handoffs
 from sysinfer.errors import ModelFileError, SetupError
@@ -63,7 +64,7 @@ def open_model(options: Options) -> Opened:
     tokenizer = ModelTokenizer(meta)
     if len(tokenizer) > config.vocab:
         raise ModelFileError(f"{file.path}: {len(tokenizer)} tokens, but the embedding has {config.vocab} rows")
-    source = options.chat_template or meta.find("tokenizer.chat_template", str)
+    source = options.chat_template or template_source(meta)
     bos, eos = (tokenizer.tokens[i] if i is not None else "" for i in (tokenizer.bos, tokenizer.eos))
     template = ChatTemplate(source, bos, eos) if source else None
     return Opened(file, gguf_facts(file.header), config, meta, tokenizer, template)

@@ -66,7 +66,8 @@ class NativeRunner:
 def _shape(config: ModelConfig, sizes: RunnerSizes) -> ModelShape:
     return ModelShape(
         n_layers=config.n_layers, d_model=config.d_model, n_heads=config.n_heads, n_kv_heads=config.n_kv_heads,
-        head_dim=config.head_dim, d_ff=config.d_ff, vocab=config.vocab, rope_freqs=config.rope_freqs,
+        head_dim=config.head_dim, d_ff=config.d_ff, vocab=config.vocab,
+        rope_freqs=config.rope.freqs_for(sizes.max_model_len), alibi_slopes=config.alibi_slopes, recipe=config.recipe,
         norm_eps=config.norm_eps, max_context=sizes.max_model_len, kv_blocks=sizes.kv_blocks,
         kv_block_size=sizes.block_size, kv_type=KINDS[sizes.kv_dtype], max_batch_tokens=sizes.max_batch_tokens,
     )  # fmt: skip

@@ -26,7 +26,7 @@ from syshax_kernels.types import DType, Role
 from sysinfer.gguf import GgufFile
 
 MAGIC = b"SXPACKED"
-VERSION = 1  # of this file, and of the tiles: SX_PACK_VERSION in kernels.h
+VERSION = 2  # of this file, and of the tiles: SX_PACK_VERSION in kernels.h
 _START = struct.Struct("<8sII")
 _PAGE = 4096
 _MAX_HEADER = 64 << 20

@@ -7,6 +7,7 @@ import functools
 import json
 import re
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any, Callable
 
@@ -21,7 +22,8 @@ from sysinfer.errors import ModelFileError, RequestError
 Message = Mapping[str, Any]  # a message of the raw OpenAI body
 
 MAX_SOURCE = 1 << 20  # characters
-MAX_STEPS = 500_000  # rounds of loops, calls of macros, elements made; about a second
+MAX_STEPS = 500_000  # rounds of loops, calls of macros, elements made
+MAX_SECONDS = 2.0  # of a CPU
 MAX_TEXT = 64 << 20  # characters of a string, elements of a list
 MAX_BITS = 1 << 12  # of a whole number
 _WIDE = re.compile(r"\d{4}|\*")
@@ -78,12 +80,15 @@ class _Sandbox(ImmutableSandboxedEnvironment):
     def begin(self) -> None:
         """Before each rendering."""
         self._used.steps = 0
+        self._used.end = time.thread_time() + MAX_SECONDS
 
     def spend(self, steps: int = 1) -> bool:
         """Counts; always true, so that it can stand in a condition."""
         self._used.steps += steps
         if self._used.steps > MAX_STEPS:
             raise jinja2.TemplateError(f"it does more than {MAX_STEPS} steps")
+        if self._used.steps % 64 == 0 and time.thread_time() > self._used.end:
+            raise jinja2.TemplateError(f"it computes for more than {MAX_SECONDS} seconds")
         return True
 
     def _range(self, *bounds: int) -> range:

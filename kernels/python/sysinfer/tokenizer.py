@@ -1,32 +1,37 @@
 """A model's tokenizer, built from GGUF metadata into a Hugging Face `tokenizers` object.
 
-Two families: byte-level BPE (`tokenizer.ggml.model` gpt2; GPT-2, Llama 3 and Qwen2 word splitting) and SentencePiece
-BPE (`llama`; byte fallback). Decoding is done here on bytes, since a stream has to know where characters end.
+Two families: byte-level BPE (`tokenizer.ggml.model` gpt2; word splitting in pretokenizers.py) and SentencePiece BPE
+(`llama`; byte fallback). Decoding is done here on bytes, since a stream has to know where characters end.
 """
 
 from __future__ import annotations
 
+import logging
+import re
 from collections.abc import Mapping, Sequence
 
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers
 
 from sysinfer.config import Metadata
 from sysinfer.errors import ModelFileError
+from sysinfer.pretokenizers import PRE_TOKENIZERS, Split
+
+log = logging.getLogger("sysinfer.tokenizer")
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
 SPACE = "\u2581"  # SentencePiece's visible space
 
-_CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
-_WORDS = r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}%s| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-_SPLITS: Mapping[str, str] = {"llama3": _CONTRACTIONS + _WORDS % "{1,3}", "qwen2": _CONTRACTIONS + _WORDS % ""}
-# tokenizer.ggml.pre -> how words are split; "gpt2" is ByteLevel's own expression
-PRE_TOKENIZERS: Mapping[str, str] = {
-    "default": "gpt2", "gpt-2": "gpt2", "gpt2": "gpt2",
-    "llama-bpe": "llama3", "llama3": "llama3", "llama-v3": "llama3",
-    "qwen2": "qwen2", "deepseek-r1-qwen": "qwen2",
-}  # fmt: skip
-
-END_TEXTS = ("<|eot_id|>", "<|im_end|>", "<|end|>", "<|endoftext|>", "<|end_of_text|>", "<|eom_id|>", "</s>")
+END_TEXTS = ("<|eot_id|>", "<|im_end|>", "<|end|>", "<|endoftext|>", "<|end_of_text|>", "<|eom_id|>", "</s>",
+             "<end_of_turn>", "<|return|>", "<｜end▁of▁sentence｜>", "<EOT>")  # fmt: skip
+# Keys that change no token of a text.
+TOLD_ONLY = (
+    "unknown_token_id", "separator_token_id", "seperator_token_id", "padding_token_id", "mask_token_id",
+    "cls_token_id", "fim_pre_token_id", "fim_suf_token_id", "fim_mid_token_id", "fim_pad_token_id",
+    "fim_rep_token_id", "fim_sep_token_id", "prefix_token_id", "suffix_token_id", "middle_token_id",
+    "token_type_count", "scores", "merges", "pre", "add_space_prefix",
+)  # fmt: skip
+NEUTRAL = {"remove_extra_whitespaces": False, "add_sep_token": False}
+_RESERVED = re.compile(r"<reserved_\d+>")
 
 
 def byte_alphabet() -> dict[str, int]:
@@ -46,15 +51,18 @@ class ModelTokenizer:
         """Raises ModelFileError for a tokenizer that is missing, malformed or of an unknown kind."""
         self.model = meta.need("tokenizer.ggml.model", str)
         self.tokens = meta.strings("tokenizer.ggml.tokens")
-        self.kinds = _kinds(meta, len(self.tokens))
+        self.kinds = _kinds(meta, self.tokens)
         self.bos, self.eos = self._id(meta, "bos"), self._id(meta, "eos")
-        self.add_bos = meta.flag("tokenizer.ggml.add_bos_token", self.model == "llama") and self.bos is not None
+        self.split = _split(meta) if self.model == "gpt2" else None
+        adds = self.split.adds_bos if self.split is not None else self.model == "llama"
+        self.add_bos = meta.flag("tokenizer.ggml.add_bos_token", adds) and self.bos is not None
         self.add_eos = meta.flag("tokenizer.ggml.add_eos_token", False) and self.eos is not None
         self.stops = self._stops(meta)
         self._alphabet = byte_alphabet() if self.model == "gpt2" else {}
         self._bytes: dict[int, bytes] = {}
         self._longest = max((len(t.encode("utf-8")) for t in self.tokens), default=1)
         self._tokenizer = _build(meta, self)
+        meta.refuse_unread("tokenizer.ggml.", NEUTRAL, TOLD_ONLY)
 
     def _id(self, meta: Metadata, name: str) -> int | None:
         value = meta.find(f"tokenizer.ggml.{name}_token_id", int)
@@ -118,20 +126,22 @@ class ModelTokenizer:
         return self.token_bytes(token).decode("utf-8", "replace")
 
 
-def _kinds(meta: Metadata, count: int) -> list[int]:
+def _kinds(meta: Metadata, tokens: Sequence[str]) -> list[int]:
+    """Baichuan's reserved tokens, which its chat template spells, are tokens of their own whatever the file says."""
+    count = len(tokens)
     if "tokenizer.ggml.token_type" not in meta.values:
         return [NORMAL] * count
     kinds = [int(k) for k in meta.numbers("tokenizer.ggml.token_type")]
     if len(kinds) != count:
         raise ModelFileError(f"{meta.path}: {len(kinds)} entries in tokenizer.ggml.token_type for {count} tokens")
-    return kinds
+    return [USER_DEFINED if k == NORMAL and _RESERVED.fullmatch(t) else k for k, t in zip(kinds, tokens)]
 
 
 def _build(meta: Metadata, own: ModelTokenizer) -> Tokenizer:
     if own.model not in ("gpt2", "llama"):
         raise ModelFileError(f"{meta.path}: tokenizer.ggml.model is {own.model!r}, expected gpt2 or llama")
     try:
-        tokenizer = _byte_level(meta, own) if own.model == "gpt2" else _sentencepiece(meta, own)
+        tokenizer = _byte_level(meta, own, own.split) if own.split is not None else _sentencepiece(meta, own)
     except ModelFileError:
         raise
     except Exception as err:  # the library raises bare Exception for merges that don't fit the vocabulary
@@ -147,21 +157,27 @@ def _build(meta: Metadata, own: ModelTokenizer) -> Tokenizer:
     return tokenizer
 
 
-def _byte_level(meta: Metadata, own: ModelTokenizer) -> Tokenizer:
-    name = meta.find("tokenizer.ggml.pre", str) or "default"
-    split = PRE_TOKENIZERS.get(name)
+def _split(meta: Metadata) -> Split:
+    """How the file says that words are split; told where nobody knows whether it is the model's own way."""
+    name = meta.find("tokenizer.ggml.pre", str)
+    split = PRE_TOKENIZERS.get(name or "default")
     if split is None:
-        known = ", ".join(PRE_TOKENIZERS)
-        raise ModelFileError(f"{meta.path}: tokenizer.ggml.pre is {name!r}, expected one of {known}")
-    model = models.BPE(_vocab(own), _merges(meta), ignore_merges=split == "llama3")
-    tokenizer = Tokenizer(model)
-    level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=split == "gpt2")
-    if split == "gpt2":
-        tokenizer.pre_tokenizer = level
-    else:
-        words = pre_tokenizers.Split(Regex(_SPLITS[split]), "isolated")
-        tokenizer.pre_tokenizer = pre_tokenizers.Sequence([words, level])
-    if split == "qwen2":
+        raise ModelFileError(
+            f"{meta.path}: tokenizer.ggml.pre is {name!r}, expected one of {', '.join(sorted(PRE_TOKENIZERS))}"
+        )
+    if split.guess:
+        log.warning(
+            "%s: tokenizer.ggml.pre is %s: words are split as llama.cpp does it then; where that is not how the "
+            "model learned them its answers get worse: convert the model again",
+            meta.path, "missing" if name is None else name,
+        )  # fmt: skip
+    return split
+
+
+def _byte_level(meta: Metadata, own: ModelTokenizer, split: Split) -> Tokenizer:
+    tokenizer = Tokenizer(models.BPE(_vocab(own), _merges(meta), ignore_merges=split.whole_words))
+    tokenizer.pre_tokenizer = split.pre_tokenizer()
+    if split.nfc:
         tokenizer.normalizer = normalizers.NFC()
     tokenizer.decoder = decoders.ByteLevel()
     return tokenizer

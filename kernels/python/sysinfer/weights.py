@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,13 +13,16 @@ from numpy.typing import NDArray
 from syshax_contract.gguf import TENSOR_TYPES
 from syshax_contract.model_memory import HELD_AS, HELD_BITS, held_type
 from syshax_kernels.errors import KernelError
-from syshax_kernels.model import Model
+from syshax_kernels.model import Model, packed_bytes
 from syshax_kernels.types import DType, Role
 from sysinfer import packed
+from sysinfer.architectures import FORMS, TensorPart
 from sysinfer.config import ModelConfig
+from sysinfer.conversion import Costs
 from sysinfer.errors import ModelFileError
 from sysinfer.gguf import GgufFile, Tensor
 from sysinfer.quant import can_dequantise, dequantise
+from sysinfer.rope import FACTORS
 
 log = logging.getLogger("sysinfer.weights")
 
@@ -27,64 +30,78 @@ KINDS: Mapping[str, DType] = {name: DType(kind) for name, kind in HELD_AS.items(
 
 
 class Expected(NamedTuple):
-    """A tensor that the model needs, by GGUF's name; `heads` > 0: its rows are rotary heads."""
+    """A tensor that the model needs or may have; `pieces` are its rows in order, each a matrix or vector of its own."""
 
-    role: Role
-    rows: int
-    cols: int
-    heads: int = 0
+    name: str
+    layer: int
+    pieces: tuple[TensorPart, ...]
+    rows: tuple[int, ...]  # of each piece
+    cols: int  # 1: a vector
     optional: bool = False
 
 
-def expected_tensors(config: ModelConfig) -> dict[str, Expected]:
-    """GGUF name to what is expected under it, for the tensors outside of layers."""
-    return {
-        "token_embd.weight": Expected(Role.TOKEN_EMBD, config.vocab, config.d_model),
-        "output_norm.weight": Expected(Role.OUT_NORM, 1, config.d_model),
-        "output.weight": Expected(Role.OUTPUT, config.vocab, config.d_model, optional=True),
-    }
+def expected_tensors(config: ModelConfig) -> list[Expected]:
+    """The tensors outside of layers; the factors of the rotary embedding are read with the configuration."""
+    embedding, head = (TensorPart(role, "vocab") for role in (Role.TOKEN_EMBD, Role.OUTPUT))
+    return [
+        Expected("token_embd.weight", 0, (embedding,), (config.vocab,), config.d_model),
+        Expected("output_norm.weight", 0, (TensorPart(Role.OUT_NORM, "d"),), (config.d_model,), 1),
+        Expected("output.weight", 0, (head,), (config.vocab,), config.d_model, optional=True),
+    ]
 
 
-def expected_in_layer(config: ModelConfig) -> dict[str, Expected]:
-    """The same for one layer, without its prefix `blk.N.`."""
-    d, q = config.d_model, config.n_heads * config.head_dim
-    kv, bias = config.n_kv_heads * config.head_dim, config.arch != "qwen2"
-    return {
-        "attn_norm.weight": Expected(Role.ATTN_NORM, 1, d),
-        "attn_q.weight": Expected(Role.WQ, q, d, config.n_heads),
-        "attn_k.weight": Expected(Role.WK, kv, d, config.n_kv_heads),
-        "attn_v.weight": Expected(Role.WV, kv, d),
-        "attn_q.bias": Expected(Role.BQ, 1, q, optional=bias),
-        "attn_k.bias": Expected(Role.BK, 1, kv, optional=bias),
-        "attn_v.bias": Expected(Role.BV, 1, kv, optional=bias),
-        "attn_output.weight": Expected(Role.WO, d, q),
-        "ffn_norm.weight": Expected(Role.FFN_NORM, 1, d),
-        "ffn_gate.weight": Expected(Role.W_GATE, config.d_ff, d),
-        "ffn_up.weight": Expected(Role.W_UP, config.d_ff, d),
-        "ffn_down.weight": Expected(Role.W_DOWN, d, config.d_ff),
-    }
+def expected_in_layer(config: ModelConfig, layer: int) -> list[Expected]:
+    """Those of one layer."""
+    how = config.how
+    return [_in_layer(config, layer, name, name in how.may) for name in (*how.needs, *how.may)]
 
 
-def _find(file: GgufFile, name: str, want: Expected) -> Tensor | None:
-    tensor = file.tensors.get(name)
+def _in_layer(config: ModelConfig, layer: int, name: str, optional: bool) -> Expected:
+    form = FORMS[name]
+    spelled = name.replace("ffn_gate_up", "ffn_up") if config.how.packed_mlp else name
+    rows = tuple(config.size(piece.rows) for piece in form.pieces)
+    return Expected(f"blk.{layer}.{spelled}", layer, form.pieces, rows, config.size(form.cols), optional)
+
+
+def _find(file: GgufFile, want: Expected) -> Tensor | None:
+    tensor, shape = file.tensors.get(want.name), (sum(want.rows), want.cols)
     if tensor is None:
         if want.optional:
             return None
-        raise ModelFileError(f"{file.path}: tensor {name} is missing, expected {want.rows} x {want.cols}")
-    shape = tensor.shape if len(tensor.shape) == 2 else (1, *tensor.shape)
-    if shape != (want.rows, want.cols):
-        raise ModelFileError(f"{file.path}: tensor {name} is {shape}, expected {(want.rows, want.cols)}")
+        raise ModelFileError(f"{file.path}: tensor {want.name} is missing, expected {shape[0]} x {shape[1]}")
+    found = tensor.shape if len(tensor.shape) == 2 else (*tensor.shape, 1)
+    if found != shape:
+        raise ModelFileError(f"{file.path}: tensor {want.name} is {found}, expected {shape}")
     if not can_dequantise(tensor.type):
         known = ", ".join(TENSOR_TYPES[t].name for t in TENSOR_TYPES if can_dequantise(t))
-        raise ModelFileError(f"{file.path}: tensor {name} is {tensor.type_name}, expected one of {known}")
+        raise ModelFileError(f"{file.path}: tensor {want.name} is {tensor.type_name}, expected one of {known}")
     return tensor
 
 
-def separate_halves(rows: NDArray[np.uint8], heads: int) -> NDArray[np.uint8]:
-    """Rows of each head from GGUF's order for `llama` (pairs side by side) to rotate-half order (first halves, second
-    halves), as Hugging Face has them. Works on rows of any type."""
-    pairs = rows.reshape(heads, -1, 2, rows.shape[1])
-    return np.ascontiguousarray(pairs.swapaxes(1, 2)).reshape(rows.shape)
+def find_all(file: GgufFile, config: ModelConfig) -> list[tuple[Expected, Tensor]]:
+    """Every tensor of the file with what it is; ModelFileError where one is missing, or is none of the model's."""
+    wanted = expected_tensors(config)
+    for layer in range(config.n_layers):
+        wanted += expected_in_layer(config, layer)
+    found = [(want, tensor) for want in wanted for tensor in [_find(file, want)] if tensor]
+    known = {want.name for want, _ in found} | set(FACTORS)
+    unknown = [name for name in file.tensors if name not in known]
+    if unknown:
+        rest = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""
+        raise ModelFileError(
+            f"{file.path}: tensor {unknown[0]}{rest}: no such tensor is known of a {config.arch} model, and "
+            "leaving it out would change every answer"
+        )
+    return found
+
+
+def separate_halves(rows: NDArray[np.uint8], heads: int, turned: int) -> NDArray[np.uint8]:
+    """Rows of each head from GGUF's order (pairs side by side) to rotate-half order (first halves, second halves), as
+    Hugging Face has them; the first `turned` rows of a head are such. Works on rows of any type."""
+    made = rows.reshape(heads, -1, rows.shape[1]).copy()
+    pairs = made[:, :turned].reshape(heads, turned // 2, 2, rows.shape[1])
+    made[:, :turned] = pairs.swapaxes(1, 2).reshape(heads, turned, rows.shape[1])
+    return made.reshape(rows.shape)
 
 
 def load_weights(file: GgufFile, config: ModelConfig, model: Model, weights: str, cache: Path | None = None) -> None:
@@ -92,15 +109,14 @@ def load_weights(file: GgufFile, config: ModelConfig, model: Model, weights: str
 
     `cache`: folder of packed files, where packed weights are looked for first and left for the next start.
     """
-    found = [(name, layer, want, _find(file, name, want)) for name, layer, want in _all(config)]
-    tensors = [(layer, want, tensor) for _, layer, want, tensor in found if tensor is not None]
+    found = find_all(file, config)
     if cache is None:
-        return _pack_all(tensors, config, model, weights)
+        return _pack_all(found, config, model, weights)
     path, key = packed.path_for(cache, file, weights), packed.source_key(file, weights)
     if _load_packed(path, key, model):
         return None
-    _pack_all(tensors, config, model, weights)
-    _save_packed(path, key, model, [(want.role, layer) for layer, want, _ in tensors])
+    _pack_all(found, config, model, weights)
+    _save_packed(path, key, model, [(piece.role, want.layer) for want, _ in found for piece in want.pieces])
     return None
 
 
@@ -127,27 +143,61 @@ def _save_packed(path: Path, key: str, model: Model, tensors: list[tuple[Role, i
         log.warning("packed weights can't be kept at %s: %s", path, err)
 
 
-def _pack_all(tensors: list[tuple[int, Expected, Tensor]], config: ModelConfig, model: Model, weights: str) -> None:
-    wanted = KINDS.get(weights)
-    for layer, want, tensor in tensors:
-        whole = want.role in (Role.TOKEN_EMBD, Role.OUTPUT)
-        kind = held_type(tensor.type, wanted, whole, want.cols % 32 == 0)
-        _set(model, config, tensor, layer, want, DType(kind))
+def _pack_all(found: list[tuple[Expected, Tensor]], config: ModelConfig, model: Model, weights: str) -> None:
+    costs = Costs()
+    for want, tensor in found:
+        kind = _kind(want, tensor, KINDS.get(weights))
+        normalise = config.normalises_head and want.pieces[0].role is Role.OUTPUT
+        if want.cols > 1:
+            costs.add(tensor, kind, packed_bytes(kind, sum(want.rows), want.cols))
+        at = 0
+        for piece, rows in zip(want.pieces, want.rows):
+            _set(model, config, _Rows(want, piece, tensor, tensor.data[at : at + rows], kind, normalise))
+            at += rows
+    costs.tell()
 
 
-def _all(config: ModelConfig) -> Iterator[tuple[str, int, Expected]]:
-    for name, want in expected_tensors(config).items():
-        yield name, 0, want
-    for layer in range(config.n_layers):
-        for name, want in expected_in_layer(config).items():
-            yield f"blk.{layer}.{name}", layer, want
+def _kind(want: Expected, tensor: Tensor, wanted: DType | None) -> DType:
+    """The type that a tensor is held in."""
+    if want.cols == 1:
+        return DType.F32
+    whole = want.pieces[0].role in (Role.TOKEN_EMBD, Role.OUTPUT)
+    return DType(held_type(tensor.type, wanted, whole, want.cols % 32 == 0))
 
 
-def _set(model: Model, config: ModelConfig, tensor: Tensor, layer: int, want: Expected, kind: DType) -> None:
-    data, source = tensor.data, tensor.type
-    if want.heads and config.arch == "llama":
-        data = separate_halves(data, want.heads)
-    if source not in HELD_BITS or want.rows == 1:
-        data, source = dequantise(data, source).reshape(want.rows, want.cols).view(np.uint8), int(DType.F32)
+class _Rows(NamedTuple):
+    """The rows of a tensor that make one matrix or vector of the core, to be held as `kind`."""
+
+    want: Expected
+    piece: TensorPart
+    tensor: Tensor
+    data: NDArray[np.uint8]
+    kind: DType
+    normalise: bool  # bring every row to length 1
+
+
+def _set(model: Model, config: ModelConfig, part: _Rows) -> None:
+    want, piece, source = part.want, part.piece, part.tensor.type
+    data = part.data if want.cols > 1 else _column(part)
+    if piece.heads and config.how.pairs:
+        data = separate_halves(data, config.size(piece.heads), config.rope.dims)
+    count = len(data)
+    if want.cols == 1:
+        model.set_tensor(piece.role, want.layer, DType.F32, DType.F32, 1, count, np.ascontiguousarray(data))
+        return
+    if source not in HELD_BITS or part.normalise:
+        floats = dequantise(data, source)
+        if part.normalise:
+            floats = floats / np.maximum(np.linalg.norm(floats, axis=1, keepdims=True), np.float32(1e-7))
+        data, source = floats.view(np.uint8), int(DType.F32)
     data = np.ascontiguousarray(data)
-    model.set_tensor(want.role, layer, DType(source), DType.F32 if want.rows == 1 else kind, want.rows, want.cols, data)
+    model.set_tensor(piece.role, want.layer, DType(source), part.kind, count, want.cols, data)
+
+
+def _column(part: _Rows) -> NDArray[np.uint8]:
+    """A vector of any type as rows of one float each."""
+    values = dequantise(part.tensor.data.reshape(1, -1), part.tensor.type).reshape(-1, 1)
+    start = part.want.pieces.index(part.piece)
+    at = sum(part.want.rows[:start])
+    rows: NDArray[np.uint8] = np.ascontiguousarray(values[at : at + part.want.rows[start]]).view(np.uint8)
+    return rows

@@ -62,6 +62,7 @@ struct AttendArgs {
     float *scratch;         // [n_rows][256]
     float *out;             // [n_rows][head_dim], not yet divided by `total`
     float *peak, *total;    // [n_rows] largest score; sum of exp(score - peak); a row without tokens: -inf and 0
+    float softcap;          // c: scores become c * tanh(score / c); 0: none
 };
 
 // A product with packed weights for each format, in the order of Formats.

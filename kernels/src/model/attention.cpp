@@ -11,8 +11,7 @@ namespace {
 uint32_t least(uint32_t a, uint32_t b) { return a < b ? a : b; }
 
 // The earliest token that a query at `position` sees.
-uint32_t horizon(const sx_model *m, uint32_t position) {
-    const uint32_t window = m->shape.sliding_window;
+uint32_t horizon(uint32_t window, uint32_t position) {
     return window == 0 || position < window ? 0 : position - window + 1;
 }
 
@@ -33,15 +32,15 @@ Partial partial_at(const sx_model *m, const QueryTile &tile, uint32_t piece, uin
     return {at, at + rows * dim, at + rows * (dim + 1)};
 }
 
-uint32_t make_tiles(sx_model *m, const sx_forward_args &args) {
+uint32_t make_tiles(sx_model *m, const sx_forward_args &args, const AttentionPlan &plan) {
     uint32_t n = 0, row = 0;
     for (uint32_t s = 0; s < args.n_seqs; s++) {
         const sx_seq &seq = args.seqs[s];
         for (uint32_t t = 0; t < seq.n_tokens; t += m->tile_tokens()) {
             const uint32_t count = least(m->tile_tokens(), seq.n_tokens - t), position = seq.position + t;
-            m->tiles[n++] = {
-                s,     row + t, count, horizon(m, position) / kAttnBlock, (position + count - 1) / kAttnBlock + 1,
-                false, 0};
+            const uint32_t first = horizon(plan.window, position) / kAttnBlock;
+            const uint32_t last = (position + count - 1) / kAttnBlock + 1;
+            m->tiles[plan.kind][n++] = {s, row + t, count, first, last, false, 0};
         }
         row += seq.n_tokens;
     }
@@ -53,7 +52,7 @@ void choose_splits(sx_model *m, AttentionPlan *plan) {
     if (static_cast<uint64_t>(plan->n_tiles) * m->shape.n_kv_heads >= 4ull * m->context->team->size()) return;
     size_t used = 0;
     for (uint32_t i = 0; i < plan->n_tiles; i++) {
-        QueryTile &tile = m->tiles[i];
+        QueryTile &tile = m->tiles[plan->kind][i];
         const size_t need = partial_floats(m, tile);
         if (tile.last_piece - tile.first_piece < 2 || used + need > kPartialFloats) continue;
         tile.split = plan->any_split = true;
@@ -73,11 +72,11 @@ void gather_queries(const sx_model *m, const QueryTile &tile, uint32_t head, Thr
 }
 
 // Valid tokens of each query row in a piece; returns how many tokens of the piece are needed at all.
-uint32_t set_ranges(const sx_model *m, const QueryTile &tile, uint32_t piece, ThreadScratch *s) {
+uint32_t set_ranges(const sx_model *m, const QueryTile &tile, uint32_t piece, uint32_t window, ThreadScratch *s) {
     const uint32_t base = piece * kAttnBlock, group = m->group();
     uint32_t needed = 0;
     for (uint32_t r = 0; r < tile.n_tokens * group; r++) {
-        const uint32_t position = m->row_position[tile.first_row + r / group], low = horizon(m, position);
+        const uint32_t position = m->row_position[tile.first_row + r / group], low = horizon(window, position);
         const uint32_t first = low > base ? least(low - base, kAttnBlock) : 0;
         const uint32_t last = position + 1 > base ? least(position + 1 - base, kAttnBlock) : 0;
         s->first[r] = static_cast<uint16_t>(first);
@@ -114,7 +113,7 @@ void attend_piece(const sx_model *m, const sx_forward_args &args, const Where &h
                   ThreadScratch *s, const Partial &result) {
     Groups groups, ahead;
     const int32_t *table = args.block_table + args.seqs[here.tile->seq].first_block;
-    const uint32_t needed = set_ranges(m, *here.tile, here.piece, s);
+    const uint32_t needed = set_ranges(m, *here.tile, here.piece, m->windows[layer], s);
     m->kv.groups(layer, here.head, table, here.piece * kAttnBlock, needed, s->gather, groups.k, groups.v);
     AttendArgs a;
     a.q = s->q;
@@ -127,7 +126,8 @@ void attend_piece(const sx_model *m, const sx_forward_args &args, const Where &h
     a.n_next = next_groups(m, args, next, layer, &ahead);
     a.first = s->first;
     a.last = s->last;
-    a.scale = 1.0f / sqrtf(static_cast<float>(m->shape.head_dim));
+    a.scale = m->shape.attention_scale;
+    a.softcap = m->shape.attention_softcap;
     a.slope = m->slopes ? s->slope : nullptr;
     a.distance = s->distance;
     a.scratch = s->scores;
@@ -181,13 +181,15 @@ void run_item(sx_model *m, const sx_forward_args &args, const Where &here, const
 
 }  // namespace
 
-AttentionPlan plan_attention(sx_model *m, const sx_forward_args &args) {
+AttentionPlan plan_attention(sx_model *m, const sx_forward_args &args, uint32_t kind) {
     AttentionPlan plan;
-    plan.n_tiles = make_tiles(m, args);
+    plan.window = m->window[kind];
+    plan.kind = kind;
+    plan.n_tiles = make_tiles(m, args, plan);
     choose_splits(m, &plan);
-    AttentionItem *items = m->items.as<AttentionItem>();
+    AttentionItem *items = m->items[kind].as<AttentionItem>();
     for (uint32_t i = 0; i < plan.n_tiles; i++) {
-        const QueryTile &tile = m->tiles[i];
+        const QueryTile &tile = m->tiles[kind][i];
         const uint32_t last = tile.split ? tile.last_piece : tile.first_piece + 1;
         for (uint32_t piece = tile.first_piece; piece < last; piece++) items[plan.n_items++] = {i, piece};
     }
@@ -198,13 +200,14 @@ void attend_items(sx_model *m, const sx_forward_args &args, const AttentionPlan 
                   std::atomic<uint32_t> *next, uint32_t thread) {
     const Team &team = *m->context->team;
     const uint32_t nodes = team.nodes().count, own = team.node_of(thread), threads = team.size() / nodes;
-    const AttentionItem *items = m->items.as<AttentionItem>();
+    const AttentionItem *items = m->items[plan.kind].as<AttentionItem>();
+    const QueryTile *tiles = m->tiles[plan.kind].get();
     for (uint32_t step = 0; step < nodes; step++) {
         const uint32_t node = (own + step) % nodes;
         const Span heads = share_of(m->shape.n_kv_heads, node, nodes);
         const uint32_t n = heads.last - heads.first, all = plan.n_items * n;
         const auto where = [&](uint32_t i) {
-            return i < all ? Where{&m->tiles[items[i / n].tile], items[i / n].piece, heads.first + i % n}
+            return i < all ? Where{&tiles[items[i / n].tile], items[i / n].piece, heads.first + i % n}
                            : Where{nullptr, 0, 0};
         };
         for (uint32_t i; (i = next[node].fetch_add(1, std::memory_order_relaxed)) < all;)
@@ -217,7 +220,7 @@ void merge_pieces(sx_model *m, const AttentionPlan &plan, uint32_t thread) {
     const Span mine = share_of(plan.n_tiles * heads, thread, m->context->team->size());
     ThreadScratch *s = &m->scratch[thread];
     for (uint32_t i = mine.first; i < mine.last; i++) {
-        const QueryTile &tile = m->tiles[i / heads];
+        const QueryTile &tile = m->tiles[plan.kind][i / heads];
         if (!tile.split) continue;
         const uint32_t rows = tile.n_tokens * m->group();
         start_merge(rows, m->shape.head_dim, s);

@@ -71,7 +71,7 @@ class Pass {
           counts_(counts),
           ops_(*m->context->ops),
           team_(*m->context->team),
-          plan_(plan_attention(m, args)) {}
+          plan_{plan_attention(m, args, 0), plan_attention(m, args, 1)} {}
 
     bool allocate() {
         const uint32_t n = m_->shape.n_layers * team_.nodes().count;
@@ -95,19 +95,27 @@ class Pass {
         return memory.as<float>() + static_cast<size_t>(i) * cols;
     }
 
-    // Embeddings, and the angles of the rotary embedding as Hugging Face computes them: in f32.
+    // The angles of the rotary embedding of row r as Hugging Face computes them: in f32.
+    void set_angles(uint32_t r, const float *freqs, float magnitude, const Memory &cosine, const Memory &sine) {
+        const uint32_t half = m_->shape.rope_dims / 2;
+        for (uint32_t i = 0; i < half; i++) {
+            const float angle = static_cast<float>(m_->row_position[r]) * freqs[i];
+            row(cosine, r, half)[i] = cosf(angle) * magnitude;
+            row(sine, r, half)[i] = sinf(angle) * magnitude;
+        }
+    }
+
+    // Embeddings and angles.
     void begin(uint32_t thread) {
-        const uint32_t d = m_->shape.d_model, half = m_->shape.rope_dims / 2;
+        const uint32_t d = m_->shape.d_model;
         const Span mine = rows(thread, counts_.rows);
         for (uint32_t r = mine.first; r < mine.last; r++) {
             const uint32_t token = static_cast<uint32_t>(m_->row_token[r]);
             unpack_row(m_->embedding.type, m_->embedding.tile_at(token / kTileRows), token % kTileRows, d,
                        row(m_->x, r, d));
-            for (uint32_t i = 0; i < half; i++) {
-                const float angle = static_cast<float>(m_->row_position[r]) * m_->freqs[i];
-                row(m_->cosine, r, half)[i] = cosf(angle);
-                row(m_->sine, r, half)[i] = sinf(angle);
-            }
+            scale(row(m_->x, r, d), d, m_->shape.embedding_scale);
+            if (m_->freqs) set_angles(r, m_->freqs.get(), m_->shape.rope_magnitude, m_->cosine, m_->sine);
+            if (m_->local_freqs) set_angles(r, m_->local_freqs.get(), 1, m_->local_cosine, m_->local_sine);
         }
         team_.barrier();
     }
@@ -130,6 +138,7 @@ class Pass {
     // Normed rows from[0..n) of the residual stream (every row where `from` is nullptr), prepared for a product.
     Activations norm(const Memory &weight, const uint32_t *from, uint32_t n, bool quantised, uint32_t thread) {
         const uint32_t d = m_->shape.d_model;
+        if (!weight.data()) return prepare(m_->x.as<float>(), d, n, quantised, thread);  // normed afterwards
         const Span mine = n == 1 ? Span{0, 1} : rows(thread, n);
         float *out = n == 1 ? m_->scratch[thread].normed : m_->normed.as<float>();
         for (uint32_t i = mine.first; i < mine.last; i++)
@@ -138,20 +147,48 @@ class Pass {
         return prepare(out, d, n, quantised, thread);
     }
 
-    // Rotates a token's queries and keys and stores keys and values; heads and tokens are shared out together.
-    void rotate_and_store(uint32_t layer, uint32_t thread) {
+    // A head of row r, normed and turned in place.
+    void turn(float *x, uint32_t r, const Memory &norm, uint32_t rope) {
+        const uint32_t dim = m_->shape.head_dim, half = m_->shape.rope_dims / 2;
+        if (norm.data()) ops_.rms_norm(x, norm.as<float>(), dim, m_->shape.norm_eps, x);
+        if (rope == kRopeMain) ops_.rope(x, row(m_->cosine, r, half), row(m_->sine, r, half), half);
+        if (rope == kRopeLocal) ops_.rope(x, row(m_->local_cosine, r, half), row(m_->local_sine, r, half), half);
+    }
+
+    // Turns a token's queries and keys and stores keys and values; heads and tokens are shared out together.
+    void turn_and_store(uint32_t layer, uint32_t thread) {
         const uint32_t heads = m_->shape.n_heads, kv = m_->shape.n_kv_heads;
+        const Layer &l = m_->layers[layer];
         const Span mine = rows(thread, counts_.rows * (heads + kv));
         for (uint32_t i = mine.first; i < mine.last; i++) {
-            const uint32_t r = i / (heads + kv), h = i % (heads + kv), dim = m_->shape.head_dim,
-                           half = m_->shape.rope_dims / 2;
-            float *x = row(m_->qkv, r, m_->qkv_cols()) + h * dim;
-            if (half != 0 && !m_->slopes) ops_.rope(x, row(m_->cosine, r, half), row(m_->sine, r, half), half);
+            const uint32_t r = i / (heads + kv), h = i % (heads + kv);
+            float *x = row(m_->qkv, r, m_->qkv_cols()) + h * m_->shape.head_dim;
+            turn(x, r, h < heads ? l.q_norm : l.k_norm, m_->ropes[layer]);
             if (h < heads) continue;
             const sx_seq &seq = args_.seqs[m_->row_seq[r]];
             const uint32_t position = m_->row_position[r], size = m_->shape.kv_block_size;
             const int32_t block = args_.block_table[seq.first_block + position / size];
             m_->kv.store(ops_, {layer, h - heads, static_cast<uint32_t>(block), position % size}, x, x + m_->kv_cols());
+        }
+        team_.barrier();
+    }
+
+    // Adds a product to the residual stream, after the norm and the factor that the model may have for it.
+    void add_to_stream(const Matrix &w, const Memory &bias, const Memory &post_norm, const Activations &act,
+                       uint32_t thread) {
+        const uint32_t d = m_->shape.d_model;
+        const bool plain = !post_norm.data() && m_->shape.residual_scale == 1;
+        const Memory &to = plain ? m_->x : m_->normed;
+        const Part part{&w, nullptr, plain ? Then::add : Then::store, bias.as<float>(), to.as<float>(), d};
+        multiply_parts(&part, 1, act, counts_.rows, thread);
+        team_.barrier();
+        if (plain) return;
+        const Span mine = rows(thread, counts_.rows);
+        for (uint32_t r = mine.first; r < mine.last; r++) {
+            float *y = row(m_->normed, r, d);
+            if (post_norm.data()) ops_.rms_norm(y, post_norm.as<float>(), d, m_->shape.norm_eps, y);
+            scale(y, d, m_->shape.residual_scale);
+            ops_.add(row(m_->x, r, d), y, d);
         }
         team_.barrier();
     }
@@ -167,30 +204,52 @@ class Pass {
                             {&l.v, nullptr, Then::store, l.v_bias.as<float>(), out + q + kv, all}};
         multiply_parts(qkv, 3, act, counts_.rows, thread);
         team_.barrier();
-        rotate_and_store(i, thread);
-        attend_items(m_, args_, plan_, i, &next_[i * team_.nodes().count], thread);
+        turn_and_store(i, thread);
+        const AttentionPlan &plan = plan_[m_->window_kind(i)];
+        attend_items(m_, args_, plan, i, &next_[i * team_.nodes().count], thread);
         team_.barrier();
-        if (plan_.any_split) {
-            merge_pieces(m_, plan_, thread);
+        if (plan.any_split) {
+            merge_pieces(m_, plan, thread);
             team_.barrier();
         }
         const Activations attended = prepare(m_->attended.as<float>(), q, counts_.rows, is_quantised(l.o.type), thread);
-        const Part o{&l.o, nullptr, Then::add, nullptr, m_->x.as<float>(), m_->shape.d_model};
-        multiply_parts(&o, 1, attended, counts_.rows, thread);
-        team_.barrier();
+        add_to_stream(l.o, l.o_bias, l.attn_post_norm, attended, thread);
     }
 
     void feed_forward(const Layer &l, uint32_t thread) {
-        const uint32_t ff = m_->shape.d_ff;
-        const Activations act =
-            norm(l.ffn_norm, nullptr, counts_.rows, is_quantised(l.gate.type) || is_quantised(l.up.type), thread);
-        const Part gate_up{&l.gate, &l.up, Then::silu_mul, nullptr, m_->ff.as<float>(), ff};
-        multiply_parts(&gate_up, 1, act, counts_.rows, thread);
+        const bool quantised = is_quantised(l.gate.type) || is_quantised(l.up.type);
+        const Activations act = norm(l.ffn_norm, nullptr, counts_.rows, quantised, thread);
+        float *ff = m_->ff.as<float>();
+        if (m_->fused_mlp(l)) {
+            const Part gate_up{&l.gate, &l.up, Then::silu_mul, nullptr, ff, m_->shape.d_ff};
+            multiply_parts(&gate_up, 1, act, counts_.rows, thread);
+            team_.barrier();
+        } else {
+            separate_mlp(l, act, thread);
+        }
+        const Activations inner = prepare(ff, m_->shape.d_ff, counts_.rows, is_quantised(l.down.type), thread);
+        add_to_stream(l.down, l.down_bias, l.ffn_post_norm, inner, thread);
+    }
+
+    // Gate and up as products of their own, and what becomes of them afterwards.
+    void separate_mlp(const Layer &l, const Activations &act, uint32_t thread) {
+        const uint32_t width = m_->shape.d_ff;
+        const bool gated = m_->shape.plain_mlp == 0;
+        float *ff = m_->ff.as<float>(), *up = gated ? m_->up.as<float>() : ff;
+        const Part parts[] = {{&l.up, nullptr, Then::store, l.up_bias.as<float>(), up, width},
+                              {&l.gate, nullptr, Then::store, l.gate_bias.as<float>(), ff, width}};
+        multiply_parts(parts, gated ? 2 : 1, act, counts_.rows, thread);
         team_.barrier();
-        const Activations inner = prepare(m_->ff.as<float>(), ff, counts_.rows, is_quantised(l.down.type), thread);
-        const Part down{&l.down, nullptr, Then::add, nullptr, m_->x.as<float>(), m_->shape.d_model};
-        multiply_parts(&down, 1, inner, counts_.rows, thread);
+        const Span mine = rows(thread, width);
+        for (uint32_t r = 0; r < counts_.rows; r++, ff += width, up += width)
+            for (uint32_t i = mine.first; i < mine.last; i++) ff[i] = gated ? activate(ff[i]) * up[i] : activate(ff[i]);
         team_.barrier();
+    }
+
+    float activate(float x) const {
+        if (m_->shape.activation == SX_SILU) return x / (1 + expf(-x));
+        constexpr float kRoot = 0.7978845608028654f;  // sqrt(2 / pi)
+        return 0.5f * x * (1 + tanhf(kRoot * (x + 0.044715f * x * x * x)));
     }
 
     void logits(uint32_t thread) {
@@ -199,6 +258,19 @@ class Pass {
             norm(m_->output_norm, m_->row_logits.get(), counts_.logits, is_quantised(w.type), thread);
         const Part head{&w, nullptr, Then::store, nullptr, args_.logits, m_->shape.vocab};
         multiply_parts(&head, 1, act, counts_.logits, thread);
+        const float factor = m_->shape.logit_scale, cap = m_->shape.logit_softcap;
+        if (factor == 1 && cap == 0) return;
+        team_.barrier();
+        for (uint32_t r = 0; r < counts_.logits; r++) {
+            float *x = args_.logits + static_cast<size_t>(r) * m_->shape.vocab;
+            const Span mine = rows(thread, m_->shape.vocab);
+            scale(x + mine.first, mine.last - mine.first, factor);
+            for (uint32_t i = mine.first; cap != 0 && i < mine.last; i++) x[i] = cap * tanhf(x[i] / cap);
+        }
+    }
+
+    static void scale(float *x, uint32_t n, float factor) {
+        for (uint32_t i = 0; factor != 1 && i < n; i++) x[i] *= factor;
     }
 
     sx_model *m_;
@@ -206,7 +278,7 @@ class Pass {
     const Counts counts_;
     const Ops &ops_;
     Team &team_;
-    const AttentionPlan plan_;
+    const AttentionPlan plan_[2];
     std::unique_ptr<std::atomic<uint32_t>[]> next_;
 };
 

@@ -6,6 +6,7 @@
 #include "core/args.h"
 #include "core/crc.h"
 #include "formats/format.h"
+#include "model/recipe.h"
 #include "model/scratch.h"
 
 namespace sx {
@@ -49,22 +50,14 @@ sx_status check_args(const sx_model_args &a) {
         return fail(SX_EINVAL, "kv_type: expected F32, F16, BF16 or Q8_0, got %d", a.kv_type);
     if (a.rope_dims % 2 != 0 || (a.rope_dims != 0 && !a.rope_freqs))
         return fail(SX_EINVAL, "rope_dims: expected an even number with rope_freqs, got %u", a.rope_dims);
-    return SX_OK;
-}
-
-bool copy_floats(const float *from, uint32_t n, std::unique_ptr<float[]> *to) {
-    if (!from || n == 0) return true;
-    to->reset(new (std::nothrow) float[n]);
-    if (*to) memcpy(to->get(), from, n * sizeof *from);
-    return *to != nullptr;
+    return check_recipe(a);
 }
 
 bool allocate_all(sx_model *m) {
     const sx_model_args &a = m->shape;
     m->layers.reset(new (std::nothrow) Layer[a.n_layers]);
     const KvShape kv{a.n_layers, a.n_kv_heads, a.head_dim, a.kv_blocks, a.kv_block_size, a.kv_type};
-    return m->layers && copy_floats(a.rope_freqs, a.rope_dims / 2, &m->freqs) &&
-           copy_floats(a.alibi_slopes, a.n_heads, &m->slopes) && m->kv.allocate(kv, *m->context) && allocate_scratch(m);
+    return m->layers && take_recipe(m) && m->kv.allocate(kv, *m->context) && allocate_scratch(m);
 }
 
 // Where a role's matrix lives, what shape it has, and where it stands in its product.
@@ -103,6 +96,14 @@ bool vector_slot(sx_model *m, int32_t role, uint32_t layer, Memory **memory, uin
         case SX_T_BQ: *memory = &l.q_bias, *n = m->q_cols(); break;
         case SX_T_BK: *memory = &l.k_bias, *n = m->kv_cols(); break;
         case SX_T_BV: *memory = &l.v_bias, *n = m->kv_cols(); break;
+        case SX_T_BO: *memory = &l.o_bias; break;
+        case SX_T_B_GATE: *memory = &l.gate_bias, *n = m->shape.d_ff; break;
+        case SX_T_B_UP: *memory = &l.up_bias, *n = m->shape.d_ff; break;
+        case SX_T_B_DOWN: *memory = &l.down_bias; break;
+        case SX_T_Q_NORM: *memory = &l.q_norm, *n = m->shape.head_dim; break;
+        case SX_T_K_NORM: *memory = &l.k_norm, *n = m->shape.head_dim; break;
+        case SX_T_ATTN_POST_NORM: *memory = &l.attn_post_norm; break;
+        case SX_T_FFN_POST_NORM: *memory = &l.ffn_post_norm; break;
         default: return false;
     }
     return true;
@@ -182,9 +183,12 @@ sx_status set_matrix(sx_model *m, const sx_tensor_args &t, Slot slot) {
 
 sx_status check_layer(const sx_model *m, uint32_t i) {
     const Layer &l = m->layers[i];
-    const bool whole = l.q.rows && l.k.rows && l.v.rows && l.o.rows && l.gate.rows && l.up.rows && l.down.rows;
-    if (!whole) return fail(SX_ESTATE, "layer %u: a weight matrix is missing", i);
-    if (!l.attn_norm.data() || !l.ffn_norm.data()) return fail(SX_ESTATE, "layer %u: a norm is missing", i);
+    const bool gated = l.gate.rows != 0;
+    const bool whole = l.q.rows && l.k.rows && l.v.rows && l.o.rows && l.up.rows && l.down.rows;
+    if (!whole || gated == (m->shape.plain_mlp != 0))
+        return fail(SX_ESTATE, "layer %u: a weight matrix is missing, or a gate is there in a plain MLP", i);
+    const bool attn = l.attn_norm.data() || l.attn_post_norm.data(), ffn = l.ffn_norm.data() || l.ffn_post_norm.data();
+    if (!attn || !ffn) return fail(SX_ESTATE, "layer %u: a norm is missing", i);
     return SX_OK;
 }
 
@@ -204,8 +208,6 @@ sx_status sx_model_create(sx_context *context, const sx_model_args *given, sx_mo
     if (!sx::allocate_all(model.get()))
         return sx::fail(SX_ENOMEM, "no memory for %u KV blocks or for batches of %u tokens", args.kv_blocks,
                         args.max_batch_tokens);
-    model->shape.rope_freqs = model->freqs.get();
-    model->shape.alibi_slopes = model->slopes.get();
     *out = model.release();
     return SX_OK;
 }

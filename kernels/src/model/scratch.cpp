@@ -68,13 +68,16 @@ bool allocate_scratch(sx_model *m) {
     const sx_model_args &a = m->shape;
     const size_t rows = a.max_batch_tokens;
     const auto floats = [&](Memory *memory, size_t cols) { return memory->allocate(rows * cols * sizeof(float)); };
+    const auto items = [&](Memory *memory) {
+        return memory->allocate(rows * (a.max_context / kAttnBlock + 1) * sizeof(AttentionItem));
+    };
     return floats(&m->x, a.d_model) && floats(&m->normed, a.d_model) && floats(&m->qkv, m->qkv_cols()) &&
            floats(&m->attended, m->q_cols()) && floats(&m->ff, a.d_ff) && floats(&m->cosine, a.rope_dims / 2) &&
-           floats(&m->sine, a.rope_dims / 2) && allocate_activations(m) && make(&m->row_seq, rows) &&
-           make(&m->row_position, rows) && make(&m->row_logits, rows) && make(&m->row_token, rows) &&
-           make(&m->tiles, rows) &&
-           m->items.allocate(rows * (a.max_context / kAttnBlock + 1) * sizeof(AttentionItem)) &&
-           m->partials.allocate(kPartialFloats * sizeof(float)) && allocate_thread_scratch(m);
+           floats(&m->sine, a.rope_dims / 2) && floats(&m->local_cosine, a.rope_dims / 2) &&
+           floats(&m->local_sine, a.rope_dims / 2) && floats(&m->up, a.d_ff) && allocate_activations(m) &&
+           make(&m->row_seq, rows) && make(&m->row_position, rows) && make(&m->row_logits, rows) &&
+           make(&m->row_token, rows) && make(&m->tiles[0], rows) && make(&m->tiles[1], rows) && items(&m->items[0]) &&
+           items(&m->items[1]) && m->partials.allocate(kPartialFloats * sizeof(float)) && allocate_thread_scratch(m);
 }
 
 }  // namespace sx

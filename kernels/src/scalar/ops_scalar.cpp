@@ -108,6 +108,7 @@ float score(const AttendArgs &args, uint32_t row, uint32_t token) {
         dot +=
             args.q[row * args.head_dim + d] * kv_value(args, group, d * kKvGroup + token % kKvGroup, token % kKvGroup);
     dot *= args.scale;
+    if (args.softcap != 0) dot = args.softcap * tanhf(dot / args.softcap);
     if (args.slope) dot += args.slope[row] * (args.distance[row] + static_cast<float>(token));
     return dot;
 }

@@ -57,9 +57,13 @@ inline const float *scales_of(const AttendArgs &args, const uint8_t *group) {
     return reinterpret_cast<const float *>(group + static_cast<size_t>(args.head_dim) * kKvGroup);
 }
 
+// c * tanh(x / c) as c - 2c / (exp(2x / c) + 1).
+inline VF capped(VF x, float c) { return vset(c) - vset(2 * c) / (vexp(x * (2 / c)) + vset(1)); }
+
 inline VF scaled_score(const AttendArgs &args, uint32_t row, uint32_t token, VF raw) {
     if (args.kv_type == SX_Q8_0) raw = raw * vload(scales_of(args, args.k[token / kKvGroup]) + token % kKvGroup);
     raw = raw * args.scale;
+    if (args.softcap != 0) raw = capped(raw, args.softcap);
     if (!args.slope) return raw;
     const VF ahead = __builtin_convertvector(viota(static_cast<int32_t>(token)), VF) + vset(args.distance[row]);
     return raw + ahead * args.slope[row];
