@@ -50,6 +50,10 @@ class Scripted:
         """Leaves as many as it was told to."""
         return {"in_flight": self._options.left, "timeout": timeout}
 
+    async def pd_check(self) -> Mapping[str, Any]:
+        """Splits stay off."""
+        return {"enabled": False, "reason": "no CPU unit"}
+
     async def unit_action(self, name: str, action: str) -> Mapping[str, Any]:
         """Changes the state."""
         if name == "cpu" and action == "restart":

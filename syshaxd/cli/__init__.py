@@ -28,6 +28,7 @@ VERBS = (
     Verb("status", "status", "show what the daemon and its units do"),
     Verb("reload", "reload", "apply the configuration to the running daemon"),
     Verb("drain", "drain", "take no more requests and wait for the running ones"),
+    Verb("pd", "pd", "try again whether the units may split requests"),
     Verb("units", "units", "list, show, restart, stop or start units; their logs"),
     Verb("interfaces", "interfaces", "list the addresses the daemon and its units listen on"),
     Verb("model", "model", "show the models served"),

@@ -39,6 +39,7 @@ def control_app(control: Control) -> web.Application:
     app.router.add_get("/v1/status", calls.status)
     app.router.add_post("/v1/reload", calls.reload)
     app.router.add_post("/v1/drain", calls.drain)
+    app.router.add_post("/v1/pd/check", calls.pd_check)
     app.router.add_get("/v1/units", calls.units)
     app.router.add_get("/v1/units/{name}", calls.unit)
     app.router.add_get("/v1/units/{name}/command", calls.command)
@@ -173,6 +174,10 @@ class _Calls:
         timeout = _seconds((await _body(request)).get("timeout"))
         _LOG.info("drain asked for", timeout=timeout, by=_peer(request))
         return web.json_response(await self._control.drain(timeout))
+
+    async def pd_check(self, request: web.Request) -> web.Response:
+        _LOG.info("PD self-check asked for", by=_peer(request))
+        return web.json_response(await self._control.pd_check())
 
     async def units(self, request: web.Request) -> web.Response:
         return web.json_response({"units": self._listed()})

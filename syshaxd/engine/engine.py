@@ -350,6 +350,14 @@ class Engine:
         left = await self._runner.drain(self._config.lifecycle.drain_timeout if timeout is None else timeout)
         return {"in_flight": left}
 
+    async def pd_check(self) -> Mapping[str, Any]:
+        """See Control."""
+        try:
+            status = await self._guard.check_again()
+        except asyncio.TimeoutError as err:
+            raise ControlError(504, "the self-check is still under way; `syshax status` tells when it is over") from err
+        return {"enabled": status.enabled, "reason": status.reason}
+
     async def unit_action(self, name: str, action: str) -> Mapping[str, Any]:
         """See Control."""
         await self.supervisor.action(name, action)

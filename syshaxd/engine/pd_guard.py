@@ -17,7 +17,8 @@ from syshaxd.tasks import cancelled
 from .selfcheck import SelfCheck, Verdict, judge
 
 log = logging.Log("engine")
-RETRY, RETRY_MOST = 30.0, 1920.0  # seconds after a check that could not be carried out; doubled up to the second
+RETRY, RETRY_MOST = 1.0, 1920.0  # seconds after a check that settled nothing; doubled each time up to the second
+CHECK_TIMEOUT = 600.0  # seconds in which a check that was asked for must be over
 NO_PAIR = "no pair of units is ready for a split"
 Pairs = tuple[tuple[UnitView, UnitView], ...]
 
@@ -72,6 +73,17 @@ class PdGuard:
         """Whether the units are those that were judged, some of them draining: their streams may still leave."""
         return self.settled and self._key(pairs_of(self._units.views(), UnitState.DRAINING)) == self._about
 
+    async def check_again(self) -> PdStatus:
+        """Judges the present pairs anew. Raises TimeoutError when that takes more than CHECK_TIMEOUT."""
+        self.settled, self._complained = False, None
+        self._wake.set()
+        await asyncio.wait_for(self._until_settled(), CHECK_TIMEOUT)
+        return self.pd_status()
+
+    async def _until_settled(self) -> None:
+        while not self.settled:
+            await asyncio.sleep(0.05)
+
     async def run(self) -> None:
         """Judge whenever the pairs change, and again after a while where that was not possible."""
         pause = 0.0  # before the same pairs are tried again
@@ -114,7 +126,7 @@ class PdGuard:
         return identity(pairs), rules
 
     async def _judge(self, pairs: Pairs, key: object) -> bool:
-        """Every pair; the first one that fails decides. False where a check could not be carried out."""
+        """Every pair; the first one that fails decides. False where another try may say otherwise."""
         config = self._config()
         if not pairs:
             self._status = PdStatus(False, NO_PAIR)
@@ -124,21 +136,23 @@ class PdGuard:
                 verdict = await self._check.measure(prefill, decode, self._keys((prefill, decode)), config.self_check)
             except UnitError as err:
                 self._status = PdStatus(not config.self_check, f"self-check not possible: {err}")
-                self._complain(key, prefill, decode, err)
+                if self._is_news(key, str(err)):
+                    pair = {"prefill": prefill.name, "decode": decode.name}
+                    log.warning("the split could not be tried", **pair, reason=str(err))
                 return False
             status = judge(verdict, config)
-            tell(verdict, status)
+            if self._is_news(key, status.reason):
+                tell(verdict, status)
             if not status.enabled:
                 self._status = status
-                return verdict.top1 is not None  # KV that did not come may come later; a difference stays
+                return not verdict.passing
         self._status = PdStatus(True)
         return True
 
-    def _complain(self, key: object, prefill: UnitView, decode: UnitView, err: UnitError) -> None:
-        """Once for the same units, however often it is tried again."""
-        if key != self._complained:
-            self._complained = key
-            log.warning("the split could not be tried", prefill=prefill.name, decode=decode.name, reason=str(err))
+    def _is_news(self, key: object, reason: str) -> bool:
+        """Once for the same units and reason, however often it is tried again; what agrees is always told."""
+        before, self._complained = self._complained, (key, reason)
+        return not reason or before != self._complained
 
     def _keys(self, views: Sequence[UnitView]) -> Mapping[str, str]:
         return {view.name: self._units.api_key(view.name) for view in views}

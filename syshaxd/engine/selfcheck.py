@@ -12,8 +12,10 @@ answered from the KV that the first step handed over.
 from __future__ import annotations
 
 import os
+import re
 import secrets
 import statistics
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -27,8 +29,9 @@ from syshaxd.unitclient import Target, UnitClient, remote_kv
 
 TOKENS = 64
 TIMEOUT = 120.0  # seconds of one call
-LOADED = "vllm:prompt_tokens_by_source_total"
-SOURCE = 'source="external_kv_transfer"'
+LOADED = re.compile(r'vllm:prompt_tokens_by_source_total\{.*source="external_kv_transfer"')
+LOST = re.compile(r'syshax_handoff_load_failures_total\{.*reason="(\w+)"')
+LASTING = ("mismatch", "bad_request")  # why KV was not taken over that another try would find again
 _SUBJECTS = (
     "rivers carry sand to the sea", "old maps show roads that nobody uses", "bread rises while the oven warms",
     "a clock keeps time for the whole street", "the harbour lights go out at dawn", "letters wait in a wooden box",
@@ -47,6 +50,12 @@ class Verdict:
     loaded: int  # prompt tokens whose KV the decode unit took over
     prompt: int  # tokens of the prompt
     outbox_fault: str = ""  # of the prefill unit
+    lost: str = ""  # why the decode unit took nothing over, by its own count
+
+    @property
+    def passing(self) -> bool:
+        """Whether it says nothing of the units, but of a moment: no KV came over, and the next try may find some."""
+        return self.loaded <= 0 and self.lost not in LASTING
 
 
 def judge(verdict: Verdict, config: PdConfig) -> PdStatus:
@@ -55,7 +64,8 @@ def judge(verdict: Verdict, config: PdConfig) -> PdStatus:
     if verdict.loaded <= 0 and verdict.outbox_fault:
         return PdStatus(False, f"self-check {pair}: no KV can be handed over: {verdict.outbox_fault}")
     if verdict.loaded <= 0:
-        return PdStatus(False, f"self-check {pair}: the decode unit recomputed the prompt; it took no KV over")
+        why = f" ({verdict.lost}; its log says more)" if verdict.lost else ""
+        return PdStatus(False, f"self-check {pair}: the decode unit recomputed the prompt; it took no KV over{why}")
     if verdict.top1 is None or verdict.difference is None:
         return PdStatus(True)
     if config.precision == "exact":
@@ -104,12 +114,14 @@ class SelfCheck:
         source = Target(prefill.name, prefill.url, keys.get(prefill.name, ""))
         target = Target(decode.name, decode.url, keys.get(decode.name, ""))
         prompt = await self._prompt(target, decode)
-        before = await self._loaded(target)
+        before = await self._counts(target)
         kept = await self._kept(source, prefill, prompt)
         choice = await self._continue(target, decode.model, prompt, kept)
-        loaded = int(await self._loaded(target) - before)
+        grown = await self._counts(target) - before
+        loaded = int(grown.pop("", 0))
         if not compared or loaded <= 0:
-            return Verdict(prefill.name, decode.name, None, None, loaded, len(prompt), outbox_fault(prefill.pool_file))
+            fault, lost = outbox_fault(prefill.pool_file), next(iter(grown), "")
+            return Verdict(prefill.name, decode.name, None, None, loaded, len(prompt), fault, lost)
         tokens, split = _generated(target, choice)
         alone, first = await self._teacher_forced(target, decode.model, prompt, tokens)
         top1, difference = compare(split, alone, first)
@@ -159,14 +171,18 @@ class SelfCheck:
             raise _garbage(target, f"expected log-probabilities of {end} prompt tokens (echo)")
         return values, best
 
-    async def _loaded(self, target: Target) -> float:
-        """Prompt tokens the unit took over so far, by its own count."""
-        lines = (await self._client.metrics(target, TIMEOUT)).splitlines()
-        found = [line.rpartition(" ")[2] for line in lines if line.startswith(LOADED + "{") and SOURCE in line]
-        try:
-            return sum(float(value) for value in found)
-        except ValueError as err:
-            raise _garbage(target, f"{LOADED}: expected numbers, got {found}") from err
+    async def _counts(self, target: Target) -> Counter[str]:
+        """By the unit's own count so far: prompt tokens taken over under "", handoffs lost under their reasons."""
+        found: Counter[str] = Counter()
+        for line in (await self._client.metrics(target, TIMEOUT)).splitlines():
+            lost = LOST.match(line)
+            if lost is None and LOADED.match(line) is None:
+                continue
+            try:
+                found[lost[1] if lost is not None else ""] += int(float(line.rpartition(" ")[2]))
+            except (ValueError, OverflowError) as err:
+                raise _garbage(target, f"expected numbers in its metrics, got {line[:120]}") from err
+        return found
 
 
 def _body(model: str, prompt: Sequence[int], max_tokens: int, transfer: Mapping[str, Any] | None) -> dict[str, Any]:

@@ -55,6 +55,9 @@ class Control(Protocol):
     async def drain(self, timeout: float | None) -> Mapping[str, Any]:
         """Stop admitting requests and wait for those in flight."""
 
+    async def pd_check(self) -> Mapping[str, Any]:
+        """Tries again whether the pairs of units may split; `enabled` and `reason`."""
+
     async def unit_action(self, name: str, action: str) -> Mapping[str, Any]:
         """`restart`, `stop` or `start` one unit; returns its status."""
 

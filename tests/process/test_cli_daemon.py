@@ -107,6 +107,14 @@ def test_drain(tmp_path: Path) -> None:
         assert json.loads(syshax("drain", "--json", "--timeout", "2.5", path=path, code=1))["timeout"] == 2.5
 
 
+def test_a_self_check_that_is_asked_for_tells_why_splits_are_off(daemon: Path) -> None:
+    assert syshax("pd", "check", path=daemon, code=1) == "splits are off: no CPU unit\n"
+    assert json.loads(syshax("pd", "check", "--json", path=daemon, code=1)) == {
+        "enabled": False,
+        "reason": "no CPU unit",
+    }
+
+
 def test_interfaces_and_model(daemon: Path) -> None:
     page = syshax("interfaces", path=daemon)
     assert "http://127.0.0.1:8010/v1/chat/completions" in page

@@ -5,7 +5,7 @@ _syshax() {
         --config|--socket) COMPREPLY=($(compgen -f -- "$word")); return ;;
     esac
     if [ "$COMP_CWORD" -eq 1 ]; then
-        words="init config check-config run status reload drain units interfaces model image doctor explain simulate estimate bench version"
+        words="init config check-config run status reload drain pd units interfaces model image doctor explain simulate estimate bench version"
     elif [ "${COMP_WORDS[1]}" = units ] && [ "$COMP_CWORD" -eq 3 ]; then
         words=$(syshax interfaces --json 2>/dev/null | sed -n 's/.*"unit": "\([^"]*\)".*/\1/p')
     else
@@ -17,6 +17,7 @@ _syshax() {
             status) words="--watch --interval --config --socket --json --help" ;;
             reload) words="--wait --timeout --config --socket --json --help" ;;
             drain) words="--timeout --config --socket --json --help" ;;
+            pd) words="check --help" ;;
             units) words="list show restart stop start logs --command -n --lines --config --socket --json --help" ;;
             interfaces) words="--config --socket --json --help" ;;
             model) words="--config --socket --json --help" ;;

@@ -36,6 +36,8 @@ complete -c syshax -n '__fish_seen_subcommand_from drain' -l timeout -r -d 'long
 complete -c syshax -n '__fish_seen_subcommand_from drain' -l config -r -F -d 'configuration folder or file (default: $SYSHAX_CONFIG, then /etc/syshax)'
 complete -c syshax -n '__fish_seen_subcommand_from drain' -l socket -r -F -d 'control socket (default: as the configuration says)'
 complete -c syshax -n '__fish_seen_subcommand_from drain' -l json -d 'print JSON, for programs'
+complete -c syshax -n __fish_use_subcommand -a pd -d 'try again whether the units may split requests'
+complete -c syshax -n '__fish_seen_subcommand_from pd' -a 'check'
 complete -c syshax -n __fish_use_subcommand -a units -d 'list, show, restart, stop or start units; their logs'
 complete -c syshax -n '__fish_seen_subcommand_from units' -a 'list show restart stop start logs'
 complete -c syshax -n '__fish_seen_subcommand_from units' -l command -d 'with show: the equivalent command line'

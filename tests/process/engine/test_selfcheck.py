@@ -81,6 +81,7 @@ async def test_other_arithmetic_is_found_out(daemon: Daemon) -> None:
     daemon.write()
     assert (await daemon.control("POST", "reload"))[0] == 200
     assert (await _judged(daemon))["enabled"], "the new limits allow it"
+    assert await daemon.control("POST", "pd/check") == (200, {"enabled": True, "reason": ""})
     daemon.signal(TERM)
     assert await daemon.ended() == 0
     assert b"the split was tried: PD is off" in daemon.output

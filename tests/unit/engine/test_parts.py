@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import re
 import socket
@@ -239,6 +240,7 @@ EXACT, MIXED = PdConfig(precision="exact"), PdConfig(precision="mixed", top1_agr
         (replace(GOOD, top1=None, difference=None), EXACT, ""),
         (replace(GOOD, top1=0.9, difference=0.1), MIXED, ""),
         (replace(GOOD, loaded=0), EXACT, "took no KV over"),
+        (replace(GOOD, loaded=0, lost="mismatch"), EXACT, "took no KV over (mismatch; its log says more)"),
         (replace(GOOD, loaded=0, outbox_fault="no room"), EXACT, "no KV can be handed over: no room"),
         (replace(GOOD, top1=0.98), EXACT, "greedy text differs (98% of tokens agree)"),
         (replace(GOOD, top1=0.89), MIXED, "0.890 of first choices agree, 0.9 needed (pd.top1_agreement)"),
@@ -420,6 +422,45 @@ async def test_a_check_that_is_not_possible_keeps_splits_off() -> None:
     assert not guard.pd_status().enabled and "echo is not supported" in guard.pd_status().reason
     await _turns()
     assert check.calls == 1, "not again at once"
+    task.cancel()
+    await asyncio.wait({task})
+
+
+@pytest.mark.parametrize("lost, again", [("busy", True), ("stale", True), ("timeout", True), ("mismatch", False)])
+async def test_a_busy_moment_does_not_switch_splits_off_for_good(lost: str, again: bool) -> None:
+    """What another try may say otherwise is tried again, later each time; what lasts is not."""
+    units, check = Units(), Scripted(replace(GOOD, loaded=0, lost=lost), GOOD)
+    guard = PdGuard(units, check, lambda: MIXED, retry=0.3)
+    task = asyncio.ensure_future(guard.run())
+    units.now = [GPU, CPU]
+    guard.changed()
+    await _turns()
+    assert _state(guard) == (False, True) and f"({lost}; " in guard.pd_status().reason
+    with pytest.raises(asyncio.TimeoutError):
+        await asyncio.wait_for(_enabled(guard), 0.1)
+    assert check.calls == 1, "not again at once"
+    with contextlib.suppress(asyncio.TimeoutError):
+        await asyncio.wait_for(_enabled(guard), 1.0)
+    assert (check.calls, guard.pd_status().enabled) == ((2, True) if again else (1, False))
+    task.cancel()
+    await asyncio.wait({task})
+
+
+async def _enabled(guard: PdGuard) -> None:
+    while not guard.pd_status().enabled:
+        await asyncio.sleep(0.01)
+
+
+async def test_a_check_can_be_asked_for() -> None:
+    units, check = Units(), Scripted(replace(GOOD, loaded=0, lost="mismatch"), GOOD, replace(GOOD, top1=0.1))
+    guard = PdGuard(units, check, lambda: MIXED)
+    task = asyncio.ensure_future(guard.run())
+    units.now = [GPU, CPU]
+    guard.changed()
+    await _turns()
+    assert _state(guard) == (False, True)
+    assert (await guard.check_again()).enabled and check.calls == 2
+    assert "0.100 of first choices agree" in (await guard.check_again()).reason and check.calls == 3
     task.cancel()
     await asyncio.wait({task})
 
