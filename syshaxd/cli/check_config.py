@@ -14,9 +14,11 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from syshaxd.conductor.keys import read_keys
 from syshaxd.config.emit import emit, with_defaults
 from syshaxd.config.host import host_warnings
 from syshaxd.config.load import Loaded
+from syshaxd.config.shape import problem
 from syshaxd.errors import ConfigError, Problem
 from syshaxd.supervisor.binding.apply import lines, plan_json
 from syshaxd.supervisor.binding.host import read_host
@@ -44,8 +46,9 @@ def run(args: argparse.Namespace) -> int:
     except ConfigError as err:
         return _bad(args, err.problems)
     planned, warnings = plan_units(loaded.config, host), [*loaded.warnings, *host_warnings(loaded)]
-    if planned.problems:
-        return _bad(args, plan_problems(planned), warnings)
+    problems = [*_keys(loaded), *plan_problems(planned)]
+    if problems:
+        return _bad(args, problems, warnings)
     if args.json:
         units = [unit.name for unit in loaded.config.units]
         said = {"ok": True, "files": list(loaded.files), "units": units, "problems": [], "warnings": _json(warnings)}
@@ -58,6 +61,16 @@ def run(args: argparse.Namespace) -> int:
     elif not args.quiet:
         print(_summary(loaded, len(warnings)), *lines(planned, host), sep="\n")
     return OK
+
+
+def _keys(loaded: Loaded) -> list[Problem]:
+    """The daemon does not start, or reload, with keys that can't be used."""
+    try:
+        read_keys(loaded.config.conductor.api_keys_file)
+    except ConfigError as err:
+        path = ("services", "conductor", "api_keys_file")
+        return [problem(loaded.root, path, one.message) for one in err.problems]
+    return []
 
 
 def _bad(args: argparse.Namespace, problems: Sequence[Problem], warnings: Sequence[Problem] = ()) -> int:

@@ -103,6 +103,8 @@ def listen(path: Path, group: str = GROUP) -> socket.socket:
 
 def _clear(path: Path) -> None:
     """Remove what a daemon that was killed left behind; refuse to take a live one's place."""
+    if path.is_symlink():
+        raise SysHaxError(f"control_socket {path} is a symbolic link; name the place itself, or remove the link")
     if not path.exists():
         return
     if not stat.S_ISSOCK(path.stat().st_mode):

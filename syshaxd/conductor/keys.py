@@ -4,24 +4,28 @@ from __future__ import annotations
 
 import hmac
 
-from syshaxd.errors import SysHaxError
+from syshaxd.config.regular import read_secret
+from syshaxd.errors import ConfigError, Problem
 
 from .answers import BadRequest
 
 
 def read_keys(path: str) -> tuple[bytes, ...]:
-    """The keys of a file; none for the path ""."""
+    """The keys of a file; none for the path "". Raises ConfigError where they can't be used as they stand."""
     if not path:
         return ()
     try:
-        with open(path, encoding="utf-8") as file:
-            lines = [line.strip() for line in file]
-    except (OSError, UnicodeDecodeError) as err:
-        raise SysHaxError(f"services.conductor.api_keys_file: cannot read {path}: {err}") from err
+        lines = [line.strip() for line in read_secret(path).splitlines()]
+    except (OSError, ValueError) as err:
+        raise _unusable(f"cannot read {path}: {getattr(err, 'strerror', None) or err}") from err
     keys = tuple(line.encode() for line in lines if line and not line.startswith("#"))
     if not keys:
-        raise SysHaxError(f"services.conductor.api_keys_file: {path} holds no key; put one a line")
+        raise _unusable(f"{path} holds no key; put one a line")
     return keys
+
+
+def _unusable(why: str) -> ConfigError:
+    return ConfigError([Problem(why, key="services.conductor.api_keys_file")])
 
 
 def check_key(authorization: str, keys: tuple[bytes, ...]) -> None:

@@ -15,17 +15,11 @@ from .types import Config, UnitConfig
 
 
 def host_warnings(loaded: Loaded) -> list[Problem]:
-    """Files that are missing or open to everybody. What CPUs and memory allow, the binding plan says."""
-    found = list(_keys_file(loaded))
+    """Files that are missing, and units' keys open to everybody. What CPUs and memory allow, the binding plan says."""
+    found: list[Problem] = []
     for unit in loaded.config.units:
         found.extend(_unit(loaded, loaded.config, unit))
     return found
-
-
-def _keys_file(loaded: Loaded) -> Iterator[Problem]:
-    name = loaded.config.conductor.api_keys_file
-    if name:
-        yield from _secret(loaded, ("services", "conductor", "api_keys_file"), name)
 
 
 def _secret(loaded: Loaded, path: Path, name: str) -> Iterator[Problem]:

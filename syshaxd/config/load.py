@@ -13,6 +13,7 @@ from syshaxd.errors import ConfigError, Problem
 from .build import build
 from .check import check
 from .nodes import Map, Mark, Node, Path, merge
+from .regular import read_regular
 from .rules import broken_rules
 from .schema import schema
 from .shape import bad_paths, canonical, infer, plain, problem
@@ -72,7 +73,7 @@ def collect(paths: Sequence[FilePath]) -> tuple[list[Document], list[Problem], l
     for path in paths:
         for file in files_of(path, problems, warnings):
             try:
-                documents.append(Document(str(file), file.read_bytes()))
+                documents.append(Document(str(file), read_regular(file)))
             except OSError as err:
                 problems.append(Problem(f"can't be read: {err.strerror or err}", str(file)))
     return documents, problems, warnings

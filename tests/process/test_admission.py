@@ -25,6 +25,7 @@ def key(name: str) -> dict[str, str]:
 def keyed(folder: Path, limits: LimitsConfig) -> Config:
     file = folder / "keys"
     file.write_text("one\ntwo\n")
+    file.chmod(0o600)
     return replace(CONFIG, limits=limits, conductor=replace(CONFIG.conductor, api_keys_file=str(file)))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from syshaxd.conductor.answers import BadRequest, error_events, error_object, er
 from syshaxd.conductor.keys import check_key, read_keys
 from syshaxd.conductor.listeners import Listeners
 from syshaxd.conductor.parsing import parse_json, parse_request, request_id_of
-from syshaxd.errors import SysHaxError
+from syshaxd.errors import ConfigError, SysHaxError
 from syshaxd.model.request import Endpoint, RequestInfo, Route, Tier
 from syshaxd.runner import RequestError
 
@@ -141,7 +142,8 @@ def test_errors_in_openais_form() -> None:
 
 def test_keys(tmp_path: Path) -> None:
     file = tmp_path / "keys"
-    file.write_text("# ours\n\nalpha\n beta \n")
+    file.write_text("\ufeffalpha\n# ours\n\n beta \n", encoding="utf-8")  # with a byte order mark, as editors write
+    file.chmod(0o640)
     keys = read_keys(str(file))
     check_key("Bearer alpha", keys)
     check_key("bearer beta", keys)
@@ -153,8 +155,14 @@ def test_keys(tmp_path: Path) -> None:
     file.write_text("# none\n")
     with pytest.raises(SysHaxError, match="no key"):
         read_keys(str(file))
-    with pytest.raises(SysHaxError, match="cannot read"):
+    with pytest.raises(ConfigError, match=r"services\.conductor\.api_keys_file: cannot read .*: No such file"):
         read_keys(str(tmp_path / "missing"))
+    file.chmod(0o644)
+    with pytest.raises(ConfigError, match=r"open to everybody \(mode 0644\); chmod 0640"):
+        read_keys(str(file))
+    os.mkfifo(tmp_path / "pipe", 0o600)
+    with pytest.raises(ConfigError, match="no regular file"):
+        read_keys(str(tmp_path / "pipe"))
 
 
 async def test_a_listener_changes_without_touching_connections() -> None:

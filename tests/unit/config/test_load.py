@@ -93,6 +93,17 @@ def test_unreadable_paths_are_faults(tmp_path: Path) -> None:
             load(path)
 
 
+def test_a_pipe_or_a_device_in_the_folder_is_a_fault_and_holds_nobody_up(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "x.yaml")
+    (tmp_path / "y.yaml").symlink_to("/dev/zero")
+    with pytest.raises(ConfigError) as caught:
+        load(tmp_path)
+    assert [str(problem) for problem in caught.value.problems] == [
+        f"{tmp_path}/x.yaml: can't be read: it is no regular file",
+        f"{tmp_path}/y.yaml: can't be read: it is no regular file",
+    ]
+
+
 def test_yml_files_are_warned_about(tmp_path: Path) -> None:
     write(tmp_path, syshax=GOOD)
     (tmp_path / "gpu.yml").write_text("")
