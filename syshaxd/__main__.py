@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import os
+import resource
 import signal
 import sys
 from collections.abc import Sequence
@@ -21,6 +22,7 @@ from syshaxd.sdnotify import Notifier
 from syshaxd.supervisor.binding.host import read_host
 
 EX_FAILURE = 1
+MOST_DESCRIPTORS = 1 << 18
 EX_CONFIG = 78  # sysexits.h; the service file keeps systemd from trying again
 
 log = logging.Log("engine")
@@ -33,6 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     journal, invocation = environ.get("JOURNAL_STREAM", ""), environ.get("INVOCATION_ID", "")
     notifier = Notifier.from_environment(environ)
     source = find_source(options.config, environ)
+    raise_descriptor_limit()
     logging.setup("info", journal)
     try:
         config = source.load()
@@ -47,6 +50,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         return EX_FAILURE
     finally:
         notifier.close()
+
+
+def raise_descriptor_limit() -> None:
+    """The usual soft limit of 1024 is one of programs that use select(2); each connection takes a descriptor here."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MOST_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, MOST_DESCRIPTORS)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -75,6 +75,7 @@ class UnitErrorKind(enum.Enum):
     GARBAGE = "garbage"  # an answer that is not the protocol
     REPORTED = "reported"  # an error event inside a stream
     ABORTED = "aborted"  # the unit ended the request unasked
+    OWN = "own"  # the daemon could not make the call: no descriptor, memory or port was left
     GONE = "gone"  # the daemon gave the call up: the unit was stopped or replaced
 
 
@@ -93,6 +94,11 @@ class UnitError(SysHaxError):
         """Whether the unit refused the request itself (4xx), so that another unit would refuse it as well."""
         answered = self.kind in (UnitErrorKind.STATUS, UnitErrorKind.REPORTED)
         return answered and 400 <= self.status < 500 and self.status not in (401, 403, 404, 408, 429)
+
+    @property
+    def blames_unit(self) -> bool:
+        """Whether it says anything about the unit's health."""
+        return not self.client_fault and self.kind not in (UnitErrorKind.GONE, UnitErrorKind.OWN)
 
 
 class BackendError(SysHaxError):

@@ -56,7 +56,8 @@ class Passthrough:
                 answer = await self._client.forward(target, "POST", path, json.dumps(own).encode(), timeout, request_id)
             except UnitError as err:
                 failure = err
-                self._units.suspect(view.name, view.epoch, str(err))
+                if err.blames_unit:
+                    self._units.suspect(view.name, view.epoch, str(err))
                 continue
             if answer.status not in _ABSENT:
                 headers = {"x-request-id": request_id, "Content-Type": answer.content_type or "application/json"}

@@ -90,8 +90,7 @@ class Routing:
         epoch = view.epoch if view is not None else 0
         self._planner.note_failure(err.unit, epoch)
         digest = self._request.digest or self._request.info.request_id.encode()
-        innocent = err.kind is UnitErrorKind.GONE or err.client_fault
-        if not innocent and self._services.suspicions.first(digest, err.unit):
+        if err.blames_unit and self._services.suspicions.first(digest, err.unit):
             self._services.units.suspect(err.unit, epoch, str(err))
 
     def _on(self, unit: UnitView, reason: Reason, handoff: str) -> Step:

@@ -61,16 +61,15 @@ def remove_outbox(path: str) -> None:
 
 
 def outbox_identity(path: str) -> int | None:
-    """Inode of an outbox whose owner has written its header; None for anything else."""
+    """Inode of an outbox whose owner has written its header; None for anything else. Raises OSError where that can't be
+    told (no descriptor left)."""
     try:
         opened = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    except OSError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     try:
         whole = kv_token_bytes(os.pread(opened, HEADER_BYTES, 0)) is not None
         return os.fstat(opened).st_ino if whole else None
-    except OSError:
-        return None
     finally:
         os.close(opened)
 

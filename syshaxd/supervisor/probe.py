@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Callable, NamedTuple
 
-from syshaxd.errors import UnitError
+from syshaxd.errors import UnitError, UnitErrorKind
 from syshaxd.model.abilities import Abilities
 from syshaxd.unitclient import ModelCard, Target, UnitClient
 from syshaxd.units.discovery import described
@@ -57,7 +57,7 @@ class Deadline:
 
 
 class Probe:
-    """Asks over HTTP. Errors come back as text where they are an answer, else as UnitError."""
+    """Asks over HTTP. What speaks against the unit comes back as text; that the daemon could not ask is OwnFailure."""
 
     def __init__(self, client: UnitClient, target: Target, model: str) -> None:
         self._client = client
@@ -69,7 +69,7 @@ class Probe:
         try:
             return None if await self._client.health(self._target, timeout) else "HTTP 503 from /health"
         except UnitError as err:
-            return str(err)
+            return said(err)
 
     async def card(self, timeout: float) -> ModelCard:
         """What it serves; it must serve our model, or exactly one where the configuration names none."""
@@ -95,7 +95,7 @@ class Probe:
         try:
             await self._client.generate_once(self._target, self.model, WARM_TOKENS, timeout, more)
         except UnitError as err:
-            return str(err)
+            return said(err)
         return None
 
     async def warm_up_error(self, warm_ups: Sequence[Mapping[str, Any]], timeout: float) -> str | None:
@@ -108,6 +108,17 @@ class Probe:
         return await self.generation_error(max(LAST_TRY, until - time.monotonic()))
 
 
+class OwnFailure(Exception):
+    """The daemon could not ask (descriptors, memory): it says nothing about the unit."""
+
+
+def said(err: UnitError) -> str:
+    """Its text where it speaks against the unit. Raises OwnFailure where it does not."""
+    if err.kind is UnitErrorKind.OWN:
+        raise OwnFailure(str(err)) from err
+    return str(err)
+
+
 class WrongModel(Exception):
     """The unit serves something else."""
 
@@ -118,7 +129,7 @@ async def await_answer(
     """Poll /health until it says yes (None) or the deadline passes (the reason)."""
     pause, looked_at = POLL_FIRST, clock() - ACTIVITY_INTERVAL
     while True:
-        with contextlib.suppress(UnitError):
+        with contextlib.suppress(UnitError, OwnFailure):
             if await probe.health_error(HEALTH_TIMEOUT) is None:
                 return None
         if clock() - looked_at >= ACTIVITY_INTERVAL:

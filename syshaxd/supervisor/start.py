@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import sys
 import time
@@ -107,7 +108,15 @@ class Start:
     def outbox_lost(self) -> bool:
         """Whether the outbox that it works with is not at its path any more, or has lost its header: nobody can take
         KV from it, and only a new start makes another."""
-        return self.outbox is not None and files.outbox_identity(self.pool_file) != self.outbox
+        try:
+            return self.outbox is not None and files.outbox_identity(self.pool_file) != self.outbox
+        except OSError:
+            return False
+
+    def see_outbox(self) -> None:
+        """Remember the outbox that the unit has made; without one there is nothing to lose."""
+        with contextlib.suppress(OSError):
+            self.outbox = files.outbox_identity(self.pool_file) if self.pool_file else None
 
 
 async def begin(desired: Desired, tools: Tools, on_line: OnLine) -> Start:

@@ -20,11 +20,11 @@ from syshaxd.model.unit import Failure, UnitState, UnitView
 from syshaxd.tasks import TaskSet, cancelled, within
 from syshaxd.units import served_name
 
-from . import files, recipes
+from . import recipes
 from .binding.shortfalls import shortfalls
 from .life import Act, Event, Life, What, step
 from .log_budget import RATE, LineBudget
-from .probe import Activity, Deadline, WrongModel, await_answer
+from .probe import Activity, Deadline, OwnFailure, WrongModel, await_answer, said
 from .start import Desired, Start, Tools, backend_of, begin, surroundings
 from .transitions import tell_transition
 from .vitals import Pulse, Vitals, pulse
@@ -37,6 +37,7 @@ TELL_LINE = 1.0  # seconds between two looks at what a starting unit writes
 _COMING = (UnitState.STARTING, UnitState.WARMING)
 MAX_EVENTS = 256
 KILL_TIMEOUT = 10.0
+OWN_PAUSE = 1.0  # seconds after a call that the daemon itself could not make
 DYING = 0.2  # a process that dies closes its connections before it is gone; its own end says more than their loss
 
 
@@ -209,25 +210,47 @@ class Unit:
 
     async def _warm_up(self, epoch: int) -> None:
         start, config = self._alive(), self.desired.config
-        left = Deadline(start.began, config.start_timeout, config.start_timeout).left(self._tools.clock())
-        try:
-            card = await start.probe.card(config.health.timeout)
-            start.abilities = await start.probe.abilities(self._launched.kind.abilities, card, config.health.timeout)
-            left = max(left, config.health.canary_timeout)
-            error = await start.probe.warm_up_error(self._launched.kind.warm_ups, left)
-        except (WrongModel, UnitError) as err:
-            return self._report(What.BROKEN, epoch, str(err))
-        start.granted, start.outbox = card.granted, files.outbox_identity(start.pool_file)
-        for words in shortfalls(self._launched.around.binding, card.granted):
-            log.warning("the unit is not bound as planned", unit=self.name, reason=words)
+        deadline = Deadline(start.began, config.start_timeout, config.start_timeout)
+        error: str | None = None
+        while True:
+            left = max(deadline.left(self._tools.clock()), config.health.canary_timeout)
+            try:
+                error = await self._acquaint(start, left)
+                break
+            except OwnFailure as err:
+                self._tell_own_failure(err)
+                await asyncio.sleep(OWN_PAUSE)
+        if error is None:
+            start.see_outbox()
+            for words in shortfalls(self._launched.around.binding, start.granted):
+                log.warning("the unit is not bound as planned", unit=self.name, reason=words)
         self._report(What.BROKEN if error else What.WARM, epoch, error or "")
+
+    async def _acquaint(self, start: Start, left: float) -> str | None:
+        """What it serves and can do, and a real generation; returns why not."""
+        kind, timeout = self._launched.kind, self.desired.config.health.timeout
+        try:
+            card = await start.probe.card(timeout)
+            start.abilities, start.granted = await start.probe.abilities(kind.abilities, card, timeout), card.granted
+            return await start.probe.warm_up_error(kind.warm_ups, left)
+        except WrongModel as err:
+            return str(err)
+        except UnitError as err:
+            return said(err)
+
+    def _tell_own_failure(self, err: OwnFailure) -> None:
+        log.warning("the unit could not be asked, which is not its fault", unit=self.name, reason=str(err))
 
     async def _watch(self, epoch: int) -> None:
         vitals, reason = Vitals(self._tools.clock()), None
         self._suspected.clear()
         while reason is None:
             suspicion = await self._beat()
-            reason = await self._examine(vitals, suspicion)
+            try:
+                reason = await self._examine(vitals, suspicion)
+            except OwnFailure as err:
+                self._tell_own_failure(err)
+                await asyncio.sleep(OWN_PAUSE)
         self._report(What.BROKEN, epoch, reason)
 
     async def _beat(self) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import resource
 import shutil
 import signal
 import sys
@@ -176,6 +177,23 @@ async def test_a_lost_outbox_is_made_anew_one_unit_after_the_other(world: World,
     await world.until(anew)
     assert lowest == 1, "one of the two always serves"
     assert all(Path(view.pool_file).stat().st_size for view in views)
+
+
+async def test_the_daemons_own_lack_of_descriptors_is_no_units_fault(world: World) -> None:
+    world.apply(world.unit("cpu"))
+    (view,) = await world.ready("cpu")
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (64, hard))
+    with contextlib.ExitStack() as taken:
+        taken.callback(resource.setrlimit, resource.RLIMIT_NOFILE, (soft, hard))
+        with contextlib.suppress(OSError):
+            while True:
+                taken.enter_context(open(os.devnull, "rb"))  # noqa: SIM115
+        for _ in range(4):
+            world.supervisor.suspect("cpu", 1, "traffic saw EMFILE")
+            await asyncio.sleep(0.3)
+    await asyncio.sleep(0.3)
+    assert world.view("cpu").ready and world.view("cpu").epoch == 1 and world.view("cpu").pid == view.pid
 
 
 async def test_killed_unit_comes_back_as_another_epoch(world: World) -> None:
