@@ -16,10 +16,10 @@ from syshaxd.backends.systemd import Systemctl, available
 from syshaxd.config import Source, find_source
 from syshaxd.config.embedded import remove_private_pool
 from syshaxd.config.types import Config
-from syshaxd.engine import Engine, Surroundings, inherited_sockets
+from syshaxd.engine import Engine, EngineSurroundings, inherited_sockets
 from syshaxd.errors import ConfigError, SysHaxError
 from syshaxd.sdnotify import Notifier
-from syshaxd.supervisor.binding.host import read_host
+from syshaxd.supervisor.binding.host_tree import read_host
 
 EX_FAILURE = 1
 MOST_DESCRIPTORS = 1 << 18
@@ -72,7 +72,7 @@ async def _serve(source: Source, config: Config, notifier: Notifier, invocation:
     environ = os.environ
     sockets = inherited_sockets(environ)
     foreground = not notifier.present
-    around = Surroundings(
+    around = EngineSurroundings(
         source=source,
         notifier=notifier,
         environ=dict(environ),

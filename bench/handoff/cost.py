@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.origin import RESULTS, ROOT, origin
-from syshaxd.cli.bench.openai import Ask, Endpoint
+from syshaxd.cli.bench.completions_client import BenchRequest, CompletionsClient
 from testbed import daemon_real_units as house
 from testbed import small_gguf
 from testbed import twin_models as twins
@@ -72,8 +72,8 @@ def config(kind: str, python: str, folder: Path) -> str:
 
 async def timed(url: str, route: str, ids: Sequence[int]) -> tuple[float, float]:
     """Seconds to the first and to the second token."""
-    async with Endpoint(url, house.MODEL, headers={"x-syshax-route": route}) as endpoint:
-        outcome = await endpoint.generate(Ask(list(ids), len(ids), 8))
+    async with CompletionsClient(url, house.MODEL, headers={"x-syshax-route": route}) as endpoint:
+        outcome = await endpoint.generate(BenchRequest(list(ids), len(ids), 8))
     assert not outcome.error and outcome.gaps, outcome
     return outcome.ttft, outcome.ttft + outcome.gaps[0]
 

@@ -31,7 +31,7 @@ from syshaxd.simulation.deciders import Predictive, contestants, snapshot_of
 from syshaxd.simulation.law import Host, hosts
 from syshaxd.simulation.report import play
 from syshaxd.simulation.workload import Demand, arrivals, read_trace
-from syshaxd.simulation.world import Request, Unit, World
+from syshaxd.simulation.world import Request, SimulatedUnit, World
 
 TRACES = ROOT / "bench" / "traces"
 RESULT = RESULTS / "scheduler.json"
@@ -159,7 +159,7 @@ class Tracking(Predictive):
         super().__init__(host, calibration=calibration)
         self.off: list[tuple[float, float]] = []  # seconds, relative error
 
-    def step(self, world: World, unit: Unit, sample: StepSample) -> None:
+    def step(self, world: World, unit: SimulatedUnit, sample: StepSample) -> None:
         """Learns as ever."""
         super().step(world, unit, sample)
         if unit is world.accelerator:

@@ -24,8 +24,8 @@ from pathlib import Path
 from typing import Any
 
 from bench.origin import RESULTS, ROOT, origin
-from syshaxd.cli.bench.openai import Ask, Endpoint, Outcome
-from syshaxd.cli.bench.units import keep
+from syshaxd.cli.bench.calibrated_units import keep
+from syshaxd.cli.bench.completions_client import BenchRequest, CompletionsClient, Outcome
 from syshaxd.engine.calibration import calibration_path
 from syshaxd.model.request import Tier
 from syshaxd.scheduler.outlook import Limits, PredictivePolicy
@@ -85,7 +85,7 @@ async def real(folder: Path, load: Sequence[Arrival], policy: str) -> list[Outco
         await daemon.ready()
         await calibrated(daemon)
         headers = {"x-syshax-route": "accelerator"} if policy == "accelerator only" else {}
-        async with Endpoint(f"http://127.0.0.1:{daemon.port}", MODEL, headers=headers) as endpoint:
+        async with CompletionsClient(f"http://127.0.0.1:{daemon.port}", MODEL, headers=headers) as endpoint:
             return await replay(endpoint, load)
     finally:
         daemon.signal(TERM)
@@ -108,13 +108,13 @@ async def calibrated(daemon: Daemon) -> None:
         await asyncio.sleep(0.05)
 
 
-async def replay(endpoint: Endpoint, load: Sequence[Arrival]) -> list[Outcome]:
+async def replay(endpoint: CompletionsClient, load: Sequence[Arrival]) -> list[Outcome]:
     """Every request at its time."""
     draw, begin = random.Random(1), time.perf_counter()
 
     async def one(arrival: Arrival, ids: list[int]) -> Outcome:
         await asyncio.sleep(max(0.0, arrival.at - (time.perf_counter() - begin)))
-        return await endpoint.generate(Ask(ids, arrival.prompt, arrival.output))
+        return await endpoint.generate(BenchRequest(ids, arrival.prompt, arrival.output))
 
     prompts = [[draw.randrange(97, 123) for _ in range(arrival.prompt)] for arrival in load]
     return list(await asyncio.gather(*(one(arrival, ids) for arrival, ids in zip(load, prompts))))

@@ -17,7 +17,7 @@ from syshaxd import log as logging
 from syshaxd.errors import BackendError, DeadlineError
 from syshaxd.tasks import cancelled, within
 
-from .base import Adopted, Capabilities, Exit, LaunchSpec, LineSplitter, OnLine, Running
+from .backend import Adopted, Capabilities, Exit, LaunchSpec, LineSplitter, OnLine, Running
 from .container_spec import (
     CONTRACT_LABEL,
     DIGEST_LABEL,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from .base import Adopted, Capabilities, Exit, LaunchSpec, OnLine, Running
+from .backend import Adopted, Capabilities, Exit, LaunchSpec, OnLine, Running
 
 
 class ExternalBackend:

@@ -13,7 +13,7 @@ import psutil
 
 from syshaxd.errors import BackendError
 
-from .base import Adopted, Capabilities, Exit, LaunchSpec, LineSplitter, OnLine, PipeReader, Running
+from .backend import Adopted, Capabilities, Exit, LaunchSpec, LineSplitter, OnLine, PipeReader, Running
 from .pidfd import has_ended
 
 LAUNCHER = Path(__file__).with_name("launch.py")

@@ -14,7 +14,7 @@ from pathlib import Path
 from syshaxd.errors import BackendError, DeadlineError
 from syshaxd.tasks import cancelled, put_down, within
 
-from .base import Adopted, Capabilities, Exit, LaunchSpec, LineSplitter, OnLine, PipeReader, Running
+from .backend import Adopted, Capabilities, Exit, LaunchSpec, LineSplitter, OnLine, PipeReader, Running
 from .pidfd import has_ended, process_end
 from .process import tree_activity
 

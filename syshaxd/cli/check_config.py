@@ -16,13 +16,13 @@ from pathlib import Path
 
 from syshaxd.conductor.keys import read_keys
 from syshaxd.config.emit import emit, with_defaults
-from syshaxd.config.host import host_warnings
+from syshaxd.config.host_warnings import host_warnings
 from syshaxd.config.load import Loaded
 from syshaxd.config.shape import problem
 from syshaxd.errors import ConfigError, Problem
 from syshaxd.supervisor.binding.apply import lines, plan_json
-from syshaxd.supervisor.binding.host import read_host
-from syshaxd.supervisor.binding.planning import plan_problems, plan_units
+from syshaxd.supervisor.binding.configured import plan_problems, plan_units
+from syshaxd.supervisor.binding.host_tree import read_host
 
 from .exits import CONFIG, OK
 from .options import add_config, add_json, print_json, source

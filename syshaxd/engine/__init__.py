@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .engine import Engine, Surroundings
+from .engine import Engine, EngineSurroundings
 from .inherited_sockets import inherited_sockets
 
-__all__ = ["Engine", "Surroundings", "inherited_sockets"]
+__all__ = ["Engine", "EngineSurroundings", "inherited_sockets"]

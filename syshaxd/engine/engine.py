@@ -10,7 +10,7 @@ from typing import Any, Callable
 
 from syshaxd import __version__
 from syshaxd import log as logging
-from syshaxd.backends.base import Backend
+from syshaxd.backends.backend import Backend
 from syshaxd.backends.container import ContainerBackend
 from syshaxd.backends.container_spec import EngineKind
 from syshaxd.backends.external import ExternalBackend
@@ -30,8 +30,8 @@ from syshaxd.scheduler import Scheduler
 from syshaxd.sdnotify import Notifier
 from syshaxd.supervisor import Supervisor, desired_units
 from syshaxd.supervisor.binding.apply import plan_json
-from syshaxd.supervisor.binding.host import HostTree
-from syshaxd.supervisor.binding.planning import binding_plan
+from syshaxd.supervisor.binding.configured import binding_plan
+from syshaxd.supervisor.binding.host_tree import HostTree
 from syshaxd.supervisor.binding.shortfalls import binding_json
 from syshaxd.tasks import TaskSet
 from syshaxd.topology import read_topology
@@ -54,7 +54,7 @@ OK, FAILED = 0, 1
 
 
 @dataclass(frozen=True)
-class Surroundings:
+class EngineSurroundings:
     """What Engine gets from outside, besides the configuration."""
 
     source: Source
@@ -70,7 +70,7 @@ class Surroundings:
 class Engine:
     """Implements Control and PdGate. Owns the configuration in force, and the life of every part."""
 
-    def __init__(self, config: Config, around: Surroundings) -> None:
+    def __init__(self, config: Config, around: EngineSurroundings) -> None:
         self._config = config
         self._around = around
         self._host = around.look_at_host()

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from .client_request import ClientRequest, Head, RequestError
+from .handover_rules import features_of, handover_rules
 from .ledger import InFlightLedger
-from .request import ClientRequest, Head, RequestError
-from .rules import features_of, handover_rules
 from .runner import Runner
 from .stream import Stream
 

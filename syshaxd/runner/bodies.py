@@ -8,8 +8,8 @@ from typing import Any
 from syshax_contract.transfer import load_values, save_values
 from syshaxd.model.request import Endpoint
 
+from .client_request import ClientRequest
 from .produced import Record
-from .request import ClientRequest
 from .steps import Step
 
 Body = Mapping[str, Any]

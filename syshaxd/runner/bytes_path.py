@@ -7,7 +7,7 @@ from typing import Any
 
 from syshaxd.unitclient import Chunk
 
-from .request import Raw
+from .client_request import Raw
 from .sink import Sink
 from .text import Parts, ReasoningSplitter
 from .tickets import LeftTicket

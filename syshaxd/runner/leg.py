@@ -12,9 +12,9 @@ from syshaxd.unitclient import AnswerStream, Deadlines, UnitStream
 from .aborts import abort_later
 from .bodies import body_of
 from .bytes_path import BytesPath
+from .client_request import ClientRequest, Event
 from .parsed_path import ParsedPath
 from .produced import Record
-from .request import ClientRequest, Event
 from .services import Services
 from .steps import Step
 

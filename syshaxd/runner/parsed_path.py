@@ -7,8 +7,8 @@ from typing import Any
 
 from syshaxd.unitclient import Chunk, transfer_params
 
+from .client_request import Delta
 from .produced import Produced
-from .request import Delta
 from .sink import Sink
 from .steps import Step
 from .tickets import LeftTicket

@@ -13,7 +13,7 @@ from syshaxd.model.request import RequestInfo, left_of
 from syshaxd.model.snapshot import Snapshot
 from syshaxd.scheduler import Failed
 
-from .request import RequestError, milliseconds
+from .client_request import RequestError, milliseconds
 from .services import Services
 from .timeline import Timeline
 

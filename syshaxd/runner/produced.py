@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from syshaxd.model.request import Endpoint
 from syshaxd.unitclient import Chunk, Usage
 
-from .request import ClientRequest, Delta, Event, Finish
+from .client_request import ClientRequest, Delta, Event, Finish
 from .text import TextPipeline
 
 

@@ -9,8 +9,8 @@ from typing import Any
 from syshaxd.model.request import Endpoint
 from syshaxd.unitclient import Usage
 
+from .client_request import ClientRequest, Delta, Event, Finish, Raw
 from .produced import join_logprobs
-from .request import ClientRequest, Delta, Event, Finish, Raw
 
 DONE = b"data: [DONE]\n\n"
 

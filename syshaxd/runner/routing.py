@@ -12,8 +12,8 @@ from syshaxd.model.plan import Move, Reason, Split, Whole
 from syshaxd.model.request import RequestInfo
 from syshaxd.model.unit import UnitView
 
+from .client_request import ClientRequest
 from .planning import Planner
-from .request import ClientRequest
 from .services import Services
 from .sink import Sink
 from .steps import Step, new_ticket

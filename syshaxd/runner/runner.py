@@ -19,8 +19,8 @@ from syshaxd.scheduler import Scheduler
 from syshaxd.tasks import TaskSet
 from syshaxd.unitclient import UnitClient
 
+from .client_request import ClientRequest
 from .ledger import InFlightLedger
-from .request import ClientRequest
 from .services import Services
 from .stream import Stream
 from .suspicions import Suspicions

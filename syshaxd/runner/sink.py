@@ -10,8 +10,8 @@ from syshaxd.errors import UnitError
 from syshaxd.model.plan import Move, Prediction, Reason
 from syshaxd.unitclient import Usage
 
+from .client_request import ClientRequest, milliseconds
 from .ledger import Entry
-from .request import ClientRequest, milliseconds
 from .services import Services
 from .steps import Step, kv_width
 from .timeline import Timeline

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 from syshaxd.errors import UnitError, UnitErrorKind
 
-from .request import RequestError
+from .client_request import RequestError
 from .steps import Step
 
 MAX_FAILURES = 8  # of one request, over all units

@@ -19,13 +19,13 @@ from syshaxd.model.unit import UnitView
 
 from .aborts import ABORT_TIMEOUT
 from .bytes_path import BytesPath, ThinkBlocks
+from .client_request import ClientRequest, Delta, Event, Head, RequestError
 from .ledger import Entry
 from .leg import Leg
 from .ordered_move import OrderedMove
 from .parsed_path import ParsedPath
 from .produced import Produced
 from .render import DONE, Collector, StreamRenderer
-from .request import ClientRequest, Delta, Event, Head, RequestError
 from .routing import Routing
 from .services import Services
 from .sink import Sink

@@ -12,7 +12,7 @@ MAX_REQUESTS = 1024
 
 
 @dataclass(frozen=True)
-class Event:
+class TimelineEvent:
     """`at`: monotonic seconds; `values`: JSON-ready."""
 
     at: float
@@ -26,7 +26,7 @@ class Timeline:
 
     request_id: str
     started: float
-    events: list[Event] = field(default_factory=list)
+    events: list[TimelineEvent] = field(default_factory=list)
     dropped: int = 0
 
     def add(self, at: float, what: str, **values: Any) -> None:
@@ -34,7 +34,7 @@ class Timeline:
         if len(self.events) >= MAX_EVENTS:
             self.dropped += 1
             self.events.pop()
-        self.events.append(Event(at, what, {key: value for key, value in values.items() if value is not None}))
+        self.events.append(TimelineEvent(at, what, {key: value for key, value in values.items() if value is not None}))
 
     def as_json(self) -> dict[str, Any]:
         """Times in milliseconds since admission; with the same as text and as Chrome trace."""
@@ -63,7 +63,7 @@ class Timeline:
         return {"traceEvents": [*self._legs(), *spans], "displayTimeUnit": "ms"}
 
     def _legs(self) -> list[dict[str, Any]]:
-        opened: Event | None = None
+        opened: TimelineEvent | None = None
         spans: list[dict[str, Any]] = []
         for event in self.events:
             if opened is not None and event.what in ("leg", "end"):
@@ -74,10 +74,10 @@ class Timeline:
                 opened = event
         return spans
 
-    def _entry(self, name: str, event: Event, **values: Any) -> dict[str, Any]:
+    def _entry(self, name: str, event: TimelineEvent, **values: Any) -> dict[str, Any]:
         return {"name": name, "pid": 1, "tid": 1, "ts": round((event.at - self.started) * 1e6), **values}
 
-    def _ms(self, event: Event) -> float:
+    def _ms(self, event: TimelineEvent) -> float:
         return round((event.at - self.started) * 1e3, 3)
 
 

@@ -21,7 +21,7 @@ from .outlook import (
     reserve,
     side_of,
 )
-from .predictive import Memory
+from .predictive import Remembered
 from .pressure import preempted_reason
 
 WORTH_MOVING = 16  # expected further tokens
@@ -32,10 +32,10 @@ class Moves:
     """Moves to start now, and the memory to hand to the next call."""
 
     moves: tuple[Move, ...]
-    memory: Memory
+    memory: Remembered
 
 
-def choose_moves(snapshot: Snapshot, knowledge: Knowledge, memory: Memory, policy: PredictivePolicy) -> Moves:
+def choose_moves(snapshot: Snapshot, knowledge: Knowledge, memory: Remembered, policy: PredictivePolicy) -> Moves:
     """At most one move out and one back a call; the pauses of the policy bound their rate."""
     if not (policy.moves and snapshot.pd.enabled):
         return Moves((), memory)
@@ -64,7 +64,7 @@ def _move_out(
     cpus: list[Side],
     snapshot: Snapshot,
     knowledge: Knowledge,
-    memory: Memory,
+    memory: Remembered,
     policy: PredictivePolicy,
 ) -> Move | None:
     if snapshot.at - memory.last_out < policy.move_out_pause:
@@ -104,7 +104,7 @@ def _move_back(
     cpus: list[Side],
     snapshot: Snapshot,
     knowledge: Knowledge,
-    memory: Memory,
+    memory: Remembered,
     policy: PredictivePolicy,
 ) -> Move | None:
     if snapshot.at - memory.last_back < policy.move_back_pause:

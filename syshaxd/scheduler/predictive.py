@@ -42,7 +42,7 @@ ASK_EARLIER = 0.02  # seconds, and the step under way: a last answer may still b
 
 
 @dataclass(frozen=True)
-class Memory:
+class Remembered:
     """What a decision remembers of the ones before: hysteresis and the tightest class of recent arrivals."""
 
     offloading: bool = False
@@ -56,7 +56,7 @@ class Decision:
     """A plan and the memory to hand to the next decision."""
 
     plan: Plan
-    memory: Memory
+    memory: Remembered
 
 
 @dataclass(frozen=True)
@@ -102,14 +102,14 @@ class Outlook:
         return Prediction(self.ttft, self.tpot)
 
 
-def remember_arrival(memory: Memory, tier: Tier) -> Memory:
+def remember_arrival(memory: Remembered, tier: Tier) -> Remembered:
     """Follows what share of recent arrivals each tier has."""
     shares = {known: share * (1 - ARRIVAL_WEIGHT) for known, share in memory.shares.items()}
     shares[tier] = shares.get(tier, 0.0) + ARRIVAL_WEIGHT
     return replace(memory, shares=shares)
 
 
-def house_limits(tier: Tier, memory: Memory, policy: PredictivePolicy) -> Limits:
+def house_limits(tier: Tier, memory: Remembered, policy: PredictivePolicy) -> Limits:
     """The tier's limits, its TPOT no longer than that of the tightest tier with at least 2 % of recent arrivals."""
     own = policy.limits.get(tier, Limits())
     present = (known for known, share in memory.shares.items() if share >= PROTECTED_SHARE)
@@ -117,7 +117,7 @@ def house_limits(tier: Tier, memory: Memory, policy: PredictivePolicy) -> Limits
 
 
 def decide(
-    info: RequestInfo, snapshot: Snapshot, knowledge: Knowledge, memory: Memory, policy: PredictivePolicy
+    info: RequestInfo, snapshot: Snapshot, knowledge: Knowledge, memory: Remembered, policy: PredictivePolicy
 ) -> Decision:
     """Where a new request goes. Forced routes, and snapshots without a READY accelerator, are Scheduler's to handle."""
     limits = limits_of(info, policy)
@@ -182,7 +182,12 @@ def patience(info: RequestInfo, policy: PredictivePolicy) -> float:
 
 
 def _place(
-    info: RequestInfo, seen: Outlook, snapshot: Snapshot, knowledge: Knowledge, memory: Memory, policy: PredictivePolicy
+    info: RequestInfo,
+    seen: Outlook,
+    snapshot: Snapshot,
+    knowledge: Knowledge,
+    memory: Remembered,
+    policy: PredictivePolicy,
 ) -> Plan:
     allowed = _ttft_allowed(info, seen, policy)
     if seen.ttft > allowed and not _serve_late(seen, policy):

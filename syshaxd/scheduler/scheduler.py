@@ -20,7 +20,7 @@ from .learning import Learner
 from .moving import choose_moves
 from .outlook import Limits, PredictivePolicy
 from .policy import Policy, policy_of
-from .predictive import Memory, in_a_hurry, patience
+from .predictive import Remembered, in_a_hurry, patience
 from .steptime import StepSample
 
 __all__ = ["Failed", "Scheduler"]
@@ -36,7 +36,7 @@ class Scheduler:
         self._policy = policy_of(config)
         self._predictive = predictive_policy(self._policy)
         self._learner = Learner()
-        self._memory = Memory()
+        self._memory = Remembered()
 
     def reconfigure(self, config: Config) -> None:
         """The next decision follows the new configuration."""

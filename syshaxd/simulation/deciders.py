@@ -19,11 +19,11 @@ from syshaxd.scheduler.learning import PREFILL_MEMORY
 from syshaxd.scheduler.lengths import LengthLog
 from syshaxd.scheduler.moving import choose_moves
 from syshaxd.scheduler.outlook import Handoff, Knowledge, Limits, PredictivePolicy
-from syshaxd.scheduler.predictive import Memory, decide, keep_split, patience
+from syshaxd.scheduler.predictive import Remembered, decide, keep_split, patience
 from syshaxd.scheduler.steptime import StepFit, StepSample
 
 from .law import Host
-from .world import Decider, Request, Unit, World
+from .world import Decider, Request, SimulatedUnit, World
 
 ACCELERATOR, CPU = "accelerator", "cpu"
 VIEWS = {
@@ -54,7 +54,7 @@ def snapshot_of(world: World, only: str | None = None, asking: Request | None = 
     )
 
 
-def _unit_snapshot(world: World, unit: Unit) -> UnitSnapshot:
+def _unit_snapshot(world: World, unit: SimulatedUnit) -> UnitSnapshot:
     law = unit.law
     coming = [request for request in (*unit.waiting, *unit.prefilling) if request.first_token is None]
     again = [request for request in (*unit.waiting, *unit.prefilling) if request.first_token is not None]
@@ -79,7 +79,7 @@ def _unit_snapshot(world: World, unit: Unit) -> UnitSnapshot:
     )
 
 
-def _entries(unit: Unit, now: float) -> Iterator[InFlight]:
+def _entries(unit: SimulatedUnit, now: float) -> Iterator[InFlight]:
     for request in unit.running.values():
         yield _entry(unit, request, unit.generated(request), now)
     for request in unit.waiting:
@@ -87,7 +87,7 @@ def _entries(unit: Unit, now: float) -> Iterator[InFlight]:
             yield _entry(unit, request, request.generated, request.preempted_at)
 
 
-def _entry(unit: Unit, request: Request, generated: int, last_token: float) -> InFlight:
+def _entry(unit: SimulatedUnit, request: Request, generated: int, last_token: float) -> InFlight:
     return InFlight(
         request.info,
         unit.law.name,
@@ -126,7 +126,7 @@ class AcceleratorOnly:
         """None."""
         return ()
 
-    def step(self, world: World, unit: Unit, sample: StepSample) -> None:
+    def step(self, world: World, unit: SimulatedUnit, sample: StepSample) -> None:
         """Learns nothing."""
 
     def finished(self, world: World, request: Request) -> None:
@@ -171,7 +171,7 @@ class FixedThreshold(AcceleratorOnly):
             return Refuse(Reason("busy", "both sides are busy"), 429, 1.0)
         return SPLIT
 
-    def step(self, world: World, unit: Unit, sample: StepSample) -> None:
+    def step(self, world: World, unit: SimulatedUnit, sample: StepSample) -> None:
         """Keeps the CPU's throughput."""
         if unit is world.cpu:
             self._window.append((world.now, sample.decoding))
@@ -188,7 +188,7 @@ class Predictive(AcceleratorOnly):
     """The product: calls the very functions the daemon calls."""
 
     def __init__(self, host: Host, policy: PredictivePolicy = PredictivePolicy(), calibration: float = 1.0) -> None:
-        self._policy, self._memory = policy, Memory()
+        self._policy, self._memory = policy, Remembered()
         self._fits = {ACCELERATOR: StepFit(), CPU: StepFit()}
         self._lengths, self._rate, self._rate_at, self._steps = LengthLog(), 0.0, 0.0, 0
         handoff = Handoff(host.handoff, host.model.kv_bytes / host.link)
@@ -235,7 +235,7 @@ class Predictive(AcceleratorOnly):
         """The daemon's answer."""
         return patience(request.info, self._policy)
 
-    def model_seconds(self, unit: Unit, decoding: int, prefill: int, kv: int) -> float:
+    def model_seconds(self, unit: SimulatedUnit, decoding: int, prefill: int, kv: int) -> float:
         """What the learned model says of a step (benchmark)."""
         return self._fits[unit.law.name].model.seconds(decoding, prefill, kv)
 
@@ -269,7 +269,7 @@ class Predictive(AcceleratorOnly):
         self._memory = chosen.memory
         return chosen.moves
 
-    def step(self, world: World, unit: Unit, sample: StepSample) -> None:
+    def step(self, world: World, unit: SimulatedUnit, sample: StepSample) -> None:
         """Feeds the fits."""
         self._steps += 1
         if sample.prefill_tokens or self._steps % 3 == 0:

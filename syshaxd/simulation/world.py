@@ -75,14 +75,14 @@ class Decider(Protocol):
     def moves(self, world: "World") -> Sequence[Move]:
         """Running requests that change sides now."""
 
-    def step(self, world: "World", unit: "Unit", sample: StepSample) -> None:
+    def step(self, world: "World", unit: "SimulatedUnit", sample: StepSample) -> None:
         """A step was observed."""
 
     def finished(self, world: "World", request: Request) -> None:
         """A request has ended."""
 
 
-class Unit:
+class SimulatedUnit:
     """State of one simulated unit."""
 
     def __init__(self, law: Law) -> None:
@@ -143,7 +143,7 @@ class World:
     count: Counter[str] = field(default_factory=Counter)
 
     def __post_init__(self) -> None:
-        self.accelerator, self.cpu = Unit(self.host.accelerator), Unit(self.host.cpu)
+        self.accelerator, self.cpu = SimulatedUnit(self.host.accelerator), SimulatedUnit(self.host.cpu)
         self.held_back: list[tuple[Turn, int, Request]] = []
         self._noise = random.Random(self.seed)
         self._events: list[tuple[float, int, Callable[[], None]]] = []
@@ -152,7 +152,7 @@ class World:
         self._last_moves = -1.0
         self._asking = False
 
-    def unit(self, name: str) -> Unit:
+    def unit(self, name: str) -> SimulatedUnit:
         """By name."""
         return self.accelerator if name == self.accelerator.law.name else self.cpu
 
@@ -264,18 +264,18 @@ class World:
                 self._leave_queue(request)
                 self._settle(request, plan)
 
-    def _submit(self, unit: Unit, request: Request) -> None:
+    def _submit(self, unit: SimulatedUnit, request: Request) -> None:
         request.unit, request.need = unit.law.name, request.arrival.prompt + request.generated
         unit.waiting.append(request)
         unit.waiting_tokens += request.need
         self._kick(unit)
 
     # ---- steps ----
-    def _kick(self, unit: Unit) -> None:
+    def _kick(self, unit: SimulatedUnit) -> None:
         if not unit.busy and (unit.waiting or unit.prefilling or unit.running):
             self._start(unit)
 
-    def _admit(self, unit: Unit) -> None:
+    def _admit(self, unit: SimulatedUnit) -> None:
         while unit.waiting and unit.residents() < unit.law.max_num_seqs:
             request = unit.waiting[0]
             if unit.kv + request.need > 0.99 * unit.law.capacity and unit.kv > 0:
@@ -286,7 +286,7 @@ class World:
             request.prefill_left = request.need
             unit.prefilling.append(request)
 
-    def _start(self, unit: Unit) -> None:
+    def _start(self, unit: SimulatedUnit) -> None:
         self._admit(unit)
         decoding = len(unit.running)
         budget, prefill = max(0, unit.law.prefill_chunk - decoding), 0
@@ -304,12 +304,12 @@ class World:
             sample = StepSample(decoding, prefill, unit.kv_running, self._duration(unit, decoding, prefill))
             self._at(self.now + sample.seconds, lambda: self._end(unit, done, sample))
 
-    def _duration(self, unit: Unit, decoding: int, prefill: int) -> float:
+    def _duration(self, unit: SimulatedUnit, decoding: int, prefill: int) -> float:
         slowed = unit is self.cpu and self.slow_cpu_after is not None and self.now > self.slow_cpu_after
         noise = math.exp(self._noise.gauss(0, STEP_NOISE))
         return unit.law.seconds(decoding, prefill, unit.kv_running) * noise * (2.0 if slowed else 1.0)
 
-    def _end(self, unit: Unit, done: list[Request], sample: StepSample) -> None:
+    def _end(self, unit: SimulatedUnit, done: list[Request], sample: StepSample) -> None:
         unit.step_number += 1
         unit.kv += len(unit.running)
         unit.kv_running += len(unit.running)
@@ -323,7 +323,7 @@ class World:
         unit.busy = False
         self._kick(unit)
 
-    def _finish_ended(self, unit: Unit) -> None:
+    def _finish_ended(self, unit: SimulatedUnit) -> None:
         while unit.ending and unit.ending[0][0] <= unit.step_number:
             step, number = heapq.heappop(unit.ending)
             request = unit.running.get(number)
@@ -331,7 +331,7 @@ class World:
                 unit.kv -= unit.leave(request)
                 self._finish(request)
 
-    def _prefilled(self, unit: Unit, request: Request) -> None:
+    def _prefilled(self, unit: SimulatedUnit, request: Request) -> None:
         unit.prefilling.remove(request)
         request.generated += 1
         unit.kv += 1
@@ -355,7 +355,7 @@ class World:
         self._release()
         self._client_sends(self._think)
 
-    def _relieve(self, unit: Unit) -> None:
+    def _relieve(self, unit: SimulatedUnit) -> None:
         while unit.kv > unit.law.capacity and unit.running:
             request = next(reversed(unit.running.values()))
             unit.kv -= unit.leave(request)
@@ -374,7 +374,7 @@ class World:
         for move in self.decider.moves(self):
             self._move(self.requests[int(move.request_id)], self.unit(move.target))
 
-    def _move(self, request: Request, target: Unit) -> None:
+    def _move(self, request: Request, target: SimulatedUnit) -> None:
         source = self.unit(request.unit)
         if source is target or not (request.number in source.running or request in source.waiting):
             return
@@ -384,7 +384,7 @@ class World:
         # Chunks are written as the request runs, so that the source gives its blocks back at once.
         self._transfer(source, target, request, held, hold=False)
 
-    def _taken_from(self, source: Unit, request: Request) -> int:
+    def _taken_from(self, source: SimulatedUnit, request: Request) -> int:
         """KV tokens that come along; a preempted one has them in its ticket."""
         if request.number in source.running:
             return source.leave(request)
@@ -394,7 +394,9 @@ class World:
         request.preempted_at = None
         return request.need
 
-    def _transfer(self, source: Unit, target: Unit, request: Request, tokens: int, hold: bool) -> None:
+    def _transfer(
+        self, source: SimulatedUnit, target: SimulatedUnit, request: Request, tokens: int, hold: bool
+    ) -> None:
         if not hold:
             source.kv -= tokens
         begin = max(self.now, self._link_free)
@@ -403,7 +405,7 @@ class World:
         request.moving, request.unit = True, target.law.name
         self._at(self._link_free + self.host.handoff, lambda: self._arrived(source, target, request, tokens, hold))
 
-    def _arrived(self, source: Unit, target: Unit, request: Request, tokens: int, hold: bool) -> None:
+    def _arrived(self, source: SimulatedUnit, target: SimulatedUnit, request: Request, tokens: int, hold: bool) -> None:
         if hold:
             source.kv -= tokens
         target.arriving, target.arriving_tokens = target.arriving - 1, target.arriving_tokens - tokens

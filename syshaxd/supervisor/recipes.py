@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import replace
 
-from syshaxd.backends.base import LaunchSpec
+from syshaxd.backends.backend import LaunchSpec
 from syshaxd.config import unit_digest
 from syshaxd.config.types import UnitConfig
 from syshaxd.topology import format_cpu_list

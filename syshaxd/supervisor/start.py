@@ -12,7 +12,7 @@ from typing import Callable
 from urllib.parse import urlsplit
 
 from syshaxd import log as logging
-from syshaxd.backends.base import Backend, LaunchSpec, OnLine, Running
+from syshaxd.backends.backend import Backend, LaunchSpec, OnLine, Running
 from syshaxd.config.types import UnitConfig
 from syshaxd.errors import BackendError
 from syshaxd.model.abilities import Abilities

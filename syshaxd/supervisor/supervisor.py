@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Callable
 
-from syshaxd.backends.base import Backend
+from syshaxd.backends.backend import Backend
 from syshaxd.config.types import Config, UnitConfig
 from syshaxd.errors import BackendError, ControlError, DeadlineError
 from syshaxd.model.snapshot import InFlight
@@ -16,12 +16,12 @@ from syshaxd.tasks import TaskSet, cancelled, within
 from syshaxd.unitclient import UnitClient
 from syshaxd.units import Surroundings
 
-from .binding.plan import Binding, BindingPlan
+from .binding.binding_plan import Binding, BindingPlan
 from .life import What
 from .replacing import Replacements, Standing
 from .start import Desired, Tools
-from .unit import Unit
 from .unit_container import container_name, donor_of
+from .unit_task import Unit
 
 RECONCILE = 1.0  # seconds between two looks when nothing happens
 STOP_MARGIN = 5.0  # seconds beyond a unit's own timeouts until it is given up

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Protocol
 
 from syshaxd import log as logging
-from syshaxd.backends.base import LaunchSpec
+from syshaxd.backends.backend import LaunchSpec
 from syshaxd.model.unit import UnitState
 
-from .life import Event, Life, What
+from .life import Life, LifeEvent, What
 
 log = logging.Log("supervisor")
 
@@ -20,7 +20,7 @@ class Started(Protocol):
     began: float
 
 
-def tell_transition(unit: str, before: Life, life: Life, event: Event, start: Started | None, now: float) -> None:
+def tell_transition(unit: str, before: Life, life: Life, event: LifeEvent, start: Started | None, now: float) -> None:
     """One log line for each change of state that an operator wants to know of."""
     if life.state is before.state and life.epoch == before.epoch:
         return

@@ -18,7 +18,7 @@ from syshaxd.units import KINDS
 from syshaxd.units.accelerators import ACCELERATORS
 from syshaxd.units.base import PACKAGES_INSIDE
 
-from .binding.plan import Binding
+from .binding.binding_plan import Binding
 
 SHM_SIZE = 1 << 30  # bytes; vLLM dies with the engines' own 64 MiB
 

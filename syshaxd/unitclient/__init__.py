@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from .client import Answer, Generated, ModelCard, Target, Tokenized, UnitClient
 from .events import Chunk, Usage, remote_kv, transfer_params
-from .stream import AnswerStream, Deadlines, UnitStream
+from .unit_stream import AnswerStream, Deadlines, UnitStream
 
 __all__ = [
     "Answer",

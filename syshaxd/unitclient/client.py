@@ -15,9 +15,9 @@ from syshaxd.model.request import Endpoint
 from syshaxd.model.unit import Granted
 from syshaxd.tasks import within
 
-from .errors import FAILURES, from_exception
 from .events import parse_usage
-from .stream import AnswerStream, Deadlines, UnitStream
+from .failures import FAILURES, from_exception
+from .unit_stream import AnswerStream, Deadlines, UnitStream
 
 _LARGE = 256 * 1024
 _JSON = {"Content-Type": "application/json"}

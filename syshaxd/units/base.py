@@ -16,7 +16,7 @@ from .memory import Memory
 if TYPE_CHECKING:
     from syshax_contract.model_files import ModelFacts
     from syshaxd.config.types import UnitConfig
-    from syshaxd.supervisor.binding.plan import Binding
+    from syshaxd.supervisor.binding.binding_plan import Binding
 
 PACKAGES_INSIDE = "/opt/syshax/python"  # where a container has our Python packages
 THREADS = "OMP_NUM_THREADS"

@@ -20,7 +20,7 @@ from .vllm_flags import CPU_BLOCK, TRANSFER, block_for_cpu, block_note, flags, t
 if TYPE_CHECKING:
     from syshax_contract.model_files import ModelFacts
     from syshaxd.config.types import UnitConfig
-    from syshaxd.supervisor.binding.plan import Binding
+    from syshaxd.supervisor.binding.binding_plan import Binding
 
 _BOTH_WAYS: Mapping[str, Any] = {"kv_role": "kv_both", "kv_load_failure_policy": "recompute"}
 POOL: Mapping[str, Any] = {

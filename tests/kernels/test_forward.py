@@ -11,7 +11,7 @@ import pytest
 from numpy.typing import NDArray
 
 from syshax_kernels.context import Context, available_isas
-from syshax_kernels.errors import KernelError
+from syshax_kernels.kernel_errors import KernelError
 from syshax_kernels.model import KvSlice, Model, ModelShape, Seq
 from syshax_kernels.types import DType
 from tests.crc32c import crc32c

@@ -10,7 +10,7 @@ import pytest
 from numpy.typing import NDArray
 
 from syshax_kernels.context import Context, available_isas
-from syshax_kernels.errors import KernelError
+from syshax_kernels.kernel_errors import KernelError
 from syshax_kernels.matrix import Matrix
 from syshax_kernels.types import BLOCKS, DType
 from tests.kernels.reference import decode, encode

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from syshax_kernels.context import Context
-from syshax_kernels.errors import KernelError
+from syshax_kernels.kernel_errors import KernelError
 from syshax_kernels.matrix import Matrix
 from syshax_kernels.types import DType
 

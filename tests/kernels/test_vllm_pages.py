@@ -6,17 +6,17 @@ import time
 from types import SimpleNamespace
 
 from syshax_kernels.pool_types import UnitStats
-from syshax_vllm.pages import Pages
+from syshax_vllm.stats_counts import StatsCounts
 
 
-def page_of(pages: Pages, tokens: int) -> UnitStats:
+def page_of(pages: StatsCounts, tokens: int) -> UnitStats:
     """At the begin of a step of so many tokens."""
     pages.step_begins(tokens)
     return pages.page()
 
 
 def test_tokens_and_time_are_of_the_same_step() -> None:
-    pages = Pages(16, 128, 2048)
+    pages = StatsCounts(16, 128, 2048)
     first = page_of(pages, 512)
     assert (first.steps, first.step_tokens, first.step_ns) == (0, 0, 0)
     assert (first.max_num_seqs, first.max_step_tokens) == (128, 2048)
@@ -26,7 +26,7 @@ def test_tokens_and_time_are_of_the_same_step() -> None:
 
 
 def test_a_step_scheduled_ahead_begins_when_the_one_before_it_is_over() -> None:
-    pages = Pages(16, 128, 2048)
+    pages = StatsCounts(16, 128, 2048)
     page_of(pages, 512)
     page_of(pages, 3)
     begins = time.perf_counter_ns()
@@ -38,7 +38,7 @@ def test_a_step_scheduled_ahead_begins_when_the_one_before_it_is_over() -> None:
 
 
 def test_a_report_without_a_step_changes_nothing() -> None:
-    pages = Pages(16, 128, 2048)
+    pages = StatsCounts(16, 128, 2048)
     pages.step_over()
     assert page_of(pages, 0).steps == 0
 
@@ -47,7 +47,7 @@ def test_blocks_that_only_wait_for_their_copy_do_not_count() -> None:
     """Who offloads asks whether the unit is full: what has left is told as gone with the abort, not two steps later."""
     pool = SimpleNamespace(num_gpu_blocks=101, get_num_free_blocks=lambda: 10)
     pool.blocks = [SimpleNamespace(ref_cnt=2 if number < 5 else 1) for number in range(101)]  # five are shared
-    pages = Pages(16, 128, 2048)
+    pages = StatsCounts(16, 128, 2048)
     pages.bind(pool)
     assert pages.page().kv_blocks_used == 90
     pages.ending("r", list(range(30)))

@@ -12,7 +12,7 @@ from typing import Any
 import aiohttp
 import pytest
 
-from syshaxd.cli.bench.units import keep
+from syshaxd.cli.bench.calibrated_units import keep
 from syshaxd.engine.calibration import calibration_path
 from testbed.daemon_fake_units import HUP, MODEL, ROOT, Daemon, clients, unit
 from testbed.fake_unit.language import encode, text_after

@@ -18,8 +18,8 @@ from syshax_contract.model_memory import kv_bytes
 from syshax_kernels.model import Seq as Row
 from syshax_kernels.types import DType
 from sysinfer.config import read_config
-from sysinfer.errors import ModelFileError
-from sysinfer.gguf import GgufFile
+from sysinfer.engine_errors import ModelFileError
+from sysinfer.gguf_tensors import GgufFile
 from tests.sysinfer import models
 from tests.sysinfer.families import CONTEXT, FAMILIES, KV_HEADS, LONG, Family, mask_of
 from tests.sysinfer.test_greedy import GREEDY, Model, prompts

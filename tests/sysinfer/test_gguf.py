@@ -13,8 +13,8 @@ import pytest
 from gguf import GGMLQuantizationType as Kind
 
 from sysinfer.config import Metadata, read_config, vocabulary
-from sysinfer.errors import ModelFileError
-from sysinfer.gguf import GgufFile
+from sysinfer.engine_errors import ModelFileError
+from sysinfer.gguf_tensors import GgufFile
 from sysinfer.quant import can_dequantise, dequantise
 from sysinfer.tokenizer import ModelTokenizer
 from sysinfer.weights import find_all

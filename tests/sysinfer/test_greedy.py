@@ -16,7 +16,7 @@ from syshax_kernels.model import Seq as Row
 from sysinfer.blocks import BlockPool
 from sysinfer.config import read_config
 from sysinfer.core import EngineCore, Handoffs
-from sysinfer.gguf import GgufFile
+from sysinfer.gguf_tensors import GgufFile
 from sysinfer.native import NativeRunner, RunnerSizes
 from sysinfer.output import Output
 from sysinfer.sampling import SamplingParams

@@ -17,8 +17,8 @@ from hypothesis.extra import numpy as hnp
 
 from syshax_contract.stop_strings import StopMatcher
 from sysinfer.config import read_config
-from sysinfer.errors import ModelFileError, RequestError, SequenceError
-from sysinfer.gguf import GgufFile
+from sysinfer.engine_errors import ModelFileError, RequestError, SequenceError
+from sysinfer.gguf_tensors import GgufFile
 from sysinfer.output import ERROR
 from sysinfer.runner import Row
 from sysinfer.sampling import History, SamplingParams, sample, shape_logits

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from sysinfer.engine_errors import SetupError
 from sysinfer.env import parse_cpus, read_environment
-from sysinfer.errors import SetupError
 from sysinfer.options import parse_options
 
 

@@ -19,7 +19,7 @@ from syshax_kernels.model import packed_bytes
 from syshax_kernels.types import DType
 from sysinfer import packed
 from sysinfer.config import read_config
-from sysinfer.gguf import GgufFile
+from sysinfer.gguf_tensors import GgufFile
 from sysinfer.native import NativeRunner, RunnerSizes
 from sysinfer.runner import ALL_LOGITS, Row
 

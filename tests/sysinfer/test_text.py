@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from syshax_contract.stop_strings import StopMatcher
 from sysinfer.detok import Detokenizer
-from sysinfer.errors import ModelFileError, RequestError
+from sysinfer.engine_errors import ModelFileError, RequestError
 from sysinfer.template import ChatTemplate
 
 TEXTS = st.text(alphabet="ab <|中文é👋🏽👨‍👩‍👧́", max_size=12)

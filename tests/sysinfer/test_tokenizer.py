@@ -19,8 +19,8 @@ from transformers.integrations.gguf.gguf_tokenizer_mapping import GGUF_PRE_TOKEN
 from sysinfer.chat_templates import template_source
 from sysinfer.config import Metadata
 from sysinfer.detok import Detokenizer
-from sysinfer.errors import ModelFileError
-from sysinfer.gguf import GgufFile
+from sysinfer.engine_errors import ModelFileError
+from sysinfer.gguf_tensors import GgufFile
 from sysinfer.template import ChatTemplate
 from sysinfer.tokenizer import ModelTokenizer
 from tests.sysinfer.models import CORPUS

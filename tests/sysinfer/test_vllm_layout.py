@@ -10,8 +10,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from syshax_kernels.errors import KernelError
-from syshax_kernels.pages import Chunk, Part
+from syshax_kernels.kernel_errors import KernelError
+from syshax_kernels.paged_kv import Chunk, PagesPart
 from syshax_kernels.pool import BF16, F16, F32, Geometry, Inbox, Outbox
 from syshax_vllm.layout import CHUNK_TOKENS, Fill, Indexed, LayerKV, Strided, kernel_blocks, layer_of, pages_of, pieces
 from tests.crc32c import crc32c
@@ -127,7 +127,7 @@ def test_the_native_core_copies_what_torch_does(
     truth = torch.randn(1, 2, CHUNK_TOKENS, HEADS + 1, HEAD_SIZE).to(wire)
     mine = slice(first_head, first_head + HEADS)
     by_torch, native = layer(kind, size, dtype), layer(kind, size, dtype)
-    part = Part(table, start % size, end - start, start)
+    part = PagesPart(table, start % size, end - start, start)
     copy(by_torch, truth[:, :, :, mine], start, end, table, out=False)
     crc = pages_of([native], HEAD_SIZE).copy_in(part, chunk_of(truth, first_head))
     assert crc == crc32c(bytes_of(truth[:, :, start:end, mine]))
@@ -237,8 +237,8 @@ def load_as_cpus(inbox: Inbox, layers: list[LayerKV], table: list[int], wire: to
     view, pages = inbox.pin(TICKET), pages_of(layers, HEAD_SIZE)
     for index in range(view.n_chunks):
         found = view.locate(index)
-        part = Part(table[index * CHUNK_TOKENS // layers[0].block_size :], index * CHUNK_TOKENS % layers[0].block_size,
-                    found.n_tokens, 0)  # fmt: skip
+        block, first = divmod(index * CHUNK_TOKENS, layers[0].block_size)
+        part = PagesPart(table[block:], first, found.n_tokens, 0)
         view.match(index, found.n_tokens, pages.copy_in(part, Chunk(found.address, TYPES[wire], CHUNK_TOKENS, HEADS)))
     view.release()
 
@@ -246,14 +246,16 @@ def load_as_cpus(inbox: Inbox, layers: list[LayerKV], table: list[int], wire: to
 def test_infinity_becomes_finite_in_half_precision() -> None:
     cache = layer("cpu, vectors", 32, torch.float16)
     wire = torch.full((1, 2, CHUNK_TOKENS, HEADS, HEAD_SIZE), float("-inf"), dtype=torch.float16)
-    pages_of([cache], HEAD_SIZE).copy_in(Part([0, 1], 0, CHUNK_TOKENS, 0), chunk_of(wire, 0))
+    pages_of([cache], HEAD_SIZE).copy_in(PagesPart([0, 1], 0, CHUNK_TOKENS, 0), chunk_of(wire, 0))
     found = torch.zeros_like(wire)
     copy(cache, found, 0, CHUNK_TOKENS, [0, 1], out=True)
     assert (found == -65504).all()
 
 
-@pytest.mark.parametrize("part", [Part([9999], 0, 8, 0), Part([0], 30, 8, 0), Part([0], 0, 8, 60), Part([-1], 0, 8, 0)])
-def test_tokens_that_are_not_there_are_refused(part: Part) -> None:
+@pytest.mark.parametrize(
+    "part", [PagesPart([9999], 0, 8, 0), PagesPart([0], 30, 8, 0), PagesPart([0], 0, 8, 60), PagesPart([-1], 0, 8, 0)]
+)
+def test_tokens_that_are_not_there_are_refused(part: PagesPart) -> None:
     wire = torch.zeros(1, 2, CHUNK_TOKENS, HEADS, HEAD_SIZE)
     with pytest.raises(KernelError, match="pages:"):
         pages_of([layer("cpu, vectors", 32)], HEAD_SIZE).copy_out(part, chunk_of(wire, 0))

@@ -16,14 +16,14 @@ from typing import Any, Callable
 
 import pytest
 
-from syshaxd.backends.base import LaunchSpec, Running
+from syshaxd.backends.backend import LaunchSpec, Running
 from syshaxd.backends.container import ContainerBackend
 from syshaxd.backends.container_spec import ContainerSpec, EngineKind, Mount, Publish
 from syshaxd.config.types import Config, ContainerConfig, UnitConfig
 from syshaxd.errors import BackendError
 from syshaxd.model.unit import BackendKind, Role
-from syshaxd.supervisor.binding.host import read_host
-from syshaxd.supervisor.binding.planning import binding_plan
+from syshaxd.supervisor.binding.configured import binding_plan
+from syshaxd.supervisor.binding.host_tree import read_host
 from syshaxd.supervisor.binding.shortfalls import Allowed, allowed
 from syshaxd.supervisor.recipes import launch_spec
 from syshaxd.topology import format_cpu_list

@@ -22,7 +22,7 @@ MAX_CONFIG = 16 << 20  # bytes of a config.json; real ones have some thousand
 
 
 @dataclass(frozen=True)
-class Part:
+class ModelPart:
     """Elements that are stored alike.
 
     `whole`: embedding and output, which stay at 8 bits when 4 are asked for. `vector`: norms and biases, held as F32.
@@ -40,7 +40,7 @@ class Part:
 class ModelFacts:
     """`kv_elements`: of K and V of one token over all layers; sizes are in elements."""
 
-    parts: tuple[Part, ...]
+    parts: tuple[ModelPart, ...]
     kv_elements: int
     context: int  # tokens
     width: int  # d_model
@@ -82,7 +82,7 @@ def _read_folder(folder: Path) -> ModelFacts:
         raise ValueError("no weights")
     total = sum(file.stat().st_size for file in files)
     return ModelFacts(
-        parts=(Part(total // size, F32 if size == 4 else BF16),) if size != 1 else (Part(total, Q8_0),),
+        parts=(ModelPart(total // size, F32 if size == 4 else BF16),) if size != 1 else (ModelPart(total, Q8_0),),
         kv_elements=2 * int(config["num_hidden_layers"]) * kv_heads * head,
         context=int(config.get("max_position_embeddings") or 0),
         width=width,
@@ -135,10 +135,10 @@ def gguf_facts(header: GgufHeader) -> ModelFacts:
     )
 
 
-def _parts(tensors: Mapping[str, TensorEntry]) -> tuple[Part, ...]:
+def _parts(tensors: Mapping[str, TensorEntry]) -> tuple[ModelPart, ...]:
     sums: dict[tuple[Any, ...], int] = {}
     for name, tensor in tensors.items():
         whole = name in ("token_embd.weight", "output.weight")
         place = (tensor.type, whole, prod(tensor.dims[1:]) == 1, tensor.dims[0] % 32 == 0)
         sums[place] = sums.get(place, 0) + prod(tensor.dims)
-    return tuple(Part(elements, *place) for place, elements in sorted(sums.items()))
+    return tuple(ModelPart(elements, *place) for place, elements in sorted(sums.items()))

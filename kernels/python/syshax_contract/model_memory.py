@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from .gguf import BF16, F16, F32, Q4_0, Q8_0, TENSOR_TYPES
-from .model_files import ModelFacts, Part
+from .model_files import ModelFacts, ModelPart
 from .sysinfer_command import EngineSizing
 
 SERVER_BYTES = 128 << 20  # the Python process without a model
@@ -75,7 +75,7 @@ def held_type(source: int, wanted: int | None, whole: bool = False, blocks: bool
     return F32 if kind in (Q8_0, Q4_0) and not blocks else kind
 
 
-def held_bytes(part: Part, wanted: int | None) -> int:
+def held_bytes(part: ModelPart, wanted: int | None) -> int:
     """Bytes of a part in memory."""
     kind = TENSOR_TYPES[F32 if part.vector else held_type(part.type, wanted, part.whole, part.blocks)]
     return -(-part.elements // kind.block) * kind.size

@@ -17,7 +17,7 @@ from typing import Callable, Generic, Protocol, TypeVar
 from syshax_handoff.chunks import common_prefix
 from syshax_handoff.reasons import TIMEOUT, HandoffCounts, reason_of
 from syshax_handoff.saving import Progress
-from syshax_kernels.errors import BusyError, KernelError, NotFoundError
+from syshax_kernels.kernel_errors import BusyError, KernelError, NotFoundError
 from syshax_kernels.pool import PoolInfo, View
 
 PIN_LEASE_S = 30.0  # how long a pinned ticket is ours, queueing included

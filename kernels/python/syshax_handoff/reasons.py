@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import Protocol
 
-from syshax_kernels.errors import BusyError, CorruptError, FullError, MismatchError, NotFoundError, StaleError
+from syshax_kernels.kernel_errors import BusyError, CorruptError, FullError, MismatchError, NotFoundError, StaleError
 
 REASONS = (
     (NotFoundError, "missing"), (StaleError, "stale"), (CorruptError, "corrupt"), (MismatchError, "mismatch"),

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Generic, Protocol, TypeVar
 
 from syshax_handoff.reasons import NO_POOL, HandoffCounts, reason_of
-from syshax_kernels.errors import KernelError
+from syshax_kernels.kernel_errors import KernelError
 from syshax_kernels.pool import CHUNK_TOKENS, Ticket, UnitStats
 
 READY_LEASE_S = 30.0  # how long a published ticket waits for its consumer

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from syshax_kernels.errors import KernelError, error_for
+from syshax_kernels.kernel_errors import KernelError, error_for
 
 ABI_VERSION = 2
 FILE_NAME = "libsyshax_kernels.so"

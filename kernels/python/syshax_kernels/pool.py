@@ -16,7 +16,7 @@ from dataclasses import fields
 from types import TracebackType
 from typing import Any, NamedTuple, TypeVar
 
-from syshax_kernels.errors import KernelError, NotFoundError, StaleError
+from syshax_kernels.kernel_errors import KernelError, NotFoundError, StaleError
 from syshax_kernels.library import Library
 from syshax_kernels.pool_abi import PROTOTYPES, CreateArgs, GeometryStruct, InfoStruct, StatsStruct, ViewStruct
 from syshax_kernels.pool_types import (

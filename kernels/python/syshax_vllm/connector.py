@@ -10,7 +10,7 @@ from vllm.distributed.parallel_state import get_tensor_model_parallel_rank
 
 from syshax_handoff.loading import Loader
 from syshax_handoff.saving import Saver
-from syshax_kernels.errors import KernelError
+from syshax_kernels.kernel_errors import KernelError
 from syshax_kernels.library import Library
 from syshax_kernels.pool import Geometry, Inbox, Outbox, chunks_that_fit, pool_library
 from syshax_vllm import compat
@@ -19,8 +19,8 @@ from syshax_vllm.env import Pool, own_pool
 from syshax_vllm.geometry import geometry_of, refusals
 from syshax_vllm.heart import Heart
 from syshax_vllm.meta import HandoffMetadata
-from syshax_vllm.pages import Pages
 from syshax_vllm.scheduler_side import SchedulerSide
+from syshax_vllm.stats_counts import StatsCounts
 from syshax_vllm.worker_side import Share, WorkerSide, cpu_fill
 
 log = logging.getLogger("vllm.syshax")
@@ -47,7 +47,9 @@ class SyshaxConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
         self._failed_blocks: set[int] = set()
         self._counts = Counts()
         limits = vllm_config.scheduler_config
-        self._pages = Pages(vllm_config.cache_config.block_size, limits.max_num_seqs, limits.max_num_batched_tokens)
+        self._pages = StatsCounts(
+            vllm_config.cache_config.block_size, limits.max_num_seqs, limits.max_num_batched_tokens
+        )
         if pool is None:
             log.warning("no handoff from this unit: SYSHAX_POOL_DIR is not set")
         elif role == KVConnectorRole.SCHEDULER:

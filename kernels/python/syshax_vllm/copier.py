@@ -18,7 +18,7 @@ from typing import Any, Callable, Protocol
 import torch
 
 from syshax_handoff.chunks import ChunkPart, Copy, Then
-from syshax_kernels import pages
+from syshax_kernels import paged_kv as pages
 from syshax_kernels.library import Library
 from syshax_kernels.pool import BF16, CHUNK_TOKENS, F16, F32, PoolInfo
 from syshax_vllm.layout import LayerKV, kernel_blocks, pages_of, pieces
@@ -127,13 +127,13 @@ class NativeCopier:
         return self._copy(self._pages.copy_in, order, heads, info)
 
     def _copy(
-        self, move: Callable[[pages.Part, pages.Chunk], int], order: Write | Load, heads: slice, info: PoolInfo
+        self, move: Callable[[pages.PagesPart, pages.Chunk], int], order: Write | Load, heads: slice, info: PoolInfo
     ) -> Copy:
         blocks, shape = OrderBlocks(order, self._block_size, self._small), info.geometry
 
         def copy(part: ChunkPart, address: int) -> int:
             chunk = pages.Chunk(address, shape.wire_type, CHUNK_TOKENS, shape.n_kv_heads, heads.start)
-            return move(pages.Part(blocks.of(part), part.first % self._small, part.count, part.at), chunk)
+            return move(pages.PagesPart(blocks.of(part), part.first % self._small, part.count, part.at), chunk)
 
         return copy
 

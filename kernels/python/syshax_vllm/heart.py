@@ -7,8 +7,8 @@ import logging
 import threading
 
 from syshax_handoff.saving import Saver
-from syshax_kernels.errors import KernelError
-from syshax_vllm.pages import Pages
+from syshax_kernels.kernel_errors import KernelError
+from syshax_vllm.stats_counts import StatsCounts
 
 log = logging.getLogger("vllm.syshax")
 
@@ -19,7 +19,7 @@ SEAL_S = 0.005  # between two looks whether the last copy of an ended request is
 class Heart:
     """A thread that does what must not wait for the end of a step."""
 
-    def __init__(self, saver: Saver[str], pages: Pages) -> None:
+    def __init__(self, saver: Saver[str], pages: StatsCounts) -> None:
         self._saver, self._pages = saver, pages
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._beat, name="syshax-beat", daemon=True)

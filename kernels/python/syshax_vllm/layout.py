@@ -14,7 +14,7 @@ from typing import Any, Callable, NamedTuple, Protocol
 import torch
 
 from syshax_kernels.library import Library
-from syshax_kernels.pages import Pages, Shape, Side
+from syshax_kernels.paged_kv import Pages, Shape, Side
 from syshax_kernels.pool_types import BF16, F16, F32
 
 CHUNK_TOKENS = 64

@@ -16,7 +16,7 @@ from syshax_kernels.pool import CHUNK_TOKENS, Geometry
 from syshax_vllm import compat
 from syshax_vllm.counts import Counts
 from syshax_vllm.meta import HandoffMetadata, Load, Write, blocks_for
-from syshax_vllm.pages import Pages
+from syshax_vllm.stats_counts import StatsCounts
 
 log = logging.getLogger("vllm.syshax")
 
@@ -51,7 +51,13 @@ class SchedulerSide:
     """Decides what is loaded and saved; the workers are told by build_meta()."""
 
     def __init__(
-        self, saver: Saver[str], loader: Loader[str], geometry: Geometry, pages: Pages, counts: Counts, block_size: int
+        self,
+        saver: Saver[str],
+        loader: Loader[str],
+        geometry: Geometry,
+        pages: StatsCounts,
+        counts: Counts,
+        block_size: int,
     ) -> None:
         """`geometry`: what other units' pools must be of."""
         self._saver, self._loader, self._geometry, self._pages, self._counts = saver, loader, geometry, pages, counts

@@ -10,7 +10,7 @@ from typing import Any
 
 from syshax_handoff import chunks
 from syshax_handoff.chunks import WorkerTicket
-from syshax_kernels.errors import KernelError
+from syshax_kernels.kernel_errors import KernelError
 from syshax_kernels.pool import Inbox, PoolInfo, Worker, pool_library
 from syshax_vllm import compat
 from syshax_vllm.copier import Copier, NativeCopier, TorchCopier, roam

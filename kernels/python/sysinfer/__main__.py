@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import sys
 
+from sysinfer.engine_errors import SetupError
 from sysinfer.env import read_environment
-from sysinfer.errors import SetupError
 from sysinfer.options import parse_options
 
 

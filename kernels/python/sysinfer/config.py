@@ -11,8 +11,8 @@ from syshax_contract.gguf import Value
 from syshax_kernels.model import Recipe
 from syshax_kernels.types import LayerRope
 from sysinfer.architectures import ARCHITECTURES, NEUTRAL, TOLD_ONLY, Architecture
-from sysinfer.errors import ModelFileError
-from sysinfer.gguf import GgufFile
+from sysinfer.engine_errors import ModelFileError
+from sysinfer.gguf_tensors import GgufFile
 from sysinfer.rope import Rope, Scaling, plain, read_rope
 
 MAX_HEAD, MAX_LAYERS = 1024, 1024  # dimensions of a head; the core takes no more

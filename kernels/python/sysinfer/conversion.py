@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from syshax_kernels.types import DType
-from sysinfer.gguf import Tensor
+from sysinfer.gguf_tensors import Tensor
 from sysinfer.quant import dequantise, rounded
 
 log = logging.getLogger("sysinfer.weights")

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sysinfer.detok import TokenBytes
-from sysinfer.errors import SequenceError
+from sysinfer.engine_errors import SequenceError
 from sysinfer.handoff import SequenceLoader, SequenceSaver
 from sysinfer.output import ABORT, ERROR, Generation, Output
 from sysinfer.pace import Pace

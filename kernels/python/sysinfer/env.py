@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from sysinfer.errors import SetupError
+from sysinfer.engine_errors import SetupError
 
 _RANGE = re.compile(r"(\d+)(?:-(\d+)(?::(\d+))?)?")
 MAX_CPU = 4096

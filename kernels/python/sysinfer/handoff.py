@@ -17,7 +17,7 @@ from syshax_handoff.chunks import ChunkPart, Copy
 from syshax_handoff.loading import Loader
 from syshax_handoff.reasons import reason_of
 from syshax_handoff.saving import Progress, Saver
-from syshax_kernels.errors import KernelError
+from syshax_kernels.kernel_errors import KernelError
 from syshax_kernels.pool import Geometry, Inbox, Outbox, PoolInfo, UnitStats, memory
 from sysinfer.runner import Chunk, ModelRunner
 from sysinfer.sequence import Sequence

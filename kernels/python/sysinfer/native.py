@@ -14,7 +14,7 @@ from syshax_kernels.model import KvSlice, Model, ModelShape
 from syshax_kernels.pool import CHUNK_TOKENS
 from syshax_kernels.types import DType
 from sysinfer.config import ModelConfig
-from sysinfer.gguf import GgufFile
+from sysinfer.gguf_tensors import GgufFile
 from sysinfer.runner import Chunk, Row
 from sysinfer.weights import KINDS, load_weights
 

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from syshax_contract.sysinfer_command import EngineSizing, add_options, out_of_range, sizing
 from sysinfer import __version__
+from sysinfer.engine_errors import SetupError
 from sysinfer.env import Environment, parse_cpus
-from sysinfer.errors import SetupError
 
 DESCRIPTION = """Serves a GGUF model on CPUs with the OpenAI API.
 

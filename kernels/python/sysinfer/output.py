@@ -7,7 +7,7 @@ from typing import Union
 
 from syshax_contract.stop_strings import StopMatcher
 from sysinfer.detok import Detokenizer, TokenBytes
-from sysinfer.errors import SequenceError
+from sysinfer.engine_errors import SequenceError
 from sysinfer.sampling import History, SamplingParams, TokenLogprob
 from sysinfer.sequence import Sequence
 

@@ -23,7 +23,7 @@ import numpy as np
 
 from syshax_kernels.model import Model, Packed, packed_bytes
 from syshax_kernels.types import DType, Role
-from sysinfer.gguf import GgufFile
+from sysinfer.gguf_tensors import GgufFile
 
 MAGIC = b"SXPACKED"
 VERSION = 2  # of this file, and of the tiles: SX_PACK_VERSION in kernels.h

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from sysinfer.errors import ModelFileError
-from sysinfer.gguf import Tensor
+from sysinfer.engine_errors import ModelFileError
+from sysinfer.gguf_tensors import Tensor
 
 if TYPE_CHECKING:
     from sysinfer.config import Metadata

@@ -14,7 +14,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from sysinfer.errors import SequenceError
+from sysinfer.engine_errors import SequenceError
 
 Floats = NDArray[np.float32]
 Ids = NDArray[np.int64]

@@ -17,7 +17,7 @@ from jinja2.ext import Extension, loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.visitor import NodeTransformer
 
-from sysinfer.errors import ModelFileError, RequestError
+from sysinfer.engine_errors import ModelFileError, RequestError
 
 Message = Mapping[str, Any]  # a message of the raw OpenAI body
 

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers
 
 from sysinfer.config import Metadata
-from sysinfer.errors import ModelFileError
+from sysinfer.engine_errors import ModelFileError
 from sysinfer.pretokenizers import PRE_TOKENIZERS, Split
 
 log = logging.getLogger("sysinfer.tokenizer")

@@ -12,15 +12,15 @@ from numpy.typing import NDArray
 
 from syshax_contract.gguf import TENSOR_TYPES
 from syshax_contract.model_memory import HELD_AS, HELD_BITS, held_type
-from syshax_kernels.errors import KernelError
+from syshax_kernels.kernel_errors import KernelError
 from syshax_kernels.model import Model, packed_bytes
 from syshax_kernels.types import DType, Role
 from sysinfer import packed
 from sysinfer.architectures import FORMS, TensorPart
 from sysinfer.config import ModelConfig
 from sysinfer.conversion import Costs
-from sysinfer.errors import ModelFileError
-from sysinfer.gguf import GgufFile, Tensor
+from sysinfer.engine_errors import ModelFileError
+from sysinfer.gguf_tensors import GgufFile, Tensor
 from sysinfer.quant import can_dequantise, dequantise
 from sysinfer.rope import FACTORS
 

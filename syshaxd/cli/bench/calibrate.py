@@ -10,8 +10,8 @@ from typing import Callable
 
 from syshaxd.scheduler.steptime import StepFit, StepModel, StepSample
 
+from .completions_client import BenchError, BenchRequest, CompletionsClient, Outcome
 from .dataset import random_asks
-from .openai import Ask, BenchError, Endpoint, Outcome
 
 PREFILLS = (64, 256, 1024)
 BATCHES = (1, 2, 4, 8, 16)
@@ -39,7 +39,7 @@ class Calibration:
         )
 
 
-async def calibrate(endpoint: Endpoint, seed: int, progress: Callable[[int, int], None]) -> Calibration:
+async def calibrate(endpoint: CompletionsClient, seed: int, progress: Callable[[int, int], None]) -> Calibration:
     """About a minute of load on an otherwise idle unit."""
     plans = [(length, 1, 1) for length in PREFILLS] + [(c, b, DECODE_TOKENS) for c in CONTEXTS for b in BATCHES]
     samples: list[StepSample] = []
@@ -53,7 +53,7 @@ async def calibrate(endpoint: Endpoint, seed: int, progress: Callable[[int, int]
     return Calibration(tuple(samples), fit.model)
 
 
-async def _together(endpoint: Endpoint, asks: Sequence[Ask]) -> Sequence[Outcome]:
+async def _together(endpoint: CompletionsClient, asks: Sequence[BenchRequest]) -> Sequence[Outcome]:
     outcomes = await asyncio.gather(*(endpoint.generate(ask) for ask in asks))
     failed = next((outcome.error for outcome in outcomes if outcome.error), "")
     if failed:

@@ -12,10 +12,10 @@ from typing import Callable
 
 from ..options import add_daemon
 from .calibrate import calibrate
+from .calibrated_units import keep, ready_units
+from .completions_client import BenchError, CompletionsClient
 from .dataset import Shape, generate, load, random_asks, save
-from .openai import BenchError, Endpoint
 from .serve import Pace, play, summary, table
-from .units import keep, ready_units
 
 DEFAULT_URL = "http://127.0.0.1:8010"
 
@@ -61,7 +61,7 @@ def _progress(what: str) -> Callable[[int, int], None]:
     return show
 
 
-async def _serve(endpoint: Endpoint, args: argparse.Namespace) -> None:
+async def _serve(endpoint: CompletionsClient, args: argparse.Namespace) -> None:
     if args.dataset:
         asks = load(args.dataset, args.num_prompts, args.output_len)
     else:
@@ -76,13 +76,13 @@ async def _serve(endpoint: Endpoint, args: argparse.Namespace) -> None:
         print(f"failed: {error}", file=sys.stderr)
 
 
-async def _dataset(endpoint: Endpoint, args: argparse.Namespace) -> None:
+async def _dataset(endpoint: CompletionsClient, args: argparse.Namespace) -> None:
     shape = Shape(args.groups, args.prompts_per_group, args.prefix, args.suffix, args.seed)
     save(await generate(endpoint, shape, _progress("prompts")), args.out)
     print(f"{shape.groups * shape.prompts_per_group} prompts written to {args.out}")
 
 
-async def _calibrate(endpoint: Endpoint, args: argparse.Namespace) -> None:
+async def _calibrate(endpoint: CompletionsClient, args: argparse.Namespace) -> None:
     found = await calibrate(endpoint, args.seed, _progress("measurements"))
     if args.out:
         keep(args.out, found.as_json())
@@ -93,7 +93,7 @@ async def _calibrate_units(args: argparse.Namespace) -> None:
     """One after the other: they may share CPUs and memory."""
     units = ready_units(args)
     for unit in units:
-        async with Endpoint(unit.url, args.model, unit.api_key) as endpoint:
+        async with CompletionsClient(unit.url, args.model, unit.api_key) as endpoint:
             found = await calibrate(endpoint, args.seed, _progress(f"measurements of {unit.name}"))
         keep(unit.file, found.as_json())
         print(f"{unit.name}: {found.sentence()}")
@@ -101,7 +101,7 @@ async def _calibrate_units(args: argparse.Namespace) -> None:
     print("in force after the next `syshax reload`, and whenever such a unit becomes ready")
 
 
-KINDS: Mapping[str, Callable[[Endpoint, argparse.Namespace], Awaitable[None]]] = {
+KINDS: Mapping[str, Callable[[CompletionsClient, argparse.Namespace], Awaitable[None]]] = {
     "serve": _serve,
     "dataset": _dataset,
     "calibrate": _calibrate,
@@ -126,7 +126,7 @@ async def _run(args: argparse.Namespace) -> int:
     if args.kind == "calibrate" and not args.base_url:
         await _calibrate_units(args)
         return 0
-    async with Endpoint(args.base_url or DEFAULT_URL, args.model, args.api_key) as endpoint:
+    async with CompletionsClient(args.base_url or DEFAULT_URL, args.model, args.api_key) as endpoint:
         await endpoint.first_model()
         await KINDS[args.kind](endpoint, args)
     return 0

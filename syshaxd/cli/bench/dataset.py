@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Callable
 
-from .openai import Ask, BenchError, Endpoint
+from .completions_client import BenchError, BenchRequest, CompletionsClient
 
 WORD_LENGTHS = (3, 8)
 REPAIRS = 8
@@ -32,7 +32,7 @@ def _words(draw: random.Random, count: int) -> str:
     return "".join(" " + "".join(draw.choices(letters, k=draw.randint(*WORD_LENGTHS))) for _ in range(count))
 
 
-async def exact_text(endpoint: Endpoint, draw: random.Random, tokens: int) -> str:
+async def exact_text(endpoint: CompletionsClient, draw: random.Random, tokens: int) -> str:
     """Random text that the unit's tokenizer cuts into exactly `tokens` tokens, checked by tokenizing it again."""
     if tokens <= 0:
         return ""
@@ -50,7 +50,7 @@ async def exact_text(endpoint: Endpoint, draw: random.Random, tokens: int) -> st
     raise BenchError(f"no random text of exactly {tokens} tokens was found in {REPAIRS} tries")
 
 
-async def generate(endpoint: Endpoint, shape: Shape, progress: Callable[[int, int], None]) -> list[str]:
+async def generate(endpoint: CompletionsClient, shape: Shape, progress: Callable[[int, int], None]) -> list[str]:
     """All prompts, each of exactly prefix + suffix tokens, shuffled by the seed."""
     draw = random.Random(shape.seed)
     prompts: list[str] = []
@@ -63,7 +63,7 @@ async def generate(endpoint: Endpoint, shape: Shape, progress: Callable[[int, in
     return prompts
 
 
-async def _prompt(endpoint: Endpoint, draw: random.Random, prefix: str, shape: Shape) -> str:
+async def _prompt(endpoint: CompletionsClient, draw: random.Random, prefix: str, shape: Shape) -> str:
     """Tokens may merge where the two parts meet: then the suffix is made again, longer or shorter by the difference."""
     total, suffix = shape.prefix + shape.suffix, shape.suffix
     for _ in range(REPAIRS):
@@ -85,7 +85,7 @@ def save(prompts: Sequence[str], path: Path) -> None:
         raise BenchError(f"{path}: can't be written: {error.strerror}") from error
 
 
-def load(path: Path, count: int, output_tokens: int) -> list[Ask]:
+def load(path: Path, count: int, output_tokens: int) -> list[BenchRequest]:
     """The first `count` prompts of a file, over again from its start where it is shorter."""
     try:
         lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
@@ -96,10 +96,12 @@ def load(path: Path, count: int, output_tokens: int) -> list[Ask]:
         raise BenchError(f'{path}: expected JSON lines with "prompt": {error}') from error
     if not prompts:
         raise BenchError(f"{path}: holds no prompt")
-    return [Ask(prompts[i % len(prompts)], 0, output_tokens) for i in range(count)]
+    return [BenchRequest(prompts[i % len(prompts)], 0, output_tokens) for i in range(count)]
 
 
-async def random_asks(endpoint: Endpoint, count: int, prompt_tokens: int, output_tokens: int, seed: int) -> list[Ask]:
+async def random_asks(
+    endpoint: CompletionsClient, count: int, prompt_tokens: int, output_tokens: int, seed: int
+) -> list[BenchRequest]:
     """Prompts of random token ids taken from random text, so that they are ids the model really has."""
     draw = random.Random(seed)
     pool: list[int] = []
@@ -111,5 +113,5 @@ async def random_asks(endpoint: Endpoint, count: int, prompt_tokens: int, output
         ids = pool[start : start + prompt_tokens]
         # A random first token keeps prompts from sharing a cached prefix.
         ids[0] = draw.choice(pool)
-        asks.append(Ask(ids, prompt_tokens, output_tokens))
+        asks.append(BenchRequest(ids, prompt_tokens, output_tokens))
     return asks

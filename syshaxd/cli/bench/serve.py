@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Callable
 
-from .openai import Ask, Endpoint, Outcome
+from .completions_client import BenchRequest, CompletionsClient, Outcome
 
 WIDTH = 50
 Progress = Callable[[int, int], None]
@@ -38,13 +38,13 @@ class Run:
         return [o for o in self.outcomes if not o.error and o.output_tokens]
 
 
-async def play(endpoint: Endpoint, asks: Sequence[Ask], pace: Pace, progress: Progress) -> Run:
+async def play(endpoint: CompletionsClient, asks: Sequence[BenchRequest], pace: Pace, progress: Progress) -> Run:
     """Sends all and waits for all; `progress(done, total)` after each."""
     draw = random.Random(pace.seed)
     gate = asyncio.Semaphore(pace.concurrency or len(asks))
     done: list[Outcome] = []
 
-    async def one(ask: Ask) -> Outcome:
+    async def one(ask: BenchRequest) -> Outcome:
         async with gate:
             outcome = await endpoint.generate(ask)
         done.append(outcome)

@@ -12,8 +12,8 @@ from syshaxd.cli.exits import FAILURE, OK
 from syshaxd.cli.options import add_config, add_json, print_json, source
 from syshaxd.config.types import Config
 from syshaxd.supervisor.binding.apply import unit_line
-from syshaxd.supervisor.binding.host import HostTree, describe, read_host
-from syshaxd.supervisor.binding.planning import plan_units
+from syshaxd.supervisor.binding.configured import plan_units
+from syshaxd.supervisor.binding.host_tree import HostTree, describe, read_host
 from syshaxd.topology import format_cpu_list
 
 from .findings import Finding, Level, error, good, warning

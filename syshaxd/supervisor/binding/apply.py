@@ -8,8 +8,8 @@ from typing import Any
 
 from syshaxd.topology import format_cpu_list
 
-from .host import HostTree, describe
-from .plan import Binding, BindingPlan, memory_words
+from .binding_plan import Binding, BindingPlan, memory_words
+from .host_tree import HostTree, describe
 
 
 def lines(plan: BindingPlan, host: HostTree) -> Sequence[str]:

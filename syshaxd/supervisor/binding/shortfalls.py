@@ -12,8 +12,8 @@ from syshaxd.model.unit import Granted, UnitView
 from syshaxd.topology import format_cpu_list, parse_cpu_list
 
 from .apply import unit_json
-from .host import HostTree
-from .plan import Binding
+from .binding_plan import Binding
+from .host_tree import HostTree
 
 PROC = Path("/proc")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 
-from syshax_kernels.errors import BusyError, CorruptError, NotFoundError, StaleError
+from syshax_kernels.kernel_errors import BusyError, CorruptError, NotFoundError, StaleError
 from syshax_kernels.library import Library
 from syshax_kernels.pool import CHUNK_TOKENS, F16, Geometry, Inbox, Outbox, Ticket, View
 from tests.crc32c import crc32c

@@ -15,7 +15,7 @@ from typing import Callable
 
 import pytest
 
-from syshax_kernels.errors import KernelError, StaleError
+from syshax_kernels.kernel_errors import KernelError, StaleError
 from syshax_kernels.library import Library
 from syshax_kernels.pool import CHUNK_TOKENS, Inbox, Outbox, Ticket, TicketState, UnitStats, Worker, read_stats
 from tests.kernels.pool.handoff import (

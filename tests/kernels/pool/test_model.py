@@ -10,7 +10,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from syshax_kernels.errors import BusyError, FullError, KernelError, NotFoundError, StaleError
+from syshax_kernels.kernel_errors import BusyError, FullError, KernelError, NotFoundError, StaleError
 from syshax_kernels.pool import CHUNK_TOKENS, Inbox, Ticket, TicketState, View
 from tests.kernels.pool.handoff import (
     CHUNKS,

@@ -14,7 +14,7 @@ from typing import Any, Callable
 
 import pytest
 
-from syshax_kernels.errors import (
+from syshax_kernels.kernel_errors import (
     BusyError,
     CorruptError,
     FullError,

@@ -14,7 +14,7 @@ from typing import Callable
 
 import pytest
 
-from syshaxd.backends.base import Exit, LaunchSpec, Running
+from syshaxd.backends.backend import Exit, LaunchSpec, Running
 from syshaxd.backends.container import ContainerBackend
 from syshaxd.backends.container_spec import ContainerSpec, EngineKind
 from syshaxd.backends.pidfd import has_ended

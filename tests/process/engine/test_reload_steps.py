@@ -11,9 +11,9 @@ import aiohttp
 import pytest
 
 from syshaxd.config import Source
-from syshaxd.engine import Engine, Surroundings
+from syshaxd.engine import Engine, EngineSurroundings
 from syshaxd.sdnotify import Notifier
-from syshaxd.supervisor.binding.host import read_host
+from syshaxd.supervisor.binding.host_tree import read_host
 from testbed.daemon_fake_units import free_port
 
 TEXT = """
@@ -38,7 +38,7 @@ class World:
         self.unit = free_port()  # nobody listens there
         self.write(0)
         source = Source(self.file)
-        around = Surroundings(source=source, notifier=Notifier(), environ={}, look_at_host=read_host)
+        around = EngineSurroundings(source=source, notifier=Notifier(), environ={}, look_at_host=read_host)
         self.engine = Engine(source.load(), around)
         self.run = asyncio.ensure_future(self.engine.run())
 

@@ -11,14 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from syshaxd.backends.base import Adopted, Capabilities, LaunchSpec, OnLine, Running
+from syshaxd.backends.backend import Adopted, Capabilities, LaunchSpec, OnLine, Running
 from syshaxd.backends.container import ContainerBackend
 from syshaxd.backends.container_spec import EngineKind
 from syshaxd.config.types import Config, ContainerConfig, CpuConfig, HealthConfig, PdConfig, UnitConfig
 from syshaxd.model.unit import BackendKind, Role, UnitView
 from syshaxd.supervisor import Supervisor, desired_units
-from syshaxd.supervisor.binding.host import read_host
-from syshaxd.supervisor.binding.planning import binding_plan
+from syshaxd.supervisor.binding.configured import binding_plan
+from syshaxd.supervisor.binding.host_tree import read_host
 from syshaxd.supervisor.recipes import CONTRACT
 from syshaxd.unitclient import UnitClient
 

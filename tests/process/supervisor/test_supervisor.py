@@ -37,8 +37,8 @@ from syshaxd.model.request import Endpoint, RequestInfo
 from syshaxd.model.snapshot import InFlight
 from syshaxd.model.unit import BackendKind, Role, UnitState, UnitView
 from syshaxd.supervisor import Applied, Supervisor, desired_units
-from syshaxd.supervisor.binding.host import read_host
-from syshaxd.supervisor.binding.planning import binding_plan
+from syshaxd.supervisor.binding.configured import binding_plan
+from syshaxd.supervisor.binding.host_tree import read_host
 from syshaxd.unitclient import UnitClient
 
 ROOT = Path(__file__).resolve().parents[3]

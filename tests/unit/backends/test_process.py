@@ -18,7 +18,7 @@ from typing import Callable
 import psutil
 import pytest
 
-from syshaxd.backends.base import MAX_LINE, Exit, LaunchSpec, LineSplitter
+from syshaxd.backends.backend import MAX_LINE, Exit, LaunchSpec, LineSplitter
 from syshaxd.backends.external import ExternalBackend
 from syshaxd.backends.process import ProcessBackend, _activity, members
 
@@ -177,7 +177,7 @@ def test_units_die_with_a_killed_daemon(tmp_path: Path) -> None:
     daemon.write_text(
         textwrap.dedent(f"""
             import asyncio, sys
-            from syshaxd.backends.base import LaunchSpec
+            from syshaxd.backends.backend import LaunchSpec
             from syshaxd.backends.process import ProcessBackend
 
             async def main():

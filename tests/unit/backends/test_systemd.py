@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from syshaxd.backends import launch_file as launcher
-from syshaxd.backends.base import LaunchSpec
+from syshaxd.backends.backend import LaunchSpec
 from syshaxd.backends.pidfd import has_ended, process_end
 from syshaxd.backends.systemd import (
     ServiceState,

@@ -16,8 +16,8 @@ from syshaxd.cli.status import lines
 from syshaxd.config import load
 from syshaxd.model.unit import BackendKind, Granted, Role, UnitState, UnitView
 from syshaxd.supervisor.binding.apply import plan_json
-from syshaxd.supervisor.binding.host import read_host
-from syshaxd.supervisor.binding.planning import plan_units
+from syshaxd.supervisor.binding.configured import plan_units
+from syshaxd.supervisor.binding.host_tree import read_host
 from syshaxd.supervisor.binding.shortfalls import Allowed, allowed, binding_json, shortfalls
 
 GIB = 1 << 30

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from syshaxd.cli import main
-from syshaxd.cli.bench.openai import Outcome
+from syshaxd.cli.bench.completions_client import Outcome
 from syshaxd.cli.bench.serve import Run, summary, table
 from syshaxd.cli.estimate import estimate
 from syshaxd.model.request import Tier

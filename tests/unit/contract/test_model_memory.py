@@ -11,23 +11,23 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from syshax_contract.gguf import TENSOR_TYPES
-from syshax_contract.model_files import ModelFacts, Part, gguf_facts, read_model
+from syshax_contract.model_files import ModelFacts, ModelPart, gguf_facts, read_model
 from syshax_contract.model_memory import HELD_AS, held_bytes, held_type
 from syshax_contract.sysinfer_command import BLOCK_SIZES, KV_DTYPES, WEIGHTS
 from syshaxd.config.types import UnitConfig
 from syshaxd.model.unit import Role
-from syshaxd.supervisor.binding.plan import Binding
+from syshaxd.supervisor.binding.binding_plan import Binding
 from syshaxd.supervisor.recipes import launch_spec
 from syshaxd.units import SYSINFER, Surroundings
 from sysinfer.env import read_environment
-from sysinfer.gguf import GgufFile
-from sysinfer.loading import plan_sizes
+from sysinfer.gguf_tensors import GgufFile
+from sysinfer.model_loading import plan_sizes
 from sysinfer.options import parse_options
 
 GIB = 1 << 30
 DEMO = Path(__file__).resolve().parents[3] / "kernels/demo/syshax-demo.gguf"
 LAYERS, HEADS, HEAD = 32, 8, 128
-PARTS = (Part(7_504_924_672, 30), Part(525_336_576, 30, True), Part(266_240, 0, vector=True))
+PARTS = (ModelPart(7_504_924_672, 30), ModelPart(525_336_576, 30, True), ModelPart(266_240, 0, vector=True))
 LLAMA = ModelFacts(PARTS, 2 * LAYERS * HEADS * HEAD, 8192, 4096, 14336, 128256, HEADS, HEAD)
 ELEMENT = {"f16": 2, "bf16": 2, "f32": 4, "q8_0": 1}
 
@@ -83,7 +83,7 @@ def test_both_read_the_same_of_a_file() -> None:
 def test_the_kv_cache_takes_a_quarter_of_what_the_weights_leave(memory: int, kv: int) -> None:
     """16 sequences of 8192 tokens need 16 GiB; the weights take 15 GiB. Memory 0: not known."""
     unit = UnitConfig("cpu", Role.CPU, "sysinfer", model_path="/m.gguf")
-    assert SYSINFER.memory(unit, replace(LLAMA, parts=(Part(15 * GIB // 2, 1),)), 0, memory).kv == kv
+    assert SYSINFER.memory(unit, replace(LLAMA, parts=(ModelPart(15 * GIB // 2, 1),)), 0, memory).kv == kv
 
 
 @pytest.mark.parametrize("source", sorted(TENSOR_TYPES))

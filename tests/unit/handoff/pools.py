@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from syshax_kernels.errors import BusyError, CorruptError, FullError, KernelError, NotFoundError, StaleError
+from syshax_kernels.kernel_errors import BusyError, CorruptError, FullError, KernelError, NotFoundError, StaleError
 from syshax_kernels.pool import CHUNK_TOKENS
 
 FILLING, READY, LOADING, OVER = "filling", "ready", "loading", "over"

@@ -13,7 +13,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 
 from syshax_handoff.chunks import common_prefix
 from syshax_handoff.loading import FILLING_WAIT_S, SILENCE_S, Loader, Loading
-from syshax_kernels.errors import CorruptError
+from syshax_kernels.kernel_errors import CorruptError
 from tests.unit.handoff.pools import READY, Counts, MemoryPool, MemoryView
 
 log = logging.getLogger("tests.handoff")

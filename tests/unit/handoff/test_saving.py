@@ -14,7 +14,7 @@ from syshax_contract.transfer import HandoffParams, SaveOn
 from syshax_handoff import chunks
 from syshax_handoff.chunks import ChunkPart
 from syshax_handoff.saving import Progress, Saver, Saving
-from syshax_kernels.errors import KernelError
+from syshax_kernels.kernel_errors import KernelError
 from syshax_kernels.pool import CHUNK_TOKENS
 from tests.unit.handoff.pools import FILLING, READY, Counts, MemoryPool, MemoryTicket
 

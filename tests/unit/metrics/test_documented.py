@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from syshaxd.metrics import MetricsService
-from syshaxd.runner.rules import REASONS
+from syshaxd.runner.handover_rules import REASONS
 
 ROOT = Path(__file__).resolve().parents[3]
 TEXT = (ROOT / "docs/metrics.md").read_text(encoding="utf-8")

@@ -9,8 +9,8 @@ import pytest
 
 from syshaxd.model.request import Endpoint, RequestInfo
 from syshaxd.runner import ClientRequest
+from syshaxd.runner.client_request import Delta, Event, Finish, Raw
 from syshaxd.runner.render import Collector, StreamRenderer
-from syshaxd.runner.request import Delta, Event, Finish, Raw
 from syshaxd.runner.timeline import MAX_EVENTS, Timeline, Timelines
 from syshaxd.unitclient import Usage
 

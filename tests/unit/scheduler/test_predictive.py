@@ -30,7 +30,7 @@ from syshaxd.scheduler.outlook import (
     predicted_ttft,
     side_of,
 )
-from syshaxd.scheduler.predictive import Memory, decide, in_a_hurry, keep_split, patience
+from syshaxd.scheduler.predictive import Remembered, decide, in_a_hurry, keep_split, patience
 from syshaxd.scheduler.steptime import StepModel, StepSample
 
 POLICY = PredictivePolicy()
@@ -113,7 +113,7 @@ loads = st.builds(
 
 @given(loads, requests)
 def test_only_ready_units_are_chosen(snapshot: Snapshot, request: RequestInfo) -> None:
-    plan = decide(request, snapshot, KNOWLEDGE, Memory(), POLICY).plan
+    plan = decide(request, snapshot, KNOWLEDGE, Remembered(), POLICY).plan
     ready = {unit.view.name for unit in snapshot.units if unit.view.ready}
     named = (
         {plan.unit} if isinstance(plan, Whole) else {plan.prefill, plan.decode} if isinstance(plan, Split) else set()
@@ -125,7 +125,7 @@ def test_only_ready_units_are_chosen(snapshot: Snapshot, request: RequestInfo) -
 @given(loads, requests)
 def test_a_plan_never_breaks_a_predicted_limit_it_was_told_to_keep(snapshot: Snapshot, request: RequestInfo) -> None:
     policy = replace(POLICY, serve_late=False)
-    plan = decide(request, snapshot, KNOWLEDGE, Memory(), policy).plan
+    plan = decide(request, snapshot, KNOWLEDGE, Remembered(), policy).plan
     if isinstance(plan, (Whole, Split)):
         assert plan.prediction.ttft is not None and plan.prediction.tpot is not None
         limits, waited = limits_of(request, policy), request.waited if in_a_hurry(request) else 0.0
@@ -138,22 +138,22 @@ def test_a_plan_never_breaks_a_predicted_limit_it_was_told_to_keep(snapshot: Sna
 @given(requests)
 def test_a_request_that_must_stay_is_never_split(request: RequestInfo) -> None:
     snapshot = world(gpu=200, context=2000)
-    plan = decide(replace(request, stays="tools"), snapshot, KNOWLEDGE, Memory(), POLICY).plan
+    plan = decide(replace(request, stays="tools"), snapshot, KNOWLEDGE, Remembered(), POLICY).plan
     assert not isinstance(plan, Split)
 
 
 @given(loads, requests)
 def test_no_split_while_pd_is_off(snapshot: Snapshot, request: RequestInfo) -> None:
     off = replace(snapshot, pd=PdStatus(False, "self-check failed"))
-    assert not isinstance(decide(request, off, KNOWLEDGE, Memory(), POLICY).plan, Split)
-    assert choose_moves(off, KNOWLEDGE, Memory(), POLICY).moves == ()
+    assert not isinstance(decide(request, off, KNOWLEDGE, Remembered(), POLICY).plan, Split)
+    assert choose_moves(off, KNOWLEDGE, Remembered(), POLICY).moves == ()
 
 
 @given(st.integers(0, 120), st.integers(1, 120), st.integers(1, 4000))
 def test_more_load_never_turns_a_refusal_into_the_accelerator(few: int, more: int, prompt: int) -> None:
     request = info(9999, prompt)
-    light = decide(request, world(gpu=few, queued=few // 8), KNOWLEDGE, Memory(), POLICY).plan
-    heavy = decide(request, world(gpu=few + more, queued=(few + more) // 8), KNOWLEDGE, Memory(), POLICY).plan
+    light = decide(request, world(gpu=few, queued=few // 8), KNOWLEDGE, Remembered(), POLICY).plan
+    heavy = decide(request, world(gpu=few + more, queued=(few + more) // 8), KNOWLEDGE, Remembered(), POLICY).plan
     if isinstance(light, (Refuse, Queue)):
         assert not (isinstance(heavy, Whole) and heavy.unit == "gpu")
 
@@ -161,7 +161,7 @@ def test_more_load_never_turns_a_refusal_into_the_accelerator(few: int, more: in
 @given(loads, requests, st.integers(2, 20))
 @settings(max_examples=50)
 def test_no_oscillation_at_constant_load(snapshot: Snapshot, request: RequestInfo, times: int) -> None:
-    decision = decide(request, snapshot, KNOWLEDGE, Memory(), POLICY)
+    decision = decide(request, snapshot, KNOWLEDGE, Remembered(), POLICY)
     decision = decide(request, snapshot, KNOWLEDGE, decision.memory, POLICY)
     for _ in range(times):
         again = decide(request, snapshot, KNOWLEDGE, decision.memory, POLICY)
@@ -170,28 +170,28 @@ def test_no_oscillation_at_constant_load(snapshot: Snapshot, request: RequestInf
 
 
 def test_an_idle_accelerator_serves_alone() -> None:
-    plan = decide(info(), world(), KNOWLEDGE, Memory(), POLICY).plan
+    plan = decide(info(), world(), KNOWLEDGE, Remembered(), POLICY).plan
     assert isinstance(plan, Whole) and plan.unit == "gpu"
 
 
 def test_a_pressed_accelerator_splits_to_an_idle_cpu() -> None:
     slow_cpu_helps = Knowledge(models={"gpu": GPU, "cpu": replace(CPU, base=0.03)})
     snapshot = world(gpu=50, context=500, capacity=30_000)
-    plan = decide(info(prompt=400), snapshot, slow_cpu_helps, Memory(), POLICY).plan
+    plan = decide(info(prompt=400), snapshot, slow_cpu_helps, Remembered(), POLICY).plan
     assert isinstance(plan, Split) and plan.k == 1
 
 
 def test_the_first_token_stays_where_it_must() -> None:
     helps = Knowledge(models={"gpu": GPU, "cpu": replace(CPU, base=0.03)})
     request = replace(info(prompt=400), first_token_stays="seed")
-    plan = decide(request, world(gpu=50, capacity=30_000), helps, Memory(), POLICY).plan
+    plan = decide(request, world(gpu=50, capacity=30_000), helps, Remembered(), POLICY).plan
     assert isinstance(plan, Split) and plan.k == 0
 
 
 def test_flex_is_queued_where_others_are_refused() -> None:
     snapshot = world(gpu=200, queued=20, context=4000, capacity=30_000, states=(UnitState.READY, UnitState.FAILED))
-    assert isinstance(decide(info(tier=Tier.DEFAULT), snapshot, KNOWLEDGE, Memory(), POLICY).plan, Refuse)
-    assert isinstance(decide(info(tier=Tier.FLEX), snapshot, KNOWLEDGE, Memory(), POLICY).plan, Queue)
+    assert isinstance(decide(info(tier=Tier.DEFAULT), snapshot, KNOWLEDGE, Remembered(), POLICY).plan, Refuse)
+    assert isinstance(decide(info(tier=Tier.FLEX), snapshot, KNOWLEDGE, Remembered(), POLICY).plan, Queue)
 
 
 NO_CPU = (UnitState.READY, UnitState.FAILED)
@@ -200,31 +200,31 @@ NO_CPU = (UnitState.READY, UnitState.FAILED)
 def test_who_may_still_be_in_time_waits_in_the_daemon() -> None:
     """The unit is full for now; a place there may come free before the limit is over."""
     full = world(gpu=66, context=500, capacity=30_000, states=NO_CPU)
-    plan = decide(info(), full, KNOWLEDGE, Memory(), POLICY).plan
+    plan = decide(info(), full, KNOWLEDGE, Remembered(), POLICY).plan
     assert isinstance(plan, Queue) and plan.reason.code in ("queue_kv", "queue_ttft")
     assert 0 < plan.deadline < POLICY.limits[Tier.DEFAULT].ttft
 
 
 def test_who_is_late_is_refused_before_his_prefill() -> None:
     full = world(gpu=66, context=500, capacity=30_000, states=NO_CPU)
-    late = decide(replace(info(), waited=1.9), full, KNOWLEDGE, Memory(), POLICY).plan
+    late = decide(replace(info(), waited=1.9), full, KNOWLEDGE, Remembered(), POLICY).plan
     assert isinstance(late, Refuse) and late.reason.code == "refuse_late" and (late.retry_after or 0) >= 0.1
-    flex = decide(replace(info(tier=Tier.FLEX), waited=1.9), full, KNOWLEDGE, Memory(), POLICY).plan
+    flex = decide(replace(info(tier=Tier.FLEX), waited=1.9), full, KNOWLEDGE, Remembered(), POLICY).plan
     assert isinstance(flex, Queue)
 
 
 def test_who_is_late_by_himself_is_served_where_that_costs_nobody_anything() -> None:
-    assert isinstance(decide(replace(info(), waited=9.0), world(gpu=2), KNOWLEDGE, Memory(), POLICY).plan, Whole)
+    assert isinstance(decide(replace(info(), waited=9.0), world(gpu=2), KNOWLEDGE, Remembered(), POLICY).plan, Whole)
 
 
 def test_a_unit_gets_no_more_prompts_than_it_needs_to_stay_busy() -> None:
     slow = Knowledge(models={"gpu": replace(GPU, per_prefill=0.0002), "cpu": CPU})
     few, many = world(queued=1, context=2000), world(queued=3, context=2000)
-    assert isinstance(decide(info(), few, slow, Memory(), POLICY).plan, Whole)
-    plan = decide(info(), many, slow, Memory(), POLICY).plan
+    assert isinstance(decide(info(), few, slow, Remembered(), POLICY).plan, Whole)
+    plan = decide(info(), many, slow, Remembered(), POLICY).plan
     assert isinstance(plan, Queue) and plan.reason.code == "queue_backlog"
     full = replace(many, queued=POLICY.max_queue)
-    assert isinstance(decide(info(), full, slow, Memory(), POLICY).plan, Refuse)
+    assert isinstance(decide(info(), full, slow, Remembered(), POLICY).plan, Refuse)
 
 
 @given(st.integers(0, 30), st.integers(2, 6), st.integers(1, 341), st.integers(1, 3000))
@@ -232,7 +232,9 @@ def test_nobody_is_held_back_for_a_unit_with_less_than_a_step_of_prompts(
     gpu: int, queued: int, context: int, prompt: int
 ) -> None:
     assert queued * context <= UnitTraits().prefill_chunk
-    plan = decide(info(prompt=prompt), world(gpu=gpu, queued=queued, context=context), KNOWLEDGE, Memory(), POLICY).plan
+    plan = decide(
+        info(prompt=prompt), world(gpu=gpu, queued=queued, context=context), KNOWLEDGE, Remembered(), POLICY
+    ).plan
     assert plan.reason.code != "queue_backlog"
 
 
@@ -242,29 +244,29 @@ def test_the_last_ask_comes_while_the_answer_may_still_be_yes(waits: str) -> Non
     now, roomy = 100.0, world(gpu=10)
     turn = turn_of(info(), now + patience(info(), POLICY))
     busy = replace(world(gpu=66, context=500, capacity=30_000, states=NO_CPU), at=now)
-    first = decide(info(), busy if waits == "queue" else roomy, KNOWLEDGE, Memory(), POLICY).plan
+    first = decide(info(), busy if waits == "queue" else roomy, KNOWLEDGE, Remembered(), POLICY).plan
     asked = last_ask(turn, first, now)
     assert now + 1.0 < asked < turn.deadline
-    again = decide(replace(info(), waited=asked - now), replace(roomy, at=asked), KNOWLEDGE, Memory(), POLICY).plan
+    again = decide(replace(info(), waited=asked - now), replace(roomy, at=asked), KNOWLEDGE, Remembered(), POLICY).plan
     assert isinstance(again, Whole)
 
 
 def test_who_stands_behind_a_long_queue_is_told_at_once() -> None:
     behind = replace(world(), queued=100, queued_tokens=90_000, queued_ahead=90_000)
-    plan = decide(info(), behind, KNOWLEDGE, Memory(), POLICY).plan
+    plan = decide(info(), behind, KNOWLEDGE, Remembered(), POLICY).plan
     assert isinstance(plan, Refuse) and plan.reason.code == "refuse_ttft" and (plan.retry_after or 0) > 1.0
 
 
 def test_what_no_empty_unit_could_keep_is_refused_at_once() -> None:
     absurd = replace(info(), slo_tpot=1e-6)
-    assert isinstance(decide(absurd, world(gpu=3), KNOWLEDGE, Memory(), POLICY).plan, Refuse)
-    huge = decide(info(prompt=5000), world(capacity=2000), KNOWLEDGE, Memory(), POLICY).plan
+    assert isinstance(decide(absurd, world(gpu=3), KNOWLEDGE, Remembered(), POLICY).plan, Refuse)
+    huge = decide(info(prompt=5000), world(capacity=2000), KNOWLEDGE, Remembered(), POLICY).plan
     assert isinstance(huge, Refuse)
 
 
 @given(loads, requests)
 def test_a_wait_ends_while_the_limit_can_still_be_kept(snapshot: Snapshot, request: RequestInfo) -> None:
-    plan = decide(request, snapshot, KNOWLEDGE, Memory(), POLICY).plan
+    plan = decide(request, snapshot, KNOWLEDGE, Remembered(), POLICY).plan
     if isinstance(plan, Queue):
         assert snapshot.queued < POLICY.max_queue
         assert 0 <= plan.deadline <= POLICY.queue_timeout
@@ -295,13 +297,13 @@ def test_the_scheduler_names_only_ready_units_whichever_are_down(
 
 def test_routes_when_a_side_is_down() -> None:
     no_cpu = world(gpu=50, capacity=30_000, states=(UnitState.READY, UnitState.FAILED))
-    plan = decide(info(prompt=400), no_cpu, KNOWLEDGE, Memory(), POLICY).plan
+    plan = decide(info(prompt=400), no_cpu, KNOWLEDGE, Remembered(), POLICY).plan
     assert isinstance(plan, Whole) and plan.unit == "gpu"
 
 
 def test_a_prompt_too_long_for_its_limit_is_served_late_while_nobody_waits() -> None:
     slow_prefill = Knowledge(models={"gpu": replace(GPU, per_prefill=0.0005), "cpu": CPU})
-    plan = decide(info(prompt=6000), world(), slow_prefill, Memory(), POLICY).plan
+    plan = decide(info(prompt=6000), world(), slow_prefill, Remembered(), POLICY).plan
     assert isinstance(plan, Whole)
 
 
@@ -310,7 +312,7 @@ def test_victims_keep_their_promise_and_are_the_largest() -> None:
     snapshot = world(gpu=55, context=500, capacity=28_000)
     big = replace(snapshot.in_flight[7], prompt_tokens=3000)
     snapshot = replace(snapshot, in_flight=snapshot.in_flight[:7] + (big,) + snapshot.in_flight[8:])
-    moves = choose_moves(snapshot, helps, Memory(), POLICY).moves
+    moves = choose_moves(snapshot, helps, Remembered(), POLICY).moves
     assert [move.request_id for move in moves] == [big.info.request_id]
     who = candidate(big, snapshot.at, helps.lengths, POLICY)
     cpu = side_of(snapshot.units[1], helps)
@@ -327,7 +329,7 @@ def test_the_preempted_leave_first() -> None:
     assert gpu.load is not None
     waiting = replace(gpu, load=replace(gpu.load, waiting=1))
     snapshot = replace(snapshot, units=(waiting, *snapshot.units[1:]), in_flight=tuple(entries))
-    moves = choose_moves(snapshot, helps, Memory(), POLICY).moves
+    moves = choose_moves(snapshot, helps, Remembered(), POLICY).moves
     assert [(move.request_id, move.reason.code) for move in moves] == [(entries[4].info.request_id, "preempted")]
 
 
@@ -336,14 +338,14 @@ def test_what_the_rules_keep_is_no_victim(values: dict[str, Any]) -> None:
     helps = Knowledge(models={"gpu": GPU, "cpu": replace(CPU, base=0.02, per_kv=0.0005)})
     snapshot = world(gpu=55, context=500, capacity=28_000)
     kept = tuple(replace(entry, info=replace(entry.info, **values)) for entry in snapshot.in_flight)
-    assert choose_moves(snapshot, helps, Memory(), POLICY).moves
-    assert choose_moves(replace(snapshot, in_flight=kept), helps, Memory(), POLICY).moves == ()
+    assert choose_moves(snapshot, helps, Remembered(), POLICY).moves
+    assert choose_moves(replace(snapshot, in_flight=kept), helps, Remembered(), POLICY).moves == ()
 
 
 def test_what_has_left_is_not_counted_by_the_units_old_figures() -> None:
     """40 cycles with the same page of the unit: the daemon's own counters say when enough have gone."""
     helps = Knowledge(models={"gpu": GPU, "cpu": replace(CPU, base=0.02, per_kv=0.0005)})
-    snapshot, memory, went = world(gpu=55, context=500, capacity=28_000), Memory(), 0
+    snapshot, memory, went = world(gpu=55, context=500, capacity=28_000), Remembered(), 0
     for cycle in range(40):
         chosen = choose_moves(replace(snapshot, at=100.0 + cycle), helps, memory, POLICY)
         memory = chosen.memory
@@ -357,19 +359,19 @@ def test_what_has_left_is_not_counted_by_the_units_old_figures() -> None:
 
 def test_a_late_resident_returns_when_there_is_room() -> None:
     crawling = Knowledge(models={"gpu": GPU, "cpu": replace(CPU, base=0.5)})
-    moves = choose_moves(world(gpu=2, cpu=3), crawling, Memory(), POLICY).moves
+    moves = choose_moves(world(gpu=2, cpu=3), crawling, Remembered(), POLICY).moves
     assert len(moves) == 1 and moves[0].target == "gpu" and moves[0].reason.code == "return"
 
 
 def test_moves_are_paced() -> None:
     crawling = Knowledge(models={"gpu": GPU, "cpu": replace(CPU, base=0.5)})
-    first = choose_moves(world(gpu=2, cpu=3), crawling, Memory(), POLICY)
+    first = choose_moves(world(gpu=2, cpu=3), crawling, Remembered(), POLICY)
     assert choose_moves(world(gpu=2, cpu=3), crawling, first.memory, POLICY).moves == ()
 
 
 @given(loads)
 def test_moves_name_running_movable_requests_and_ready_targets(snapshot: Snapshot) -> None:
-    for move in choose_moves(snapshot, KNOWLEDGE, Memory(), POLICY).moves:
+    for move in choose_moves(snapshot, KNOWLEDGE, Remembered(), POLICY).moves:
         entry = next(e for e in snapshot.in_flight if e.info.request_id == move.request_id)
         target = snapshot.unit(move.target)
         assert target is not None and target.view.ready and entry.unit != move.target and not entry.moving
@@ -394,7 +396,7 @@ def test_unknown_lengths_have_a_default() -> None:
 
 
 def test_a_clients_absurd_hint_changes_nothing_for_others() -> None:
-    memory = Memory()
+    memory = Remembered()
     for number in range(200):
         absurd = replace(info(number), slo_ttft=1e-6, slo_tpot=1e-6)
         memory = decide(absurd, world(gpu=3), KNOWLEDGE, memory, POLICY).memory
@@ -405,14 +407,14 @@ def test_a_clients_absurd_hint_changes_nothing_for_others() -> None:
 
 def test_who_has_more_time_than_its_tier_waits_in_the_daemon_not_before_others() -> None:
     busy = world(gpu=20, queued=60, context=3000, capacity=250_000)
-    patient = decide(replace(info(), slo_ttft=500.0), busy, KNOWLEDGE, Memory(), POLICY).plan
+    patient = decide(replace(info(), slo_ttft=500.0), busy, KNOWLEDGE, Remembered(), POLICY).plan
     assert isinstance(patient, Queue) and patient.reason.code == "queue_ttft"
-    assert isinstance(decide(info(), busy, KNOWLEDGE, Memory(), POLICY).plan, Refuse)
+    assert isinstance(decide(info(), busy, KNOWLEDGE, Remembered(), POLICY).plan, Refuse)
 
 
 def test_the_time_to_come_back_after_is_bounded() -> None:
     crawling = Knowledge(models={"gpu": replace(GPU, base=50.0, per_prefill=10.0), "cpu": CPU})
-    plan = decide(info(), world(gpu=200, queued=50), crawling, Memory(), POLICY).plan
+    plan = decide(info(), world(gpu=200, queued=50), crawling, Remembered(), POLICY).plan
     assert isinstance(plan, Refuse) and plan.retry_after is not None and 0.1 <= plan.retry_after <= 60.0
 
 
@@ -456,5 +458,5 @@ def test_the_guard_keeps_a_weak_cpu_for_flex() -> None:
     known = Knowledge(models={"gpu": strong, "cpu": weak})
     full = world(gpu=100, context=500, capacity=56_000)
     policy = replace(POLICY, limits={tier: Limits(2.0, 0.25) for tier in Tier})
-    assert isinstance(decide(info(prompt=400), full, known, Memory(), policy).plan, Whole)
-    assert isinstance(decide(info(prompt=400, tier=Tier.FLEX), full, known, Memory(), policy).plan, Split)
+    assert isinstance(decide(info(prompt=400), full, known, Remembered(), policy).plan, Whole)
+    assert isinstance(decide(info(prompt=400, tier=Tier.FLEX), full, known, Remembered(), policy).plan, Split)

@@ -14,7 +14,7 @@ from syshaxd.config.types import HealthConfig, UnitConfig
 from syshaxd.errors import BackendError
 from syshaxd.model.unit import BackendKind, Role
 from syshaxd.supervisor import files, recipes
-from syshaxd.supervisor.binding.plan import Binding
+from syshaxd.supervisor.binding.binding_plan import Binding
 from syshaxd.supervisor.recipes import digest, launch_spec
 from syshaxd.units import OPENAI, SYSINFER, Surroundings
 

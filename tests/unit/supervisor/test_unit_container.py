@@ -14,7 +14,7 @@ import pytest
 from syshaxd.backends.container_spec import EngineKind, command_line, create_request
 from syshaxd.config.types import ContainerConfig, UnitConfig
 from syshaxd.model.unit import BackendKind, Role
-from syshaxd.supervisor.binding.plan import Binding
+from syshaxd.supervisor.binding.binding_plan import Binding
 from syshaxd.supervisor.recipes import digest, launch_spec
 from syshaxd.units import VLLM, Surroundings
 from syshaxd.units.accelerators import ASCEND

@@ -9,7 +9,7 @@ import os
 import pytest
 
 from syshaxd.errors import UnitError, UnitErrorKind
-from syshaxd.unitclient.errors import from_exception
+from syshaxd.unitclient.failures import from_exception
 
 
 @pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EADDRNOTAVAIL])

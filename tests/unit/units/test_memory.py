@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 
 from syshax_contract.gguf import BF16, F32, Q4_0
-from syshax_contract.model_files import ModelFacts, NoFacts, Part, read_model
+from syshax_contract.model_files import ModelFacts, ModelPart, NoFacts, read_model
 from syshaxd.config.types import Config, PdConfig, UnitConfig
 from syshaxd.model.unit import Role
-from syshaxd.supervisor.binding.host import HostNode, HostTree
-from syshaxd.supervisor.binding.planning import plan_units
+from syshaxd.supervisor.binding.configured import plan_units
+from syshaxd.supervisor.binding.host_tree import HostNode, HostTree
 from syshaxd.units import KINDS
 from syshaxd.units.memory import Memory
 from syshaxd.units.vllm import RANK, SERVER
@@ -22,7 +22,7 @@ from syshaxd.units.vllm import RANK, SERVER
 GIB = 1 << 30
 DEMO = Path(__file__).resolve().parents[3] / "kernels/demo/syshax-demo.gguf"
 # Llama 3 8B in bfloat16
-PARTS = (Part(7_504_924_672, BF16), Part(525_336_576, BF16, True))
+PARTS = (ModelPart(7_504_924_672, BF16), ModelPart(525_336_576, BF16, True))
 LLAMA = ModelFacts(PARTS, 2 * 32 * 8 * 128, 8192, 4096, 14336, 128256)
 CPU = UnitConfig("cpu", Role.CPU, "sysinfer", model_path="/m")
 VLLM = replace(CPU, kind="vllm")
@@ -54,8 +54,8 @@ def _folder(root: Path, **more: Any) -> Path:
 
 def test_a_hugging_face_folder(tmp_path: Path) -> None:
     facts = read_model(str(_folder(tmp_path)))
-    assert facts.parts == (Part(1000, BF16),) and facts.kv_elements == 2 * 3 * 2 * 8 and facts.context == 256
-    assert read_model(str(_folder(tmp_path, torch_dtype="float32"))).parts == (Part(500, F32),)
+    assert facts.parts == (ModelPart(1000, BF16),) and facts.kv_elements == 2 * 3 * 2 * 8 and facts.context == 256
+    assert read_model(str(_folder(tmp_path, torch_dtype="float32"))).parts == (ModelPart(500, F32),)
 
 
 @pytest.mark.parametrize(
@@ -89,7 +89,7 @@ def test_quantised_while_loading() -> None:
     assert keep == 2 * (7_504_924_672 + 525_336_576)
     assert q4 == 7_504_924_672 // 32 * 18 + 525_336_576 // 32 * 34, "embedding and output stay at 8 bits"
     assert q8 == (7_504_924_672 + 525_336_576) // 32 * 34
-    small = ModelFacts((Part(3200, Q4_0),), 64, 128, 64, 128, 100)
+    small = ModelFacts((ModelPart(3200, Q4_0),), 64, 128, 64, 128, 100)
     assert held_by(replace(CPU, quantize="q8_0"), small, 0, 0).weights == 1800, "never more bits than in the file"
     assert held_by(replace(CPU, extra_args=("--weights", "q8_0")), LLAMA, 0, 0).weights == q8
     assert held_by(replace(CPU, env={"SYSHAX_QUANTIZE": "q8_0"}), LLAMA, 0, 0).weights == q8

@@ -10,7 +10,7 @@ import pytest
 from syshaxd.config.types import CpuConfig, UnitConfig
 from syshaxd.errors import BackendError
 from syshaxd.model.unit import Role
-from syshaxd.supervisor.binding.plan import Binding
+from syshaxd.supervisor.binding.binding_plan import Binding
 from syshaxd.supervisor.recipes import digest, launch_spec
 from syshaxd.units import SYSINFER, VLLM, Surroundings
 from syshaxd.units.vllm import NIXL, POOL

@@ -21,11 +21,11 @@ from typing import Any
 
 from syshax_handoff.loading import Loader
 from syshax_handoff.saving import Saver
-from syshax_kernels.errors import KernelError
+from syshax_kernels.kernel_errors import KernelError
 from syshax_kernels.pool import F16, Geometry, Inbox, Outbox, TicketState, Worker
 from syshax_vllm.counts import Counts
-from syshax_vllm.pages import Pages
 from syshax_vllm.scheduler_side import SchedulerSide
+from syshax_vllm.stats_counts import StatsCounts
 
 log = logging.getLogger("vllm.syshax")
 
@@ -64,7 +64,7 @@ class World:
         counts = Counts()
         self.saver: Saver[str] = Saver(self.outbox, counts, log, at_once=False)
         loader: Loader[str] = Loader(folder, lambda path: Inbox.open(path, GEOMETRY), counts, log)
-        self.side = SchedulerSide(self.saver, loader, GEOMETRY, Pages(BLOCK, 64, 2048), counts, BLOCK)
+        self.side = SchedulerSide(self.saver, loader, GEOMETRY, StatsCounts(BLOCK, 64, 2048), counts, BLOCK)
         self.lives: dict[str, Life] = {}
         self.held: dict[str, Life] = {}  # finished, blocks kept
         self.late: list[tuple[int, str]] = []  # step, request whose writes are done

@@ -10,7 +10,7 @@ from typing import Any, Callable
 from aiohttp import web
 
 from syshax_contract.transfer import TransferError, ticket_id
-from sysinfer.errors import RequestError
+from sysinfer.engine_errors import RequestError
 from sysinfer.server.fields import Fields, parse_json, wrong
 from sysinfer.server.frontend import Frontend
 from sysinfer.server.generate import Generate, request_id

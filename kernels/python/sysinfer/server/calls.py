@@ -11,7 +11,7 @@ from typing import Callable
 
 from syshax_contract.transfer import HandoffParams
 from sysinfer.engine import Abort, Add, Command
-from sysinfer.errors import RequestError
+from sysinfer.engine_errors import RequestError
 from sysinfer.output import Output
 from sysinfer.sampling import SamplingParams
 from sysinfer.sequence import Sequence as Seq

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sysinfer.errors import RequestError
+from sysinfer.engine_errors import RequestError
 
 MAX_STRINGS = 64
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Callable
 
-from sysinfer.errors import RequestError
+from sysinfer.engine_errors import RequestError
 from sysinfer.sampling import SamplingParams
 from sysinfer.server.calls import Call, Calls
 from sysinfer.server.requests import ChatRequest, Common, CompletionRequest, Limits, Prompt

@@ -8,7 +8,7 @@ import uuid
 
 from aiohttp import web
 
-from sysinfer.errors import RequestError
+from sysinfer.engine_errors import RequestError
 from sysinfer.output import ERROR, Output
 from sysinfer.server.calls import Call, ClientGone
 from sysinfer.server.fields import parse_json

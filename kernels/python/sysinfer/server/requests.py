@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Union
 
 from syshax_contract.transfer import HandoffParams, TransferError, parse_transfer
-from sysinfer.errors import RequestError
+from sysinfer.engine_errors import RequestError
 from sysinfer.sampling import SamplingParams
 from sysinfer.server.fields import Fields, check_tokens, wrong
 

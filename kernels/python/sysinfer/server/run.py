@@ -15,9 +15,9 @@ from aiohttp import web
 
 from sysinfer.core import EngineCore
 from sysinfer.engine import EngineThread
-from sysinfer.errors import SetupError
+from sysinfer.engine_errors import SetupError
 from sysinfer.handoff import SequenceSaver
-from sysinfer.loading import Loaded, load, open_model
+from sysinfer.model_loading import Loaded, load, open_model
 from sysinfer.options import Options
 from sysinfer.output import Output
 from sysinfer.server.app import Server

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from syshaxd.errors import ConfigError
-from syshaxd.supervisor.binding.host import HostTree, describe, read_host
-from syshaxd.supervisor.binding.plan import Ask, plan
+from syshaxd.supervisor.binding.binding_plan import Ask, plan
+from syshaxd.supervisor.binding.host_tree import HostTree, describe, read_host
 from syshaxd.topology import format_cpu_list
 from syshaxd.units.memory import Memory
 

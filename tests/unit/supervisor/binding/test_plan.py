@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from syshaxd.supervisor.binding.apply import lines
-from syshaxd.supervisor.binding.host import HostDevice, HostNode, HostTree, read_host
-from syshaxd.supervisor.binding.plan import Ask, BindingPlan, plan
+from syshaxd.supervisor.binding.binding_plan import Ask, BindingPlan, plan
+from syshaxd.supervisor.binding.host_tree import HostDevice, HostNode, HostTree, read_host
 from syshaxd.topology import format_cpu_list, parse_cpu_list
 from syshaxd.units import VLLM
 from syshaxd.units.memory import Memory

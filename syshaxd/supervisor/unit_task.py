@@ -22,7 +22,7 @@ from syshaxd.units import served_name
 
 from . import recipes
 from .binding.shortfalls import shortfalls
-from .life import Act, Event, Life, What, step
+from .life import Effect, Life, LifeEvent, What, step
 from .log_budget import RATE, LineBudget
 from .probe import Activity, Deadline, OwnFailure, WrongModel, await_answer, said
 from .start import Desired, Start, Tools, backend_of, begin, surroundings
@@ -57,7 +57,7 @@ class Unit:
         self._start: Start | None = None
         self._launched = desired
         self._outbox_lost = False
-        self._events: asyncio.Queue[Event] = asyncio.Queue(MAX_EVENTS)
+        self._events: asyncio.Queue[LifeEvent] = asyncio.Queue(MAX_EVENTS)
         self._posted = 0
         self.taken = 0  # commands
         self._suspicion = ""
@@ -71,7 +71,7 @@ class Unit:
 
         Raises BackendError when the unit has not taken the last 256 events.
         """
-        self._put(Event(what, reason))
+        self._put(LifeEvent(what, reason))
         self._posted += 1
         return self._posted
 
@@ -152,7 +152,7 @@ class Unit:
 
     # ---- events in, activities out
 
-    async def _take(self, event: Event) -> None:
+    async def _take(self, event: LifeEvent) -> None:
         before = self._life
         life, act = step(before, event, self._tools.clock(), self._restart_policy())
         if event.what is What.EXITED and event.epoch == before.epoch:
@@ -161,7 +161,7 @@ class Unit:
             if self._activity is not None:
                 await cancelled(self._activity)
             self._life = life
-            if act is Act.LAUNCH:
+            if act is Effect.LAUNCH:
                 self._launched = self.desired
             self._activity = self._tasks.start(act.value, self._activities(act, life))
         self._life = life
@@ -177,26 +177,26 @@ class Unit:
         config = self.desired.config
         return config.restart if config.backend.starts else replace(config.restart, limit=sys.maxsize)
 
-    def _activities(self, act: Act, life: Life) -> Coroutine[Any, Any, None]:
-        if act is Act.AWAIT_RETRY:
+    def _activities(self, act: Effect, life: Life) -> Coroutine[Any, Any, None]:
+        if act is Effect.AWAIT_RETRY:
             return self._await_retry(life)
         return {
-            Act.LAUNCH: self._launch,
-            Act.WARM_UP: self._warm_up,
-            Act.WATCH: self._watch,
-            Act.DRAIN: self._drain,
-            Act.TERMINATE: self._terminate,
-            Act.KILL: self._kill,
-            Act.NOTHING: self._nothing,
+            Effect.LAUNCH: self._launch,
+            Effect.WARM_UP: self._warm_up,
+            Effect.WATCH: self._watch,
+            Effect.DRAIN: self._drain,
+            Effect.TERMINATE: self._terminate,
+            Effect.KILL: self._kill,
+            Effect.NOTHING: self._nothing,
         }[act](life.epoch)
 
     async def _launch(self, epoch: int) -> None:
         try:
             start = self._start = await begin(self._launched, self._tools, self._on_line)
         except BackendError as err:
-            return self._put(Event(What.EXITED, str(err), epoch, passing=err.passing))
+            return self._put(LifeEvent(What.EXITED, str(err), epoch, passing=err.passing))
         except OSError as err:  # of files and sockets: this unit's trouble, nobody else's
-            return self._put(Event(What.EXITED, f"cannot be started: {err}", epoch))
+            return self._put(LifeEvent(What.EXITED, f"cannot be started: {err}", epoch))
         self._tasks.start("exit", self._await_exit(start, epoch))
         self._publish()
         config = self.desired.config
@@ -206,7 +206,7 @@ class Unit:
 
     async def _await_exit(self, start: Start, epoch: int) -> None:
         ended = await start.running.wait()
-        self._put(Event(What.EXITED, ended.reason, epoch, own=not ended.asked))
+        self._put(LifeEvent(What.EXITED, ended.reason, epoch, own=not ended.asked))
 
     async def _warm_up(self, epoch: int) -> None:
         start, config = self._alive(), self.desired.config
@@ -347,14 +347,14 @@ class Unit:
 
     # ---- state
 
-    def _put(self, event: Event) -> None:
+    def _put(self, event: LifeEvent) -> None:
         try:
             self._events.put_nowait(event)
         except asyncio.QueueFull as err:
             raise BackendError(f"unit {self.name} does not take commands; see the log") from err
 
     def _report(self, what: What, epoch: int, reason: str = "") -> None:
-        self._put(Event(what, reason, epoch))
+        self._put(LifeEvent(what, reason, epoch))
 
     def _bury(self) -> None:
         """The process is gone: nobody shall find its outbox."""

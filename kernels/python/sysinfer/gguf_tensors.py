@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from syshax_contract.gguf import TENSOR_TYPES, GgufError, TensorEntry, Value, failure, read_header
-from sysinfer.errors import ModelFileError
+from sysinfer.engine_errors import ModelFileError
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ class BenchError(SysHaxError):
 
 
 @dataclass(frozen=True)
-class Ask:
+class BenchRequest:
     """One request: its prompt (text or token ids) and how many tokens to make."""
 
     prompt: object
@@ -49,7 +49,7 @@ class Outcome:
         return (self.latency - self.ttft) / (self.output_tokens - 1) if self.output_tokens > 1 else 0.0
 
 
-class Endpoint:
+class CompletionsClient:
     """Calls against one base URL. Use as an async context manager."""
 
     def __init__(
@@ -59,7 +59,7 @@ class Endpoint:
         self._headers = {**headers, **({"Authorization": f"Bearer {api_key}"} if api_key else {})}
         self._session: aiohttp.ClientSession | None = None
 
-    async def __aenter__(self) -> "Endpoint":
+    async def __aenter__(self) -> "CompletionsClient":
         limits = aiohttp.ClientTimeout(total=self._timeout, sock_connect=10.0)
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=0), timeout=limits, headers=self._headers, read_bufsize=LINE_LIMIT
@@ -107,7 +107,7 @@ class Endpoint:
         body = {"model": await self.first_model(), "tokens": list(tokens)}
         return str((await self.call("POST", "/detokenize", body))["prompt"])
 
-    async def generate(self, ask: Ask, ignore_eos: bool = True) -> Outcome:
+    async def generate(self, ask: BenchRequest, ignore_eos: bool = True) -> Outcome:
         """One streamed completion, with an SDK's two retries after 429."""
         outcome = Outcome(prompt_tokens=ask.prompt_tokens)
         begin = time.perf_counter()
@@ -120,7 +120,7 @@ class Endpoint:
         outcome.latency = time.perf_counter() - begin
         return outcome
 
-    async def _attempt(self, ask: Ask, ignore_eos: bool, begin: float, outcome: Outcome) -> float | None:
+    async def _attempt(self, ask: BenchRequest, ignore_eos: bool, begin: float, outcome: Outcome) -> float | None:
         """None when it is over; seconds to wait before the next try after a 429."""
         body = {
             "model": await self.first_model(),

@@ -10,9 +10,9 @@ from syshaxd.config.types import Config, UnitConfig
 from syshaxd.errors import ConfigError, Problem
 from syshaxd.units import KINDS
 
-from .host import HostTree
+from .binding_plan import Ask, BindingPlan, plan
+from .host_tree import HostTree
 from .inputs import read_inputs
-from .plan import Ask, BindingPlan, plan
 
 ReadModel = Callable[[str], ModelFacts]
 

@@ -10,14 +10,14 @@ from dataclasses import dataclass
 from syshax_contract.model_files import ModelFacts, gguf_facts
 from syshax_contract.model_memory import engine_memory, kv_bytes
 from syshax_kernels.context import Context, ContextInfo
-from syshax_kernels.errors import KernelError
+from syshax_kernels.kernel_errors import KernelError
 from syshax_kernels.pool import CHUNK_TOKENS, Geometry, chunks_that_fit, model_id
 from sysinfer.blocks import BlockPool
 from sysinfer.chat_templates import template_source
 from sysinfer.config import Metadata, ModelConfig, read_config, vocabulary
 from sysinfer.core import EngineCore, Handoffs
-from sysinfer.errors import ModelFileError, SetupError
-from sysinfer.gguf import GgufFile
+from sysinfer.engine_errors import ModelFileError, SetupError
+from sysinfer.gguf_tensors import GgufFile
 from sysinfer.handoff import SequenceLoader, SequenceSaver, open_outbox
 from sysinfer.native import NativeRunner, RunnerSizes
 from sysinfer.options import Options

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from syshaxd.topology import format_cpu_list, parse_cpu_list
 from syshaxd.units.memory import Memory
 
-from .host import HostDevice, HostTree
+from .host_tree import HostDevice, HostTree
 
 HOST_THREADS_PER_DEVICE = 2  # of an accelerator unit: engine and API server
 ROOMY_NODE = 8  # cores from which on one core a node is kept for the daemon and the API servers

@@ -15,7 +15,7 @@ from syshaxd.config.types import Config
 from syshaxd.engine.calibration import calibration_path
 
 from ..options import client, source
-from .openai import BenchError
+from .completions_client import BenchError
 
 
 @dataclass(frozen=True)

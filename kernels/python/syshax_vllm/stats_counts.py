@@ -9,7 +9,7 @@ from typing import Any
 from syshax_kernels.pool_types import UnitStats
 
 
-class Pages:
+class StatsCounts:
     """Makes the stats page of each step."""
 
     def __init__(self, block_size: int, max_num_seqs: int, max_step_tokens: int) -> None:

@@ -14,8 +14,8 @@ import aiohttp
 from syshaxd.errors import UnitError, UnitErrorKind
 from syshaxd.tasks import cancelled
 
-from .errors import FAILURES, from_exception
 from .events import Chunk, SseError, SseParser, parse_chunk
+from .failures import FAILURES, from_exception
 
 Opener = Callable[[], Awaitable[aiohttp.ClientResponse]]
 

@@ -79,7 +79,7 @@ class Shape:
 
 
 @dataclass(frozen=True)
-class Part:
+class PagesPart:
     """Tokens first .. first + count of the sequence with these blocks, from token `at` of a chunk on."""
 
     blocks: Sequence[int]
@@ -118,18 +118,18 @@ class Pages:
             places = ctypes.cast(self._tables[key], _i32s)
         return _Side(side.address, side.block, side.token, side.head, side.dim, places)
 
-    def copy_out(self, part: Part, chunk: Chunk) -> int:
+    def copy_out(self, part: PagesPart, chunk: Chunk) -> int:
         """Cache to chunk, converting. Raises KernelError for blocks or tokens that are not there.
 
         Returns crc32c over these tokens and heads in the chunk, in its order: what a seal holds.
         """
         return self._copy("sx_pages_export", part, chunk)
 
-    def copy_in(self, part: Part, chunk: Chunk) -> int:
+    def copy_in(self, part: PagesPart, chunk: Chunk) -> int:
         """Chunk to cache, converting. Returns the same of what it has read."""
         return self._copy("sx_pages_import", part, chunk)
 
-    def _copy(self, call: str, part: Part, chunk: Chunk) -> int:
+    def _copy(self, call: str, part: PagesPart, chunk: Chunk) -> int:
         table, shape, crc = array("i", part.blocks), self._shape, _u32()
         args = _Args(
             ctypes.sizeof(_Args), len(self._sides), self._sides, table.buffer_info()[0], len(table), shape.cache_blocks,
