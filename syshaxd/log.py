@@ -110,6 +110,33 @@ class JournalHandler(logging.Handler):
         super().close()
 
 
+class RepeatFilter(logging.Filter):
+    """Lets AT_ONCE equal warnings or errors of a part pass within PERIOD seconds; the next one says how many were left
+    out. Equal: the same constant message, about the same unit; requests' lines and those of units are no warnings."""
+
+    AT_ONCE, PERIOD, KINDS = 10, 10.0, 1024
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._seen: dict[tuple[str, str, Value], tuple[float, int]] = {}  # since when, how many
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether the line is written."""
+        if record.levelno < logging.WARNING or record.name.startswith(f"{ROOT}.unit"):
+            return True
+        text = str(record.args[0]) if isinstance(record.args, tuple) and record.msg == "%s" else str(record.msg)
+        kind = (record.name, text, values_of(record).get("unit"))
+        since, count = self._seen.get(kind, (record.created, 0))
+        if record.created - since >= self.PERIOD:
+            left_out, since, count = max(0, count - self.AT_ONCE), record.created, 0
+            if left_out:
+                record.syshax_values = {**values_of(record), "left_out": left_out}
+        if len(self._seen) >= self.KINDS:
+            self._seen.clear()
+        self._seen[kind] = (since, count + 1)
+        return count < self.AT_ONCE
+
+
 def values_of(record: logging.LogRecord) -> Mapping[str, Value]:
     """The named values of a record made by Log; none for records of libraries."""
     values: Mapping[str, Value] = getattr(record, "syshax_values", {})
@@ -158,6 +185,7 @@ def setup(level: str, journal_stream: str = "", stream: TextIO | None = None) ->
     for old in tuple(root.handlers):
         root.removeHandler(old)
         old.close()
+    handler.addFilter(RepeatFilter())
     root.addHandler(handler)
     set_level(level)
     return handler

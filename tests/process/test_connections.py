@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+import resource
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +16,7 @@ from aiohttp import web
 
 from syshaxd.conductor.connections import RESERVED, Connections
 from syshaxd.conductor.listeners import Listeners
+from testbed.daemon_fake_units import TERM, Daemon
 from testbed.daemon_in_process import CONFIG, House
 
 SECRET = "sk-a-secret-key"
@@ -140,3 +142,36 @@ async def shared(tmp_path: Path) -> AsyncIterator[House]:
     config = replace(CONFIG, conductor=replace(CONFIG.conductor, allowed_hosts=("box.lan",)))
     async with House(tmp_path, config, gpu=()) as house:
         yield house
+
+
+@pytest.fixture
+def soft_limit() -> Iterator[None]:
+    """The usual one of 1,024 descriptors for what the test starts."""
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (1024, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+@pytest.mark.timeout(120)
+async def test_a_thousand_silent_connections_hurt_nobody(tmp_path: Path, soft_limit: None) -> None:
+    daemon = Daemon(tmp_path)
+    await daemon.start()
+    try:
+        await daemon.ready()
+        resource.setrlimit(resource.RLIMIT_NOFILE, (4096, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+        pids = [(await daemon.unit(name))["pid"] for name in ("gpu", "cpu")]
+        silent = [await asyncio.open_connection("127.0.0.1", daemon.port) for _ in range(1100)]
+        async with aiohttp.ClientSession() as session:
+            for _ in range(20):
+                body = {"prompt": "x", "max_tokens": 2}
+                async with session.post(f"http://127.0.0.1:{daemon.port}/v1/completions", json=body) as response:
+                    assert response.status == 200, await response.text()
+        assert [(await daemon.unit(name))["pid"] for name in ("gpu", "cpu")] == pids
+        assert b"Too many open files" not in daemon.output and b"Traceback" not in daemon.output
+        for _, writer in silent:
+            writer.close()
+    finally:
+        daemon.signal(TERM)
+        await daemon.ended()
+        await daemon.close()

@@ -8,10 +8,12 @@ import socket
 import struct
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from syshaxd import log
+from syshaxd.log import RepeatFilter, values_of
 
 
 @pytest.fixture(autouse=True)
@@ -94,3 +96,19 @@ def test_level_changes_while_running() -> None:
     log.Log("engine").debug("shown")
     assert "hidden" not in stream.getvalue()
     assert "debug engine: shown" in stream.getvalue()
+
+
+def test_equal_warnings_are_bounded_and_counted() -> None:
+    def record(message: str, at: float, level: int = logging.WARNING, **values: Any) -> logging.LogRecord:
+        made = logging.LogRecord("syshax.x", level, "", 0, "%s", (message,), None)
+        made.created, made.syshax_values = at, values
+        return made
+
+    lines = RepeatFilter()
+    assert sum(lines.filter(record("broke", 0.0)) for _ in range(100)) == 10
+    assert lines.filter(record("broke", 1.0, unit="gpu")) and lines.filter(record("other", 1.0))
+    assert all(lines.filter(record("request", 1.0, logging.INFO)) for _ in range(100))
+    assert not lines.filter(record("broke", 9.9))
+    later = record("broke", 10.0)
+    assert lines.filter(later) and values_of(later) == {"left_out": 91}
+    assert lines.filter(record("broke", 11.0)) and "left_out" not in values_of(record("broke", 11.0))
