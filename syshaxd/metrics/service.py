@@ -23,6 +23,10 @@ class MetricsService:
         self._requests = self._counter("syshax_requests", "Requests ended", "endpoint", "route", "status")
         self._decisions = self._counter("syshax_scheduler_decisions", "Decisions of the scheduler", "plan", "reason")
         self._handoffs = self._counter("syshax_handoffs", "Handoffs begun and how they ended", "kind", "result")
+        self._kv = self._counter("syshax_handoff_kv", "KV handed over and what became of it", "kind", "result")
+        self._kv_tokens = self._counter(
+            "syshax_handoff_kv_tokens", "Context tokens of these, by where KV came from", "source"
+        )
         self._stays = self._counter("syshax_move_refusals", "Requests that may not be handed over", "reason")
         self._unit_errors = self._counter("syshax_unit_errors", "Failed calls to units", "unit", "kind")
         self._prompt = self._counter("syshax_prompt_tokens", "Prompt tokens of requests served", "route")
@@ -54,6 +58,12 @@ class MetricsService:
     def handed_over(self, kind: str, result: str) -> None:
         """One handoff: kind split, offload, return, drain or failover; result ok, finished_first or what failed."""
         self._handoffs.labels(kind, result).inc()
+
+    def kv_taken_over(self, kind: str, result: str, loaded: int, computed: int) -> None:
+        """KV that a unit was to load, as it tells at its end: result loaded, recomputed or why it was lost."""
+        self._kv.labels(kind, result).inc()
+        self._kv_tokens.labels("handoff").inc(loaded)
+        self._kv_tokens.labels("computed").inc(computed)
 
     def stays(self, reason: str) -> None:
         """One request that must not be handed over, by the rule that says so."""

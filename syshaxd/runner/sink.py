@@ -16,6 +16,26 @@ from .services import Services
 from .steps import Step, kv_width
 from .timeline import Timeline
 
+LOADED = "loaded"
+LOST = (
+    "missing", "stale", "corrupt", "mismatch", "busy", "timeout", "bad_request", "preempted", "no_pool", "copy",
+    "error",
+)  # fmt: skip
+
+
+def kv_result(usage: Usage) -> tuple[str, int]:
+    """What became of KV that a unit was to load, and how many tokens it was spared. Pure.
+
+    A unit that can't say why (vLLM) has "recomputed" when less than half of the context came.
+    """
+    details = usage.details or {}
+    told = details.get("cached_tokens")
+    cached = min(max(told, 0), usage.prompt_tokens) if isinstance(told, int) else 0
+    lost = details.get("handoff_lost")
+    if lost:
+        return (lost if lost in LOST else "error"), cached
+    return (LOADED if 2 * cached >= usage.prompt_tokens - 1 else "recomputed"), cached
+
 
 class Sink:
     """Of one request. All times are monotonic seconds."""
@@ -29,6 +49,7 @@ class Sink:
         self._arrived = request.arrived
         self._sides: list[str] = []  # in order of visit
         self._handoff: tuple[str, float] | None = None  # kind, last token before it
+        self._told: Step | None = None  # the last one whose unit has said what it loaded
         self._ended = False
         self._reason: Reason | None = None
         self._expected = Prediction()
@@ -117,9 +138,13 @@ class Sink:
 
     def loaded(self, step: Step, usage: Usage) -> None:
         """What the unit says at its end about the KV it was to load; the rest it computed."""
-        cached = (usage.details or {}).get("cached_tokens")
-        if step.load is not None and cached is not None:
-            self.timeline.add(self._clock(), "loaded", unit=step.unit.name, tokens=cached, of=usage.prompt_tokens)
+        if step.load is None or self._told is step:
+            return
+        self._told = step
+        result, cached = kv_result(usage)
+        self._metrics.kv_taken_over(step.handoff or "again", result, cached, usage.prompt_tokens - cached)
+        why = None if result == LOADED else result
+        self.timeline.add(self._clock(), "loaded", unit=step.unit.name, tokens=cached, of=usage.prompt_tokens, lost=why)
 
     def tokens(self, output_tokens: int) -> None:
         """There are so many tokens of output now."""

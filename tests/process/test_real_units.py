@@ -102,6 +102,7 @@ async def test_a_restart_gives_the_streams_away_with_their_kv(daemon: Daemon, pa
     question = f"What does a river carry to {path}?"  # in no cache of the other unit
     whole = await daemon.post(path, body_for(path, question), {"x-syshax-route": "accelerator"})
     before, moves = await loaded(daemon, "cpu"), await drained(daemon)
+    kept = (await daemon.metrics()).get('syshax_handoff_kv_total{kind="drain",result="loaded"}', 0)
     orders: list[Any] = []
 
     def restart() -> None:
@@ -112,6 +113,7 @@ async def test_a_restart_gives_the_streams_away_with_their_kv(daemon: Daemon, pa
     await orders[0]
     assert await drained(daemon) == moves + 1
     assert await loaded(daemon, "cpu") - before >= 40
+    assert (await daemon.metrics())['syshax_handoff_kv_total{kind="drain",result="loaded"}'] == kept + 1
 
 
 async def drained(daemon: Daemon) -> float:

@@ -294,6 +294,21 @@ def test_a_ticket_that_is_no_good_is_recomputed_and_counted(pair: Pair, how: str
         assert failed == {failures(reason): 1}
 
 
+@pytest.mark.parametrize("how", ["loaded", "missing", "stale"])
+def test_the_answer_says_what_was_taken_over(pair: Pair, how: str) -> None:
+    """The daemon counts it; a stream says it in its usage."""
+    prompt, name = prompt_of(150), ticket()
+    ask(pair.giver, prompt, 1, save=name)
+    load = load_from(ticket() if how == "missing" else name, generation=999 if how == "stale" else 0)
+    transfer = {"prompt_token_ids": prompt, "syshax": {"load": load}}
+    body = {"prompt": "", "max_tokens": 2, "temperature": 0, "kv_transfer_params": transfer}
+    lost = {} if how == "loaded" else {"handoff_lost": how}
+    expected = {"cached_tokens": 149 if how == "loaded" else 0, **lost}
+    assert pair.taker.post(COMPLETION, body)["usage"]["prompt_tokens_details"] == expected
+    if how == "stale":
+        ask(pair.taker, prompt, 1, load=load_from(name))
+
+
 def test_a_part_that_matches_is_taken(pair: Pair) -> None:
     """The longest common prefix counts, also in the middle of a chunk."""
     prompt, name = prompt_of(150), ticket()

@@ -93,9 +93,10 @@ class Loader(Generic[Key]):
 
     def __init__(
         self, folder: Path, open_inbox: Callable[[str], OtherPool], counts: HandoffCounts, log: logging.Logger,
-        clock: Callable[[], float] = time.monotonic,
+        clock: Callable[[], float] = time.monotonic, lost: Callable[[Key, str], None] = lambda key, reason: None,
     ) -> None:  # fmt: skip
-        """`open_inbox`: from the path of a pool file in `folder`."""
+        """`open_inbox`: from the path of a pool file in `folder`. `lost`: told of each handoff that is, and why."""
+        self._lost = lost
         self._folder, self._open, self._counts, self._log, self._clock = folder, open_inbox, counts, log, clock
         self._inboxes: dict[str, OtherPool] = {}
         self._arrivals: dict[Key, _Arrival] = {}
@@ -187,7 +188,9 @@ class Loader(Generic[Key]):
     def fail(self, key: Key, err: Exception, reason: str = "") -> None:
         """Counts a handoff that can't be taken up; the request computes its context itself."""
         arrival = self._arrivals.get(key)
-        self._counts.load_failures[reason or reason_of(err)] += 1
+        reason = reason or reason_of(err)
+        self._counts.load_failures[reason] += 1
+        self._lost(key, reason)
         name = key if arrival is None else arrival.name
         self._log.warning("handoff to request %s not loaded, its context is computed: %s", name, err)
         self.cancel(key)

@@ -17,7 +17,8 @@ def main() -> None:
     compat.check_version(compat.vllm_version())
     # Whoever reaches these endpoints ends other people's requests, so there are none without a secret to ask for.
     scale_out = compat.abort_arguments() if own_secret() else []
-    sys.argv = ["api_server", *sys.argv[1:], *scale_out]
+    # How many tokens a handoff spared: the daemon counts it, and keeps it from clients.
+    sys.argv = ["api_server", *sys.argv[1:], *scale_out, "--enable-prompt-tokens-details"]
     runpy.run_module("vllm.entrypoints.openai.api_server", run_name="__main__", alter_sys=True)
 
 

@@ -90,6 +90,7 @@ class EngineCore:
             return True
         if self._handoffs.loader is None:
             self._stats.load_failures["no_pool"] += 1
+            seq.lost = "no_pool"
             return True
         if not self._handoffs.loader.poll(seq):
             return False
@@ -177,6 +178,7 @@ class EngineCore:
         saver, loader = self._handoffs.saver, self._handoffs.loader
         if seq.status is Status.LOADING and not seq.kept and loader is not None:
             self._stats.load_failures["preempted"] += 1
+            seq.lost = "preempted"
             loader.cancel(seq)
             seq.load_pending = False
         elif saver is not None and not self._handoffs.exact:
@@ -249,6 +251,7 @@ class EngineCore:
         return Output(
             seq.key, (sampled.token,), text, (sampled.logprob,) if sampled.logprob else (),
             tuple(generation.prompt_logprobs) if first else (), finish, reason, seq.n_local + seq.n_external,
+            lost=seq.lost,
         )  # fmt: skip
 
     def _count(self, seq: Sequence, generation: Generation, now: float) -> None:

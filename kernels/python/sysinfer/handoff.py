@@ -128,16 +128,21 @@ class SequenceLoader:
 
     def __init__(self, folder: Path, expected: Geometry, runner: ModelRunner, stats: EngineStats) -> None:
         self._runner = runner
-        self._loader: Loader[int] = Loader(folder, lambda path: Inbox.open(path, expected), stats, log)
+        self._loader: Loader[int] = Loader(folder, lambda path: Inbox.open(path, expected), stats, log, lost=self._note)
+        self._expected: dict[int, Sequence] = {}
 
     def expect(self, seq: Sequence) -> None:
         """Begins to wait for the ticket that `seq` asks for."""
         if seq.handoff.load is not None:
+            self._expected[seq.key] = seq
             self._loader.expect(seq.key, seq.request_id, seq.handoff.load)
 
     def poll(self, seq: Sequence) -> bool:
         """Tries to pin the ticket of `seq`; True when that is settled (pinned, or given up and counted)."""
         return self._loader.poll(seq.key, seq.tokens) is not None
+
+    def _note(self, key: int, reason: str) -> None:
+        self._expected[key].lost = reason
 
     def holds(self, seq: Sequence) -> bool:
         """Whether a ticket is pinned for `seq`."""
@@ -165,6 +170,7 @@ class SequenceLoader:
     def cancel(self, seq: Sequence) -> None:
         """Lets go of the ticket, which is then over: each handoff is consumed once."""
         self._loader.cancel(seq.key)
+        self._expected.pop(seq.key, None)
 
     def close(self) -> None:
         self._loader.close()

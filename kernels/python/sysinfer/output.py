@@ -28,6 +28,7 @@ class Output:
     finish: str | None = None
     stop_reason: StopReason = None
     cached: int = 0
+    lost: str = ""  # why its handoff was not taken up
     error: SequenceError | None = None  # why it ended, with ERROR; None: the engine has failed
 
 

@@ -42,6 +42,7 @@ class Sequence:
     counted: bool = False  # its prompt is in the metrics
     n_local: int = 0  # context tokens found in the prefix cache at the first admission
     n_external: int = 0  # context tokens taken from a handoff
+    lost: str = ""  # why none were
 
     @property
     def n_output(self) -> int:

@@ -52,6 +52,7 @@ class Choice:
     stop_reason: Any = None
     begun: bool = False
     cached: int = 0  # context tokens that were not computed
+    lost: str = ""  # why its handoff was not taken up
 
     def add(self, output: Output) -> None:
         self.text += output.text
@@ -59,7 +60,7 @@ class Choice:
         self.logprobs.extend(output.logprobs)
         self.prompt_logprobs = self.prompt_logprobs or output.prompt_logprobs
         self.finish, self.stop_reason = output.finish, output.stop_reason
-        self.cached = max(self.cached, output.cached)
+        self.cached, self.lost = max(self.cached, output.cached), self.lost or output.lost
 
 
 def usage(choices: Sequence[Choice], n: int) -> Json:
@@ -86,11 +87,15 @@ class Replies:
         return {"id": self.id, "object": name, "created": self.created, "model": self.model}
 
     def usage(self) -> Json:
-        """Token counts; of a request that came with a ticket, also how many tokens that saved."""
+        """Token counts; of a request that came with a ticket, also how many tokens that saved, or why it did not."""
         made = usage(self.choices, self.common.n)
         if self.common.handoff.load is None:
             return made
-        return {**made, "prompt_tokens_details": {"cached_tokens": sum(choice.cached for choice in self.choices)}}
+        details: Json = {"cached_tokens": sum(choice.cached for choice in self.choices)}
+        lost = next((choice.lost for choice in self.choices if choice.lost), "")
+        if lost:
+            details["handoff_lost"] = lost
+        return {**made, "prompt_tokens_details": details}
 
     def whole(self) -> Json:
         """The answer of a request without streaming."""
@@ -103,7 +108,7 @@ class Replies:
         events = [] if choice.begun else self._first(choice)
         choice.begun = True
         choice.tokens.extend(output.tokens)
-        choice.cached = max(choice.cached, output.cached)
+        choice.cached, choice.lost = max(choice.cached, output.cached), choice.lost or output.lost
         return [*events, self._event(self._chunk_choice(choice, output))]
 
     def last(self) -> list[bytes]:
