@@ -41,6 +41,7 @@ class Refusal(enum.Enum):
     UNIT_REMOVED = _Row("no_unit_ready", 503, "unit {unit} was removed", SOON)
     DRAINING = _Row("draining", 503, "the daemon is draining and takes no new requests", LATER)
     SHUTTING_DOWN = _Row("shutting_down", 503, "the daemon is stopping", SOON)
+    TOO_MANY_BODIES = _Row("too_many_bodies", 429, "too many large bodies are being read", SOON)
     QUEUE_FULL = _Row("queue_full", 429, "{why}; {queued} requests queue already (limits.max_queue)", SOON)
     QUEUE_TIMEOUT = _Row("queue_timeout", 429, "no room in time: {why}", 2.0)
     LATE = _Row("refuse_late", 429, "{why}", SOON)  # its time went by in the queue, or between earlier attempts

@@ -9,9 +9,8 @@ from typing import Any
 
 from aiohttp import web
 
+from syshax_contract.error_form import error_form, normalised
 from syshaxd.runner import RequestError
-
-_TYPES = {401: "authentication_error", 404: "not_found_error", 413: "invalid_request_error", 429: "rate_limit_error"}
 
 
 class BadRequest(RequestError):
@@ -22,23 +21,19 @@ class BadRequest(RequestError):
 
 
 def error_object(err: RequestError) -> dict[str, Any]:
-    """`{"error": {...}}`. A unit's own error object is passed on."""
-    if err.body:
-        own = _parsed(err.body)
-        if own is not None:
-            return own
-    kind = _TYPES.get(err.status, "invalid_request_error" if err.status < 500 else "server_error")
-    return {"error": {"message": str(err), "type": kind, "param": err.param, "code": err.code}}
+    """`{"error": {...}}`. Message and field of a unit's own error are passed on, in the same form."""
+    own = _parsed(err.body) if err.body else None
+    return normalised(own, err.status) if own is not None else error_form(str(err), err.status, err.param, err.code)
 
 
 def _parsed(body: bytes) -> dict[str, Any] | None:
     try:
         own = json.loads(body)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     if not isinstance(own, dict):
         return None
-    return own if isinstance(own.get("error"), dict) else {"error": own}
+    return own["error"] if isinstance(own.get("error"), dict) else own
 
 
 def reason_of(err: RequestError) -> str:

@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import socket
+import time
 from collections.abc import Awaitable, Sequence
 from typing import Any, Callable
 
+import aiohttp
 from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
 
+from syshax_contract.error_form import BadBody
+from syshax_contract.request_body import Bodies, BodyShare
 from syshaxd.admission import admit
-from syshaxd.admission.refusals import error_of
+from syshaxd.admission.refusals import Refusal, error_of
 from syshaxd.config.types import Config
 from syshaxd.errors import SysHaxError
 from syshaxd.log import Log
 from syshaxd.metrics import MetricsService
+from syshaxd.model.plan import Refuse
 from syshaxd.model.ports import Snapshots, Units
 from syshaxd.model.request import Endpoint, Route
 from syshaxd.model.served import Models
@@ -31,12 +38,13 @@ from .generate import CLIENT_GONE, Generation
 from .keys import check_key, read_keys
 from .listeners import Listeners
 from .origins import check_origin
-from .parsing import request_id_of
+from .parsing import parse_body, request_id_of
 from .passthrough import FORWARDED, Passthrough
 
 Handler = Callable[[web.Request, str], Awaitable[web.StreamResponse]]
 BODY_TIMEOUT = 60.0  # seconds for a client to send its body
-_UNSUPPORTED = ("/v1/responses", "/v1/messages", "/v1/batches", "/v1/files", "/v1/audio", "/v1/images")
+_MODEL = "/v1/models/"
+BODY_BUDGET = 4  # bodies of the largest size that are held at a time, until they are parsed
 
 
 class Conductor:
@@ -61,12 +69,14 @@ class Conductor:
         self._log = Log("conductor")
         self._keys: tuple[bytes, ...] = ()
         self._watch = DisconnectWatch()
-        self._generation = Generation(runner, self._watch, Log("access"))
+        self._bodies = Bodies(BODY_BUDGET * config.conductor.max_body)
+        self._generation = Generation(runner, self._watch, Log("access"), self._bodies)
         self._passthrough = Passthrough(client, units)
         self._counter = PromptCounter(client, units)
         self._tasks = TaskSet("conductor", self._task_failed)
         self._connections = Connections(raise_soft_limit())
         self._table = self._routes()
+        self._created = int(time.time())
         self._admitting = True
         self._inherited = False
         self._app_runner: web.AppRunner | None = None
@@ -101,6 +111,7 @@ class Conductor:
         if self._listeners is not None and not self._inherited:
             await self._listeners.listen(config.conductor.host, config.conductor.port)
         self._config, self._keys = config, keys
+        self._bodies.budget = BODY_BUDGET * config.conductor.max_body
 
     def stop_listening(self) -> None:
         """Accepts no new connections (an inherited socket keeps them for the next process)."""
@@ -119,6 +130,7 @@ class Conductor:
         """Ends what is left. Requests should have been drained before."""
         self.stop_listening()
         await self._tasks.close()
+        self._bodies.close()
         if self._app_runner is not None:
             await self._app_runner.cleanup()
 
@@ -142,17 +154,17 @@ class Conductor:
             return error_response(failure, headers)
 
     def _route(self, http: web.Request) -> Handler:
-        path = http.path
+        path = _path(http)
         if not self._keys:
             check_origin(http.headers, self._config.conductor.allowed_hosts)
         method, handler = self._table.get(path, ("", None))
+        if path.startswith(_MODEL):
+            method, handler = "GET", functools.partial(self._model, path[len(_MODEL) :])
         if handler is None:
-            if path.startswith(_UNSUPPORTED):
-                raise RequestError(501, "not_supported", f"{path} is not served; /v1/chat/completions is")
             raise BadRequest(f"unknown URL {http.method} {path}", status=404, code="unknown_url")
         if http.method != method and not (method == "GET" and http.method == "HEAD"):
             raise BadRequest(f"{path} takes {method}, not {http.method}", status=405, code="method_not_allowed")
-        if path not in ("/health", "/health/live", "/metrics"):
+        if path not in ("/health", "/ping", "/health/live", "/metrics"):
             check_key(http.headers.get("Authorization", ""), self._keys)
         return handler
 
@@ -165,6 +177,7 @@ class Conductor:
                 "/v1/completions": ("POST", self._completions),
                 "/v1/models": ("GET", self._models),
                 "/health": ("GET", self._health),
+                "/ping": ("GET", self._health),
                 "/health/live": ("GET", self._live),
                 "/metrics": ("GET", self._metrics_text),
             }
@@ -185,8 +198,10 @@ class Conductor:
     async def _generate(
         self, http: web.Request, request_id: str, endpoint: Endpoint, forced: Route | None
     ) -> web.StreamResponse:
-        data = await self._body(http)
-        request = self._generation.parse(data, endpoint, http, request_id, forced, bool(self._keys))
+        with self._bodies.share() as share:
+            data = await self._body(http, share)
+            keyed = bool(self._keys)
+            request = await self._generation.parse(data, endpoint, http, request_id, forced, keyed)
         refusal = admit.at_the_door(request.info.model, self._model_names(), self._admitting)
         if refusal is not None:
             raise error_of(refusal)
@@ -198,14 +213,27 @@ class Conductor:
 
     async def _forward(self, http: web.Request, request_id: str) -> web.StreamResponse:
         timeout, served = self._config.limits.first_token_timeout, self._config.served
-        return await self._passthrough.serve(http.path, await self._body(http), request_id, timeout, served)
+        with self._bodies.share() as share:
+            data = await self._body(http, share)
+            body = await self._bodies.run(len(data), parse_body, data, http.headers, self._config.conductor.max_body)
+        return await self._passthrough.serve(_path(http), body, request_id, timeout, served)
 
     async def _models(self, http: web.Request, request_id: str) -> web.StreamResponse:
-        views, served = self._units.views(), self._config.served
-        common = {"object": "model", "created": 0, "owned_by": "syshax"}
-        lengths = {name: _longest(served, name, views) for name in served.names(views)}
-        cards = [{"id": name, **common, "max_model_len": length} for name, length in lengths.items()]
+        cards = [self._card(name) for name in self._model_names()]
         return web.json_response({"object": "list", "data": cards}, headers={"x-request-id": request_id})
+
+    async def _model(self, name: str, http: web.Request, request_id: str) -> web.StreamResponse:
+        if name not in self._model_names():
+            raise error_of(Refusal.UNKNOWN_MODEL.told(model=name, served=", ".join(self._model_names())))
+        return web.json_response(self._card(name), headers={"x-request-id": request_id})
+
+    def _card(self, name: str) -> dict[str, Any]:
+        """As vLLM has it, so that its benchmark finds its way."""
+        length = _longest(self._config.served, name, self._units.views())
+        return {
+            "id": name, "object": "model", "created": self._created, "owned_by": "syshax", "root": name,
+            "parent": None, "max_model_len": length,
+        }  # fmt: skip
 
     async def _health(self, http: web.Request, request_id: str) -> web.StreamResponse:
         """Readiness: 200 while a request would be admitted and a unit is READY, else 503."""
@@ -226,22 +254,28 @@ class Conductor:
         )
         return web.Response(body=text, headers={"Content-Type": content_type})
 
-    async def _body(self, http: web.Request) -> bytes:
+    async def _body(self, http: web.Request, share: BodyShare) -> bytes:
+        """As it came, still encoded."""
         limit = self._config.conductor.max_body
         _check_size(http.content_length or 0, limit)
         try:
-            return await within(BODY_TIMEOUT, "reading the body", _read(http, limit))
+            return await within(BODY_TIMEOUT, "reading the body", share.read(http.content.iter_any(), limit))
         except ConnectionError as err:  # nobody is there to read the answer; aiohttp would log a stack trace
             raise RequestError(CLIENT_GONE, "client_gone", "the client left before its body was complete") from err
-        except web.RequestPayloadError as err:
-            raise BadRequest("the body is damaged: its chunks or its encoding", code="invalid_body") from err
+        except BadBody as err:
+            raise error_of(_too_much(err, limit)) from err
+        except (HttpProcessingError, web.RequestPayloadError, aiohttp.ClientPayloadError) as err:
+            raise BadRequest("the body is not transferred as its headers say", code="invalid_body") from err
         except (SysHaxError, web.HTTPException) as err:
-            if isinstance(err, RequestError):
-                raise
             raise BadRequest("the body did not arrive in time", status=408, code="request_timeout") from err
 
     def _task_failed(self, name: str, error: BaseException) -> None:
         self._log.error("a task failed", task=name, error=error)
+
+
+def _path(http: web.Request) -> str:
+    """//v1/models/ is /v1/models."""
+    return "/" + "/".join(filter(None, http.path.split("/")))
 
 
 def _longest(served: Models, name: str, views: Sequence[UnitView]) -> int | None:
@@ -250,14 +284,8 @@ def _longest(served: Models, name: str, views: Sequence[UnitView]) -> int | None
     return max((view.max_model_len for view in mine if view.max_model_len), default=None)
 
 
-async def _read(http: web.Request, limit: int) -> bytes:
-    parts: list[bytes] = []
-    size = 0
-    async for part in http.content.iter_any():
-        size += len(part)
-        _check_size(size, limit)
-        parts.append(part)
-    return b"".join(parts)
+def _too_much(err: BadBody, limit: int) -> Refuse:
+    return Refusal.TOO_MANY_BODIES.told() if err.status == 429 else Refusal.BODY_TOO_LARGE.told(limit=limit)
 
 
 def _check_size(size: int, limit: int) -> None:

@@ -48,7 +48,7 @@ class Connections:
 
     def protocol(self, server: web.Server, loop: asyncio.AbstractEventLoop) -> Connection:
         """For a connection that was accepted just now."""
-        return Connection(self, server, loop=loop, keepalive_timeout=KEEP_ALIVE, access_log=None)
+        return Connection(self, server, loop=loop, keepalive_timeout=KEEP_ALIVE, access_log=None, auto_decompress=False)
 
     def opened(self, connection: Connection, now: float) -> None:
         """It is there; where there are too many, the one that has said nothing for longest goes, or itself."""

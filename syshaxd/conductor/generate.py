@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import hashlib
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 from datetime import datetime, timezone
+from typing import Any
 
 from aiohttp import web
 
+from syshax_contract.request_body import Bodies
 from syshaxd.log import Log
-from syshaxd.model.request import Endpoint, Route
+from syshaxd.model.request import Endpoint, RequestInfo, Route
 from syshaxd.runner import ClientRequest, Head, RequestError, Runner, Stream, features_of
 
 from .answers import error_events, reason_of
 from .disconnects import DisconnectWatch
 from .event_stream import EventStream
-from .parsing import parse_json, parse_request
+from .parsing import parse_body, parse_request
 from .retries import Refusals
 
 CLIENT_GONE = 499  # nginx's status for a client that left before its answer
@@ -26,13 +30,14 @@ CLIENT_GONE = 499  # nginx's status for a client that left before its answer
 class Generation:
     """Serves one request after another; keeps nothing of them but when a refused one came first."""
 
-    def __init__(self, runner: Runner, watch: DisconnectWatch, log: Log) -> None:
+    def __init__(self, runner: Runner, watch: DisconnectWatch, log: Log, bodies: Bodies) -> None:
+        self._bodies = bodies
         self._runner = runner
         self._watch = watch
         self._log = log
         self._refusals = Refusals()
 
-    def parse(
+    async def parse(
         self,
         data: bytes,
         endpoint: Endpoint,
@@ -43,12 +48,13 @@ class Generation:
     ) -> ClientRequest:
         """Checks the body and the headers; raises BadRequest. `forced`: the path itself asks for a route; `keyed`:
         clients have keys, which tell them apart."""
-        body = parse_json(data)
-        info = parse_request(body, endpoint, http.headers, request_id, self._runner.config.served.default)
-        now, who = asyncio.get_running_loop().time(), http.headers.get("Authorization", "")
-        key = who.encode("utf-8", "surrogateescape")
-        digest = hashlib.blake2b(key + b"\0" + data, digest_size=16).digest()
+        config = self._runner.config
+        key = http.headers.get("Authorization", "").encode("utf-8", "surrogateescape")
+        limits = config.conductor.max_body, config.served.default
+        work = functools.partial(_checked, data, key, endpoint, http.headers, request_id, *limits)
+        body, info, digest = await self._bodies.run(len(data), work)
         client = hashlib.blake2b(key, digest_size=6).hexdigest() if keyed else ""
+        now = asyncio.get_running_loop().time()
         waited = self._refusals.waited(digest, http.headers, now)
         info = replace(info, route=forced or info.route, waited=waited, client=client, features=features_of(body))
         return ClientRequest(info, body, now, int(time.time()), digest)
@@ -106,6 +112,21 @@ class Generation:
             about = {"request_id": entry.info.request_id, "arrived": arrived.isoformat(timespec="milliseconds")}
             known = dict(stream.summary())
             self._log.info("request", **about, status=status, **{**known, "reason": known["reason"] or refusal})
+
+
+def _checked(
+    data: bytes,
+    key: bytes,
+    endpoint: Endpoint,
+    headers: Mapping[str, str],
+    request_id: str,
+    most: int,
+    default_model: str,
+) -> tuple[dict[str, Any], RequestInfo, bytes]:
+    """Body, what the daemon reads of it, and its digest. Pure: a large body is done beside the event loop."""
+    body = parse_body(data, headers, most)
+    info = parse_request(body, endpoint, headers, request_id, default_model)
+    return body, info, hashlib.blake2b(key + b"\0" + data, digest_size=16).digest()
 
 
 def _headers(stream: Stream, head: Head) -> dict[str, str]:

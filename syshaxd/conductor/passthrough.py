@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 from aiohttp import web
 
@@ -14,8 +15,6 @@ from syshaxd.model.served import Models
 from syshaxd.model.unit import Role, UnitView
 from syshaxd.runner import RequestError
 from syshaxd.unitclient import Answer, Target, UnitClient
-
-from .parsing import parse_json
 
 FORWARDED = (
     "/tokenize",
@@ -39,9 +38,10 @@ class Passthrough:
         self._client = client
         self._units = units
 
-    async def serve(self, path: str, data: bytes, request_id: str, timeout: float, served: Models) -> web.Response:
+    async def serve(
+        self, path: str, body: dict[str, Any], request_id: str, timeout: float, served: Models
+    ) -> web.Response:
         """The answer of a unit of the model that is named; raises RequestError when no unit can give one."""
-        body = parse_json(data)
         named = body.get("model")
         model = named if isinstance(named, str) and named else served.default
         unknown = admit.of_model(model, served.names(self._units.views())) if model else None
@@ -74,5 +74,5 @@ def _nobody(path: str, absent: Answer | None, failure: UnitError | None) -> Requ
     if failure is not None:
         return RequestError(502, "unit_failed", str(failure), 1.0)
     if absent is not None:
-        return RequestError(501, "not_supported", f"no unit of this host serves {path}")
+        return RequestError(404, "not_found", f"no unit of this host serves {path}")
     return error_of(Refusal.NO_UNIT_READY.told(what="endpoint"))

@@ -172,6 +172,7 @@ def test_models_health_and_metrics(unit: Unit) -> None:
     assert grown("vllm:e2e_request_latency_seconds_count") == 2
 
 
+TYPES = {400: "invalid_request_error", 404: "not_found_error"}
 BAD = [
     (COMPLETION, {"prompt": 5}, 400, "prompt"),
     (COMPLETION, {}, 400, "prompt is a null"),
@@ -201,22 +202,51 @@ BAD = [
     (CHAT, {"messages": MESSAGES, "kv_transfer_params": {"syshax": {"save": "0" * 32}}, "n": 2}, 400, "n = 1"),
     ("/detokenize", {"tokens": "x"}, 400, "tokens"),
     ("/nowhere", {}, 404, "Not Found"),
+    # one string of half an emoji, wherever it stands
+    (CHAT, {"messages": [{"role": "user", "content": "a\ud83d"}]}, 400, "surrogate"),
+    (COMPLETION, {"prompt": "x", "stop": ["\ud83d"]}, 400, "surrogate"),
+    (COMPLETION, {"prompt": "x", "\udc00": 1}, 400, "surrogate"),
+    (COMPLETION, {"prompt": "x", "logit_bias": {"1" * 5000: 1}}, 400, "logit_bias"),
+    (COMPLETION, {"prompt": "x", "stop": ["x"] * 17}, 400, "stop"),
+    (COMPLETION, {"prompt": "x", "service_tier": []}, 400, "service_tier"),
+    (COMPLETION, {"prompt": "x", "stream_options": {"include_usage": True}}, 400, "stream_options"),
+    (COMPLETION, {"prompt": "x", "stream": True, "stream_options": {"include_usage": "yes"}}, 400, "include_usage"),
+    (COMPLETION, {"prompt": "x", "min_tokens": 9, "max_tokens": 8}, 400, "min_tokens"),
+    # accepted once, without effect
+    (COMPLETION, {"prompt": "x", "prompt_logprobs": 1}, 400, "prompt_logprobs"),
+    (COMPLETION, {"prompt": "x", "truncate_prompt_tokens": 4}, 400, "truncate_prompt_tokens"),
+    (COMPLETION, {"prompt": "x", "return_tokens_as_token_ids": True}, 400, "return_tokens_as_token_ids"),
+    (COMPLETION, {"prompt": "x", "detokenize": False}, 400, "detokenize"),
+    (COMPLETION, {"prompt": "x", "grammar": "root ::= x"}, 400, "grammar"),
+    (COMPLETION, {"prompt": "x", "n_predict": 4}, 400, "n_predict"),
+    (CHAT, {"messages": MESSAGES, "chat_template": "x"}, 400, "chat_template"),
+    (CHAT, {"messages": MESSAGES, "functions": [{}]}, 400, "functions"),
+    (CHAT, {"messages": MESSAGES, "tools": [{"type": "function"}]}, 400, "tools[0]"),
+    (CHAT, {"messages": MESSAGES, "tool_choice": "auto"}, 400, "tool_choice"),
+    (CHAT, {"messages": MESSAGES, "top_logprobs": 2}, 400, "top_logprobs"),
+    (CHAT, {"messages": [{"role": "user", "content": None}]}, 400, "messages[0].content"),
+    (
+        CHAT,
+        {"messages": MESSAGES, "add_generation_prompt": True, "continue_final_message": True},
+        400,
+        "continue_final",
+    ),
 ]
 
 
 @pytest.mark.parametrize("path, body, status, text", BAD, ids=[f"{b[3]}-{i}" for i, b in enumerate(BAD)])
 def test_bad_requests(unit: Unit, path: str, body: dict[str, Any], status: int, text: str) -> None:
     error = unit.post(path, body, status)["error"]
-    assert error["code"] == status and text in error["message"] and len(error["message"]) < 400
+    assert error["type"] == TYPES[status] and text in error["message"] and len(error["message"]) < 400
     assert set(error) == {"message", "type", "param", "code"}
 
 
 def test_bodies_that_are_not_json_or_huge(unit: Unit) -> None:
     for data in (b"", b"{", b"[1]", b"[" * 100000, b"\xff\xfe", b'"x"'):
         status, reply = unit.ask("POST", CHAT, data)
-        assert status == 400 and json.loads(reply)["error"]["type"] == "BadRequestError"
+        assert status == 400 and json.loads(reply)["error"]["type"] == "invalid_request_error"
     status, reply = unit.ask("POST", CHAT, b'{"a":"' + b"x" * (33 << 20) + b'"}')
-    assert status == 413 and json.loads(reply)["error"]["code"] == 413
+    assert status == 413 and json.loads(reply)["error"]["code"] == "request_too_large"
     assert unit.ask("GET", CHAT)[0] == 405
 
 
@@ -287,7 +317,7 @@ def test_keys_are_asked_for(tiny_llama: Tiny, tmp_path: Path) -> None:
         assert unit.ask("GET", "/health")[0] == 200
         for path in ("/v1/models", "/metrics"):
             status, body = unit.ask("GET", path)
-            assert status == 401 and json.loads(body)["error"]["type"] == "AuthenticationError"
+            assert status == 401 and json.loads(body)["error"]["type"] == "authentication_error"
             assert unit.ask("GET", path, headers={"Authorization": "Bearer other"})[0] == 200
 
 

@@ -97,13 +97,17 @@ class EngineCore:
         seq.load_pending = self._handoffs.loader.holds(seq)
         return True
 
-    def abort(self, request_ids: Iterable[str], publish: bool) -> list[Output]:
-        """Ends sequences by request id, or by it with `-` and the number of the choice.
+    def abort(self, request_ids: Iterable[str], publish: bool, keys: Iterable[int] = ()) -> list[Output]:
+        """Ends sequences by request id (which clients may share), or by it with `-` and the number of the choice; or by
+        their own keys.
 
         `publish`: hand over their KV where they have a ticket (abort by id); else it is dropped (client gone).
         """
         wanted = set(request_ids)
-        found = [s for s in self._sequences.values() if s.request_id in wanted or f"{s.request_id}-{s.index}" in wanted]
+        found = [self._sequences[key] for key in keys if key in self._sequences]
+        if wanted:
+            named = (s for s in self._sequences.values() if {s.request_id, f"{s.request_id}-{s.index}"} & wanted)
+            found.extend(named)
         return [self._abort(seq, publish) for seq in found]
 
     def discard(self, tickets: Iterable[bytes]) -> None:

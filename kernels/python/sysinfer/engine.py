@@ -32,6 +32,7 @@ class Abort:
     request_ids: tuple[str, ...]
     publish: bool
     discard: tuple[bytes, ...] = ()  # tickets to free, after that
+    keys: tuple[int, ...] = ()  # of sequences, beside those of the ids
 
 
 @dataclass(frozen=True)
@@ -116,7 +117,7 @@ class EngineThread:
             for seq in command.sequences:
                 core.add(seq)
         elif isinstance(command, Abort):
-            outputs = core.abort(command.request_ids, command.publish)
+            outputs = core.abort(command.request_ids, command.publish, command.keys)
             core.discard(command.discard)
             if outputs:
                 self._deliver(outputs)

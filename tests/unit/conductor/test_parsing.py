@@ -134,7 +134,8 @@ def test_errors_in_openais_form() -> None:
     }  # fmt: skip
     own = {"message": "too long", "type": "BadRequestError", "code": 400}
     for body in ({"error": own}, own):
-        assert error_object(RequestError(400, "c", "m", body=json.dumps(body).encode())) == {"error": own}
+        told = {"message": "too long", "type": "invalid_request_error", "param": None, "code": "invalid_value"}
+        assert error_object(RequestError(400, "c", "m", body=json.dumps(body).encode())) == {"error": told}
     assert error_object(RequestError(400, "c", "m", body=b"<html>"))["error"]["code"] == "c"
     lines = error_events(RequestError(502, "stream_lost", "lost")).decode().split("\n\n")
     assert json.loads(lines[0][6:])["error"]["code"] == "stream_lost" and lines[1] == "data: [DONE]"

@@ -4,22 +4,28 @@ from __future__ import annotations
 
 import hmac
 import logging
-from collections.abc import Awaitable
-from typing import Any, Callable
+from collections.abc import Awaitable, Mapping
+from typing import Any, Callable, TypeVar
 
-from aiohttp import web
+from aiohttp import ClientPayloadError, web
+from aiohttp.http_exceptions import HttpProcessingError
 
+from syshax_contract.error_form import BadBody, error_form
+from syshax_contract.request_body import Bodies, decoded, parse_object, too_large
+from syshax_contract.request_fields import wrong
 from syshax_contract.transfer import TransferError, ticket_id
 from sysinfer.engine_errors import RequestError
-from sysinfer.server.fields import Fields, parse_json, wrong
+from sysinfer.server.fields import Fields
 from sysinfer.server.frontend import Frontend
 from sysinfer.server.generate import Generate, request_id
-from sysinfer.server.replies import dump, error_body
-from sysinfer.server.requests import parse_chat
+from sysinfer.server.replies import dump
+from sysinfer.server.requests import parse_chat, parse_completion
 
 log = logging.getLogger("sysinfer.server")
 
 MAX_BODY = 32 << 20
+BODY_BUDGET = 4 * MAX_BODY  # of all that are being read
+T = TypeVar("T")
 _OPEN = ("/health",)
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -29,9 +35,11 @@ def _reply(value: Any, status: int = 200) -> web.Response:
     return web.Response(body=dump(value), status=status, content_type="application/json", charset="utf-8")
 
 
-def refusal(message: str, status: int, param: str | None = None) -> web.Response:
+def refusal(message: str, status: int, param: str | None = None, code: str = "") -> web.Response:
     """An error in the OpenAI form."""
-    response = _reply(error_body(message, status, param), status)
+    response = _reply(error_form(message, status, param, code), status)
+    if status == 401:
+        response.headers["WWW-Authenticate"] = "Bearer"
     if status == 429:
         response.headers["Retry-After"] = "1"
     return response
@@ -42,11 +50,12 @@ class Server:
 
     def __init__(self, keys: list[bytes]) -> None:
         self._keys = keys
+        self._bodies = Bodies(BODY_BUDGET)
         self.frontend: Frontend | None = None
         self.scrape: Callable[[], bytes] | None = None
 
     def app(self) -> web.Application:
-        app = web.Application(client_max_size=MAX_BODY, middlewares=[self._errors])
+        app = web.Application(client_max_size=0, middlewares=[self._errors])
         app.router.add_get("/health", self._health)
         app.router.add_get("/metrics", self._metrics)
         app.router.add_get("/v1/models", self._models)
@@ -63,11 +72,10 @@ class Server:
         try:
             self._authorise(request)
             return await handler(request)
-        except RequestError as err:
-            return refusal(str(err), err.status, err.param)
+        except BadBody as err:
+            return refusal(str(err), err.status, err.param, err.code)
         except web.HTTPException as err:
-            text = f"the body is larger than {MAX_BODY} bytes" if err.status == 413 else f"{request.path}: {err.reason}"
-            return refusal(text, err.status)
+            return refusal(f"{request.path}: {err.reason}", err.status)
         except ConnectionError:  # in the middle of its body; raised, aiohttp would log it with a stack trace
             return web.Response(status=499)
         except Exception:  # the edge: a fault of ours is told, with its trace in the log
@@ -77,7 +85,7 @@ class Server:
     def _authorise(self, request: web.Request) -> None:
         if not self._keys or request.path in _OPEN:
             return
-        given = request.headers.get("Authorization", "").encode("utf-8", "replace")
+        given = request.headers.get("Authorization", "").encode("utf-8", "surrogateescape")
         if not any([hmac.compare_digest(given, b"Bearer " + key) for key in self._keys]):
             raise RequestError("a valid API key is needed: Authorization: Bearer KEY", 401)
 
@@ -102,15 +110,32 @@ class Server:
         return _reply({"object": "list", "data": [entry]})
 
     async def _chat(self, request: web.Request) -> web.StreamResponse:
-        return await Generate(self._ready()).chat(request)
+        front = self._ready()
+        return await Generate(front).chat(
+            request, await self._read(request, lambda body: parse_chat(body, front.limits))
+        )
 
     async def _completion(self, request: web.Request) -> web.StreamResponse:
-        return await Generate(self._ready()).completion(request)
+        front = self._ready()
+        asked = await self._read(request, lambda body: parse_completion(body, front.limits))
+        return await Generate(front).completion(request, asked)
+
+    async def _read(self, request: web.Request, parse: Callable[[Mapping[str, Any]], T]) -> T:
+        """What `parse` makes of the body; a large one is parsed beside the event loop."""
+        encoding = request.headers.get("Content-Encoding", "")
+        if (request.content_length or 0) > MAX_BODY:
+            too_large(MAX_BODY)
+        with self._bodies.share() as share:
+            try:
+                data = await share.read(request.content.iter_any(), MAX_BODY)
+            except (HttpProcessingError, web.RequestPayloadError, ClientPayloadError) as err:
+                raise RequestError("the body is not transferred as its headers say") from err
+            return await self._bodies.run(len(data), lambda: parse(parse_object(decoded(data, encoding, MAX_BODY))))
 
     async def _tokenize(self, request: web.Request) -> web.Response:
         """vLLM's /tokenize: a prompt, or messages."""
         front = self._ready()
-        body = parse_json(await request.read())
+        body = await self._read(request, lambda body: body)
         fields = Fields(body)
         front.check_model(fields.text("model"))
         prompt = fields.text("prompt")
@@ -125,7 +150,7 @@ class Server:
 
     async def _detokenize(self, request: web.Request) -> web.Response:
         front = self._ready()
-        fields = Fields(parse_json(await request.read()))
+        fields = Fields(await self._read(request, lambda body: body))
         front.check_model(fields.text("model"))
         tokens = fields.tokens("tokens", front.limits.vocab)
         if tokens is None:
@@ -134,7 +159,7 @@ class Server:
 
     async def _abort(self, request: web.Request) -> web.Response:
         front = self._ready()
-        fields = Fields(parse_json(await request.read()))
+        fields = Fields(await self._read(request, lambda body: body))
         ids = fields.strings("request_ids")
         try:
             tickets = tuple(ticket_id(text, "discard") for text in fields.strings("discard"))

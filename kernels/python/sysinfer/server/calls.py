@@ -122,7 +122,7 @@ class Calls:
     def close(self, call: Call) -> None:
         """Ends what is still running of a call that nobody reads any more."""
         if call.open:
-            self._put(Abort((call.request_id,), publish=False))
+            self._put(Abort((), publish=False, keys=tuple(call.open)))
             for key in call.open:
                 self._calls.pop(key, None)
             call.open.clear()

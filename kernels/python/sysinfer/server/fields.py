@@ -1,38 +1,13 @@
-"""Typed access to the raw body of a request; what has the wrong type or range becomes a RequestError naming it."""
+"""Typed access to the raw body of a request; what has the wrong type or range becomes a BadBody naming it."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sysinfer.engine_errors import RequestError
+from syshax_contract.request_fields import wrong
 
-MAX_STRINGS = 64
-
-
-def parse_json(data: bytes) -> Mapping[str, Any]:
-    """The body as a JSON object; RequestError when it is anything else."""
-    try:
-        body = json.loads(data)
-    except (ValueError, RecursionError) as err:
-        raise RequestError(f"the body is not JSON: {err}") from err
-    if not isinstance(body, dict):
-        raise RequestError(f"the body is a JSON {kind_of(body)}, expected an object")
-    return body
-
-
-def kind_of(value: object) -> str:
-    """JSON's name of a value's type."""
-    if value is None:
-        return "null"
-    names = ((bool, "boolean"), (str, "string"), ((int, float), "number"), (list, "array"), (dict, "object"))
-    return next((name for kind, name in names if isinstance(value, kind)), type(value).__name__)
-
-
-def wrong(name: str, value: object, expected: str) -> RequestError:
-    shown = str(value) if isinstance(value, (int, float)) else f"a {kind_of(value)}"
-    return RequestError(f"{name} is {shown}, expected {expected}", param=name)
+MAX_STRINGS = 1024  # request ids and tickets of an abort
 
 
 class Fields:
@@ -56,21 +31,15 @@ class Fields:
             raise wrong(self.prefix + name, value, "true or false")
         return default if value is None else value
 
-    def number(self, name: str, default: float, low: float, high: float) -> float:
+    def number(self, name: str, default: float) -> float:
+        """A number that syshax_contract.request_fields has checked."""
         value = self.body.get(name)
-        if value is None:
-            return default
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
-            raise wrong(self.prefix + name, value, f"a number from {low:g} to {high:g}")
-        return float(value)
+        return default if value is None else float(value)
 
-    def integer(self, name: str, default: int, low: int, high: int) -> int:
+    def integer(self, name: str, default: int) -> int:
+        """A whole number that it has checked."""
         value = self.body.get(name)
-        if value is None:
-            return default
-        if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-            raise wrong(self.prefix + name, value, f"a whole number from {low} to {high}")
-        return int(value)
+        return default if value is None else int(value)
 
     def object(self, name: str) -> Fields | None:
         value = self.body.get(name)
@@ -102,7 +71,7 @@ class Fields:
 
 
 def check_tokens(name: str, ids: Sequence[object], vocab: int) -> None:
-    """Raises RequestError unless `ids` are token ids of a vocabulary of that size."""
+    """Raises BadBody unless `ids` are token ids of a vocabulary of that size."""
     for token in ids:
         if isinstance(token, bool) or not isinstance(token, int) or not 0 <= token < vocab:
             raise wrong(name, token, f"token ids from 0 to {vocab - 1}")

@@ -8,13 +8,13 @@ import uuid
 
 from aiohttp import web
 
+from syshax_contract.error_form import error_form
 from sysinfer.engine_errors import RequestError
 from sysinfer.output import ERROR, Output
 from sysinfer.server.calls import Call, ClientGone
-from sysinfer.server.fields import parse_json
 from sysinfer.server.frontend import Frontend
-from sysinfer.server.replies import DONE, ChatReplies, CompletionReplies, Replies, dump, error_body, event
-from sysinfer.server.requests import parse_chat, parse_completion
+from sysinfer.server.replies import DONE, ChatReplies, CompletionReplies, Replies, dump, event
+from sysinfer.server.requests import ChatRequest, CompletionRequest
 
 log = logging.getLogger("sysinfer.server")
 
@@ -45,9 +45,8 @@ class Generate:
     def __init__(self, frontend: Frontend) -> None:
         self._frontend = frontend
 
-    async def chat(self, request: web.Request) -> web.StreamResponse:
+    async def chat(self, request: web.Request, asked: ChatRequest) -> web.StreamResponse:
         front = self._frontend
-        asked = parse_chat(parse_json(await request.read()), front.limits)
         front.check_model(asked.common.model)
         reply_id = f"chatcmpl-{request_id(request)}"
         context = await front.chat_context(asked)
@@ -55,9 +54,8 @@ class Generate:
         replies = ChatReplies(reply_id, front.model, asked.common, front.tokenizer, call.contexts)
         return await self._answer(request, call, replies)
 
-    async def completion(self, request: web.Request) -> web.StreamResponse:
+    async def completion(self, request: web.Request, asked: CompletionRequest) -> web.StreamResponse:
         front = self._frontend
-        asked = parse_completion(parse_json(await request.read()), front.limits)
         front.check_model(asked.common.model)
         reply_id = f"cmpl-{request_id(request)}"
         contexts = await front.completion_contexts(asked)
@@ -99,7 +97,7 @@ class Generate:
             for part in parts:
                 if part.output.finish == ERROR:
                     error = failure(part.output)
-                    failed = event(error_body(str(error), error.status))
+                    failed = event(error_form(str(error), error.status))
                     break
                 events.extend(replies.chunks(part.index, part.output))
             if failed is not None:

@@ -28,16 +28,6 @@ def event(value: Json) -> bytes:
     return b"data: " + dump(value) + b"\n\n"
 
 
-_KINDS = {400: "BadRequestError", 401: "AuthenticationError", 404: "NotFoundError", 413: "RequestTooLargeError",
-          429: "RateLimitError", 500: "InternalServerError", 503: "ServiceUnavailableError"}  # fmt: skip
-
-
-def error_body(message: str, status: int, param: str | None = None) -> Json:
-    """The OpenAI error form."""
-    kind = _KINDS.get(status, "BadRequestError" if status < 500 else "InternalServerError")
-    return {"error": {"message": message, "type": kind, "param": param, "code": status}}
-
-
 @dataclass
 class Choice:
     """One choice of an answer as it grows."""

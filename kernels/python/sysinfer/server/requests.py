@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Union
 
+from syshax_contract.request_fields import MAX_CHOICES, check_fields, wrong
 from syshax_contract.transfer import HandoffParams, TransferError, parse_transfer
 from sysinfer.engine_errors import RequestError
 from sysinfer.sampling import SamplingParams
-from sysinfer.server.fields import Fields, check_tokens, wrong
+from sysinfer.server.fields import Fields, check_tokens
 
-MAX_CHOICES = 128
-MAX_LOGPROBS = 20
-_BIG = 1 << 31
-_REFUSED = ("guided_json", "guided_regex", "guided_choice", "guided_grammar", "structured_outputs", "suffix", "audio",
-            "use_beam_search", "bad_words", "allowed_token_ids")  # fmt: skip
+_REFUSED = (
+    "guided_json", "guided_regex", "guided_choice", "guided_grammar", "structured_outputs", "grammar", "suffix",
+    "audio", "use_beam_search", "bad_words", "allowed_token_ids", "logits_processors", "prompt_logprobs",
+    "prompt_embeds", "truncate_prompt_tokens", "return_tokens_as_token_ids", "chat_template", "functions",
+    "function_call", "n_predict",
+)  # fmt: skip
 
 Prompt = Union[str, list[int]]
 
@@ -73,9 +76,10 @@ def choice_seed(seed: int, index: int) -> int:
 
 
 def parse_completion(body: Mapping[str, Any], limits: Limits) -> CompletionRequest:
-    """Body of /v1/completions; RequestError names what is wrong."""
+    """Body of /v1/completions; BadBody names what is wrong."""
+    check_fields(body, chat=False)
     fields = Fields(body)
-    logprobs = fields.integer("logprobs", -1, 0, MAX_LOGPROBS)
+    logprobs = fields.integer("logprobs", -1)
     echo = fields.flag("echo")
     common = _common(fields, limits, None if logprobs < 0 else logprobs, 16, "max_tokens")
     if echo and logprobs >= 0:
@@ -113,9 +117,10 @@ def _prompts(value: Any, vocab: int) -> list[Prompt]:
 
 
 def parse_chat(body: Mapping[str, Any], limits: Limits) -> ChatRequest:
-    """Body of /v1/chat/completions; RequestError names what is wrong."""
+    """Body of /v1/chat/completions; BadBody names what is wrong."""
+    check_fields(body, chat=True)
     fields = Fields(body)
-    top = fields.integer("top_logprobs", 0, 0, MAX_LOGPROBS)
+    top = fields.integer("top_logprobs", 0)
     logprobs = top if fields.flag("logprobs") else None
     common = _common(fields, limits, logprobs, None, "max_completion_tokens")
     if common.handoff.save is not None or common.handoff.load is not None or common.context is not None:
@@ -143,11 +148,31 @@ def _message(message: Any, name: str) -> dict[str, Any]:
     if not isinstance(message, dict) or not isinstance(message.get("role"), str):
         raise RequestError(f"{name} is not an object with a role", param="messages")
     content = message.get("content")
+    if content is None and message["role"] != "assistant":
+        raise wrong(f"{name}.content", content, "a string or an array of text parts")
     if isinstance(content, list):
         content = "\n".join(_part(p, f"{name}.content[{i}]") for i, p in enumerate(content))
     elif content is not None and not isinstance(content, str):
         raise wrong(f"{name}.content", content, "a string or an array of text parts")
-    return {**message, "content": content if content is not None else ""}
+    made = {**message, "content": content if content is not None else ""}
+    calls = message.get("tool_calls")
+    return {**made, "tool_calls": [_call(c, f"{name}.tool_calls[{i}]") for i, c in enumerate(calls)]} if calls else made
+
+
+def _call(call: Any, name: str) -> dict[str, Any]:
+    """A tool call of the history with its arguments as an object: templates of Qwen and Hermes print them as JSON."""
+    function = call.get("function") if isinstance(call, dict) else None
+    if not isinstance(function, dict):
+        raise wrong(f"{name}.function", function, "an object")
+    arguments = function.get("arguments")
+    if isinstance(arguments, str):
+        try:
+            arguments = json.loads(arguments or "{}")
+        except (ValueError, RecursionError):
+            arguments = None
+    if not isinstance(arguments, dict):
+        raise wrong(f"{name}.function.arguments", function.get("arguments"), "an object, or its JSON as a string")
+    return {**call, "function": {**function, "arguments": arguments}}
 
 
 def _part(part: Any, name: str) -> str:
@@ -161,22 +186,26 @@ def _part(part: Any, name: str) -> str:
 
 
 def _check_tools(fields: Fields) -> None:
-    choice = fields.get("tool_choice")
+    tools, choice = fields.array("tools") or [], fields.get("tool_choice")
+    for index, tool in enumerate(tools):
+        if not isinstance(tool, dict) or not isinstance(tool.get("function"), dict):
+            raise RequestError(f"tools[{index}] has no function object", param="tools")
     if choice not in (None, "none", "auto"):
-        raise RequestError(
-            "tool_choice can be none or auto here: calls are not forced on the model", param="tool_choice"
-        )
+        text = "tool_choice can be none or auto here: calls are not forced on the model"
+        raise RequestError(text, param="tool_choice")
+    if choice == "auto" and not tools:
+        raise RequestError("tool_choice is allowed only with tools", param="tool_choice")
 
 
 def _common(fields: Fields, limits: Limits, logprobs: int | None, default_max: int | None, max_name: str) -> Common:
     _refuse(fields)
     options = fields.object("stream_options") or Fields({})
     context, handoff = _transfer(fields, limits.vocab)
-    given = fields.integer(max_name, fields.integer("max_tokens", 0, 1, _BIG), 1, _BIG)
+    given = fields.integer(max_name, fields.integer("max_tokens", 0))
     return Common(
         model=fields.text("model"), params=_sampling(fields, limits, logprobs),
         max_tokens=given or limits.default_max_tokens or default_max, explicit_max=given > 0,
-        n=fields.integer("n", 1, 1, MAX_CHOICES), stream=fields.flag("stream"),
+        n=fields.integer("n", 1), stream=fields.flag("stream"),
         include_usage=options.flag("include_usage"), continuous_usage=options.flag("continuous_usage_stats"),
         return_token_ids=fields.flag("return_token_ids"), context=context, handoff=handoff,
     )  # fmt: skip
@@ -187,52 +216,36 @@ def _refuse(fields: Fields) -> None:
     for name in _REFUSED:
         if fields.get(name):
             raise RequestError(f"{name} is not supported by this unit", param=name)
+    if fields.get("detokenize") is False:
+        raise RequestError("detokenize: false is not supported by this unit", param="detokenize")
     form = fields.object("response_format")
     if form is not None and form.text("type", "text") != "text":
         raise RequestError("response_format other than text is not supported by this unit", param="response_format")
-    if fields.integer("best_of", 1, 1, MAX_CHOICES) > fields.integer("n", 1, 1, MAX_CHOICES):
+    if fields.integer("best_of", 1) > fields.integer("n", 1):
         raise RequestError("best_of greater than n is not supported by this unit", param="best_of")
 
 
 def _sampling(fields: Fields, limits: Limits, logprobs: int | None) -> SamplingParams:
-    seed = fields.integer("seed", -1, -(1 << 63), (1 << 64) - 1) if fields.get("seed") is not None else None
+    seed = fields.integer("seed", 0) if fields.get("seed") is not None else None
     return SamplingParams(
-        temperature=fields.number("temperature", limits.default_temperature, 0, 100),
-        top_p=_top_p(fields), top_k=max(fields.integer("top_k", 0, -1, _BIG), 0),
-        min_p=fields.number("min_p", 0, 0, 1), seed=secrets.randbits(63) if seed is None else seed,
-        presence_penalty=fields.number("presence_penalty", 0, -2, 2),
-        frequency_penalty=fields.number("frequency_penalty", 0, -2, 2),
-        repetition_penalty=_positive(fields, "repetition_penalty"), logit_bias=_bias(fields, limits.vocab),
-        logprobs=logprobs, min_tokens=fields.integer("min_tokens", 0, 0, _BIG),
+        temperature=fields.number("temperature", limits.default_temperature),
+        top_p=fields.number("top_p", 1.0), top_k=max(fields.integer("top_k", 0), 0),
+        min_p=fields.number("min_p", 0), seed=secrets.randbits(63) if seed is None else seed,
+        presence_penalty=fields.number("presence_penalty", 0),
+        frequency_penalty=fields.number("frequency_penalty", 0),
+        repetition_penalty=fields.number("repetition_penalty", 1.0), logit_bias=_bias(fields, limits.vocab),
+        logprobs=logprobs, min_tokens=fields.integer("min_tokens", 0),
         stop_ids=tuple(fields.tokens("stop_token_ids", limits.vocab) or ()),
         end_ids=() if fields.flag("ignore_eos") else limits.end_ids, stops=fields.strings("stop"),
         include_stop=fields.flag("include_stop_str_in_output"), skip_special=fields.flag("skip_special_tokens", True),
     )  # fmt: skip
 
 
-def _top_p(fields: Fields) -> float:
-    value = fields.number("top_p", 1.0, 0, 1)
-    if value == 0:
-        raise wrong("top_p", value, "a number above 0, up to 1")
-    return value
-
-
-def _positive(fields: Fields, name: str) -> float:
-    value = fields.number(name, 1.0, 0, 100)
-    if value == 0:
-        raise wrong(name, value, "a number above 0")
-    return value
-
-
 def _bias(fields: Fields, vocab: int) -> dict[int, float]:
-    given = fields.object("logit_bias")
-    if given is None:
-        return {}
-    bias = {}
-    for key in given.body:
-        if not key.isdecimal() or int(key) >= vocab:
-            raise RequestError(f"logit_bias names token {key!r}, expected 0 to {vocab - 1}", param="logit_bias")
-        bias[int(key)] = given.number(key, 0.0, -100, 100)
+    bias = {int(key): float(value) for key, value in (fields.body.get("logit_bias") or {}).items()}
+    foreign = next((token for token in bias if token >= vocab), None)
+    if foreign is not None:
+        raise RequestError(f"logit_bias names token {foreign}, expected 0 to {vocab - 1}", param="logit_bias")
     return bias
 
 

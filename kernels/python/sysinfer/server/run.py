@@ -57,7 +57,7 @@ class Process:
         """Serves until SIGTERM, SIGINT, or the engine's end; raises what ended the engine."""
         for number in (signal.SIGTERM, signal.SIGINT):
             self._loop.add_signal_handler(number, self._end, None)
-        runner = web.AppRunner(self._server.app(), access_log=None, handle_signals=False)
+        runner = web.AppRunner(self._server.app(), access_log=None, handle_signals=False, auto_decompress=False)
         await runner.setup()
         watch = asyncio.create_task(self._watch(), name="client-watch")
         try:
