@@ -77,9 +77,10 @@ class MetricsService:
         """TTFT of one request."""
         self._ttft.observe(seconds)
 
-    def next_token(self, seconds: float) -> None:
-        """ITL of one token."""
-        self._itl.observe(seconds)
+    def next_token(self, seconds: float, count: int = 1) -> None:
+        """ITL of one token, or of several that all have it."""
+        for _ in range(count):
+            self._itl.observe(seconds)
 
     def served(self, route: str, prompt_tokens: int, output_tokens: int, seconds: float, tpot: float | None) -> None:
         """A request that came to its end: sizes in tokens, times in seconds."""

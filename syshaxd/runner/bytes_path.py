@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from syshaxd.unitclient import Chunk
+from syshaxd.unitclient import parse_chunk
 
 from .client_request import Raw
 from .sink import Sink
@@ -14,21 +14,33 @@ from .tickets import LeftTicket
 
 
 class BytesPath:
-    """Of one leg. `think`: tells `<think>` blocks apart, where the unit does not; None: it does, or there are none."""
+    """Of one leg. `over`: its unit gave a reason for the end. `whole`: the unit answers at once. `think`: tells
+    `<think>` blocks apart, where the unit does not; None: it does, or there are none."""
 
     stopped = False
-    finish: str | None = None
+    finish: str | None = None  # not looked for: the answer may have several choices
     stop_reason: Any = None
     remote = None
 
-    def __init__(self, left: LeftTicket, sink: Sink, think: "ThinkBlocks | None") -> None:
-        self._left, self._sink, self._think = left, sink, think
+    def __init__(self, unit: str, left: LeftTicket, sink: Sink, whole: bool, think: "ThinkBlocks | None") -> None:
+        self._unit, self._left, self._whole, self._think = unit, left, whole, think
+        self._before = sink.entry.output_tokens
+        self.arrivals = 0
+        self.over = False
 
-    def take(self, chunk: Chunk) -> Raw:
-        """What the client gets for a chunk, or for the whole answer."""
+    @property
+    def output_tokens(self) -> int:
+        """Of the request; an event counts as one."""
+        return self._before + self.arrivals
+
+    def take(self, payload: bytes) -> Raw:
+        """What the client gets for an event, or for the whole answer. Raises UnitError."""
         self._left.taken()
-        self._sink.tokens(self._sink.entry.output_tokens + 1)
-        return Raw(chunk.payload if self._think is None else self._think.split(chunk.payload))
+        # All but the last event of a choice say "not finished"; what does not is read, for it may be an error.
+        if not self._whole and (b'"finish_reason":null' not in payload or b'"error"' in payload):
+            self.over = parse_chunk(payload, self._unit).finish_reason is not None or self.over
+        self.arrivals += 1
+        return Raw(payload if self._think is None else self._think.split(payload))
 
 
 class ThinkBlocks:
@@ -43,7 +55,7 @@ class ThinkBlocks:
             message = json.loads(payload)
             choices = message.get("choices") or []
             changed = [self._split(choice) for choice in choices]
-        except (ValueError, AttributeError, TypeError):
+        except (ValueError, AttributeError, TypeError, RecursionError):
             return payload
         return json.dumps(message, separators=(",", ":")).encode() if any(changed) else payload
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, Union
 from syshaxd.errors import RequestError
 from syshaxd.model.plan import Prediction, Reason
 from syshaxd.model.request import RequestInfo, Route
-from syshaxd.unitclient import Usage
+from syshaxd.unitclient import Plain, Usage
 
 __all__ = ["ClientRequest", "Delta", "Event", "Finish", "Head", "Raw", "RequestError", "milliseconds"]
 
@@ -68,4 +68,4 @@ class Raw(NamedTuple):
     payload: bytes
 
 
-Event = Union[Delta, Finish, Raw]
+Event = Union[Delta, Plain, Finish, Raw]

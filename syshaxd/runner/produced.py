@@ -3,6 +3,7 @@ reads it."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -27,10 +28,13 @@ class Record:
 
     def __init__(self) -> None:
         self.prompt_ids: tuple[int, ...] | None = None
-        self.output_ids: list[int] = []
+        self._output_ids: list[int] = []
+        self._plain: list[bytes] = []  # ids after those, as they came: read when somebody needs them
+        self._plain_count = 0
         self.text_length = 0  # characters committed
         self.without_ids = 0  # chunks of text that came without token ids
         self._pending: list[Chunk] = []
+        self._pending_count = 0
         self._leg_base = 0
 
     @property
@@ -41,7 +45,16 @@ class Record:
     @property
     def output_tokens(self) -> int:
         """Tokens committed; where the unit gives no ids, chunks."""
-        return len(self.output_ids) + self.without_ids
+        return len(self._output_ids) + self._plain_count + self.without_ids
+
+    @property
+    def output_ids(self) -> list[int]:
+        """Token ids committed."""
+        if self._plain:
+            self._output_ids += json.loads(b"[" + b",".join(self._plain) + b"]")
+            self._plain.clear()
+            self._plain_count = 0
+        return self._output_ids
 
     @property
     def pending_ids(self) -> list[int]:
@@ -51,7 +64,7 @@ class Record:
     @property
     def seen_tokens(self) -> int:
         """Tokens received, committed or not."""
-        return self.output_tokens + len(self.pending_ids)
+        return self.output_tokens + self._pending_count
 
     def context(self) -> list[int]:
         """Prompt and output token ids."""
@@ -61,6 +74,7 @@ class Record:
     def begin_leg(self) -> None:
         """A new unit goes on from the committed tokens; what was pending is computed again."""
         self._pending.clear()
+        self._pending_count = 0
         self._leg_base = self.text_length
 
     def note_prompt(self, chunk: Chunk) -> None:
@@ -68,12 +82,21 @@ class Record:
         if self.prompt_ids is None and chunk.prompt_token_ids is not None:
             self.prompt_ids = chunk.prompt_token_ids
 
+    def take_plain(self, ids: bytes) -> bool:
+        """Adds an event that is text and its token ids, the ids as they came; False while tokens wait for text."""
+        if self._pending:
+            return False
+        self._plain.append(ids)
+        self._plain_count += ids.count(b",") + 1
+        return True
+
     def take(self, chunk: Chunk) -> Segment | None:
         """Adds a chunk; a segment when its text completes one."""
         self.note_prompt(chunk)
         if not chunk.text:
             if chunk.token_ids or chunk.logprobs:
                 self._pending.append(chunk)
+                self._pending_count += len(chunk.token_ids)
             return None
         if chunk.finish_reason == "abort" and chunk.text.endswith("\ufffd"):
             return None  # half a character, forced out by the abort
@@ -82,14 +105,14 @@ class Record:
 
     def flush(self) -> Segment | None:
         """Commits what is pending: at the end of the text nothing more completes it."""
-        chunks, self._pending = self._pending, []
+        chunks, self._pending, self._pending_count = self._pending, [], 0
         if not chunks:
             return None
         text = "".join(chunk.text for chunk in chunks)
         ids = tuple(token for chunk in chunks for token in chunk.token_ids)
         if not ids:
             self.without_ids += len(chunks)
-        self.output_ids += ids
+        self.output_ids.extend(ids)
         self.text_length += len(text)
         return Segment(text, ids, join_logprobs([_shifted(chunk.logprobs, self._leg_base) for chunk in chunks]))
 
@@ -128,9 +151,19 @@ class Produced:
         self._allowed = float("inf") if info.max_tokens is None else float(info.max_tokens)
 
     @property
+    def plain(self) -> bool:
+        """Whether the text goes to the client as it comes."""
+        return self._text is None
+
+    @property
     def stopped_by(self) -> str | None:
         """The client's stop string that ended the text."""
         return None if self._text is None else self._text.stopped_by
+
+    @property
+    def exceeded(self) -> bool:
+        """Whether there are more tokens than the client allows, received or committed; known where ids are told."""
+        return not self.record.without_ids and self.record.seen_tokens > self._allowed
 
     def tokens_left(self, context: int | None) -> float:
         """Output tokens that the client, and a context of so many tokens, still allow."""

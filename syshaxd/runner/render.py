@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from syshaxd.model.request import Endpoint
-from syshaxd.unitclient import Usage
+from syshaxd.unitclient import Plain, Usage
 
 from .client_request import ClientRequest, Delta, Event, Finish, Raw
 from .produced import join_logprobs
@@ -25,6 +25,14 @@ def usage_json(usage: Usage) -> dict[str, Any]:
     if usage.details:
         made["prompt_tokens_details"] = dict(usage.details)
     return made
+
+
+def _string(text: str) -> bytes:
+    """A JSON string, in the form that plain events have (unitclient/plain_events.py)."""
+    try:
+        return json.dumps(text, ensure_ascii=False).encode()
+    except UnicodeEncodeError:  # half of a surrogate pair
+        return json.dumps(text).encode()
 
 
 def sse(payload: bytes) -> bytes:
@@ -57,6 +65,8 @@ class StreamRenderer:
             return sse(_with_tier(event.payload, self._tier))
         first = b"" if self._begun else self._first(prompt_ids)
         self._begun = True
+        if isinstance(event, Plain):
+            return first + self._before + b'"' + event.text + b'"' + self._after
         return first + (self._finish(event) if isinstance(event, Finish) else self._delta(event))
 
     def _first(self, prompt_ids: tuple[int, ...] | None) -> bytes:
@@ -68,7 +78,7 @@ class StreamRenderer:
 
     def _delta(self, delta: Delta) -> bytes:
         if delta.logprobs is None and not delta.reasoning and not self._ids:
-            return self._before + json.dumps(delta.content).encode() + self._after
+            return self._before + _string(delta.content) + self._after
         if self._chat:
             texts = {"reasoning_content": delta.reasoning, "content": delta.content}
             shown = {name: text for name, text in texts.items() if text}
@@ -111,7 +121,7 @@ class Collector:
             self._raw = event.payload
         elif isinstance(event, Finish):
             self._finish = event
-        else:
+        elif isinstance(event, Delta):  # a Plain is made for streams only
             self._deltas.append(event)
 
     def body(self, prompt_ids: tuple[int, ...] | None = None) -> bytes:

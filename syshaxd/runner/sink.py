@@ -146,8 +146,8 @@ class Sink:
         why = None if result == LOADED else result
         self.timeline.add(self._clock(), "loaded", unit=step.unit.name, tokens=cached, of=usage.prompt_tokens, lost=why)
 
-    def tokens(self, output_tokens: int) -> None:
-        """There are so many tokens of output now."""
+    def tokens(self, output_tokens: int, events: int) -> None:
+        """There are so many tokens of output now, the last ones come with `events` events at once."""
         entry, now = self.entry, self._clock()
         entry.output_tokens = output_tokens
         if entry.first_token is None:
@@ -157,6 +157,8 @@ class Sink:
             self.timeline.add(now, "first_token")
         else:
             self._metrics.next_token(now - (entry.last_token or now))
+        if events > 1:
+            self._metrics.next_token(0.0, events - 1)
         if self._handoff is not None:
             kind, since = self._handoff
             self._handoff = None

@@ -48,6 +48,8 @@ class Stream:
         self._order = OrderedMove(services, self._sink, request.info.endpoint)
         self._left = LeftTicket(services, self._sink)
         self._answer = self._streamed() if request.info.stream else self._collected()
+        shown = any(request.body.get(name) not in (None, False) for name in ("logprobs", "return_token_ids"))
+        self._plain = request.info.stream and not shown  # its events may stay bytes
         deadline = request.arrived + services.config.limits.request_timeout
         self._expiry = asyncio.get_running_loop().call_at(deadline, self._expire)
         # What changes, and nothing else does:
@@ -136,8 +138,9 @@ class Stream:
     async def _streamed(self) -> AsyncGenerator[bytes, None]:
         renderer, events = StreamRenderer(self._request), self._events()
         try:
-            async for event in events:
-                yield renderer.render(event, self._produced.record.prompt_ids)
+            async for group in events:
+                prompt_ids = self._produced.record.prompt_ids
+                yield b"".join([renderer.render(event, prompt_ids) for event in group])
         finally:
             await events.aclose()
         yield DONE
@@ -145,25 +148,27 @@ class Stream:
     async def _collected(self) -> AsyncGenerator[bytes, None]:
         collector, events = Collector(self._request), self._events()
         try:
-            async for event in events:
-                collector.add(event)
+            async for group in events:
+                for event in group:
+                    collector.add(event)
         finally:
             await events.aclose()
         yield collector.body(self._produced.record.prompt_ids)
 
-    async def _events(self) -> AsyncGenerator[Event, None]:
+    async def _events(self) -> AsyncGenerator[list[Event], None]:
+        """In groups: what came at once goes out at once."""
         step = await self._anew()
         while True:
             settled = await self._settle_pending(step)
             if settled is not None:
-                yield settled
+                yield [settled]
             leg = self._leg = self._begin(step)
             events, error = leg.events(), None
             try:
-                async for event in events:
+                async for group in events:
                     if not self._state.delivered:
                         self._state = replace(self._state, delivered=True)
-                    yield event
+                    yield group
             except UnitError as err:
                 error = err
             finally:
@@ -173,8 +178,7 @@ class Stream:
                 break
             step = following
         if step.owned:
-            for event in self._produced.ending(following.finish, following.stop_reason, self.entry.prompt_tokens):
-                yield event
+            yield list(self._produced.ending(following.finish, following.stop_reason, self.entry.prompt_tokens))
 
     def _begin(self, step: Step) -> Leg:
         """A leg that does the step, under a name that its unit has not heard yet."""
@@ -190,12 +194,13 @@ class Stream:
         self._sink.leg(step, record.output_tokens)
         path: BytesPath | ParsedPath
         if step.owned or step.prefill_only:
-            path = ParsedPath(step, self._produced, self._left, self._sink, self._routing.longest_context())
+            context = self._routing.longest_context()
+            path = ParsedPath(step, self._produced, self._left, self._sink, context, self._plain)
         else:
             thinks = info.endpoint is Endpoint.CHAT and not step.unit.abilities.reasoning_field
             blocks = ThinkBlocks() if thinks and services.reasoning(step.unit.name) else None
-            path = BytesPath(self._left, self._sink, blocks)
-        leg = Leg(services, self._request, step, f"{info.request_id}{again}", record, path)
+            path = BytesPath(step.unit.name, self._left, self._sink, not info.stream, blocks)
+        leg = Leg(services, self._request, step, f"{info.request_id}{again}", record, path, self._sink)
         if leg.whole:
             self._sink.silent()
         return leg

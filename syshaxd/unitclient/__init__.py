@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from .client import Answer, Generated, ModelCard, Target, Tokenized, UnitClient
-from .events import Chunk, Usage, remote_kv, transfer_params
+from .events import Chunk, Usage, parse_chunk, remote_kv, transfer_params
+from .plain_events import Plain, PlainForm
 from .unit_stream import AnswerStream, Deadlines, UnitStream
 
 __all__ = [
@@ -13,11 +14,14 @@ __all__ = [
     "Deadlines",
     "Generated",
     "ModelCard",
+    "Plain",
+    "PlainForm",
     "Target",
     "Tokenized",
     "UnitClient",
     "UnitStream",
     "Usage",
+    "parse_chunk",
     "remote_kv",
     "transfer_params",
 ]

@@ -16,11 +16,12 @@ from syshaxd.model.unit import Granted
 from syshaxd.tasks import within
 
 from .events import parse_usage
-from .failures import FAILURES, from_exception
-from .unit_stream import AnswerStream, Deadlines, UnitStream
+from .failures import FAILURES, from_exception, status_error
+from .unit_stream import AnswerStream, Call, Deadlines, UnitStream
 
 _LARGE = 256 * 1024
-_JSON = {"Content-Type": "application/json"}
+_JSON = {"Content-Type": "application/json", "Accept-Encoding": "identity"}
+MAX_ANSWER = 64 * 1024 * 1024  # bytes of a whole answer
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,9 @@ class UnitClient:
     async def start(self) -> None:
         """Opens the session (needs the running loop)."""
         connector = aiohttp.TCPConnector(limit=0, force_close=True)
-        self._session = aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar())
+        self._session = aiohttp.ClientSession(
+            connector=connector, cookie_jar=aiohttp.DummyCookieJar(), auto_decompress=False
+        )
 
     def reconfigure(self, connect_timeout: float) -> None:
         """Seconds that the next connections may take."""
@@ -99,7 +102,7 @@ class UnitClient:
         answer = await self.forward(target, "GET", "/health", None, timeout)
         if answer.status in (200, 503):
             return answer.status == 200
-        raise _status_error(target, answer)
+        raise status_error(target.name, answer.status, answer.body)
 
     async def models(self, target: Target, timeout: float) -> tuple[ModelCard, ...]:
         """The models that the unit serves."""
@@ -111,7 +114,7 @@ class UnitClient:
         """Prometheus text."""
         answer = await self.forward(target, "GET", "/metrics", None, timeout)
         if answer.status != 200:
-            raise _status_error(target, answer)
+            raise status_error(target.name, answer.status, answer.body)
         with _Reading(target, "/metrics"):
             return answer.body.decode()
 
@@ -159,23 +162,14 @@ class UnitClient:
         self, target: Target, endpoint: Endpoint, body: Mapping[str, Any], request_id: str, deadlines: Deadlines
     ) -> UnitStream:
         """A generation with streaming; use as a context (see UnitStream)."""
-
-        async def opener() -> aiohttp.ClientResponse:
-            return await self._open_stream(target, endpoint, body, request_id)
-
-        return UnitStream(target.name, opener, deadlines)
+        headers = self._headers(target, request_id)
+        return UnitStream(Call(target.name, target.url + endpoint.value, headers, json.dumps(body).encode()), deadlines)
 
     def call(
-        self,
-        target: Target,
-        endpoint: Endpoint,
-        body: Mapping[str, Any],
-        request_id: str,
-        timeout: float,
-        parsed: bool = True,
+        self, target: Target, endpoint: Endpoint, body: Mapping[str, Any], request_id: str, timeout: float
     ) -> AnswerStream:
         """A generation without streaming, its body as it came; can be given up (see AnswerStream)."""
-        return AnswerStream(target.name, lambda: self._raw(target, endpoint, body, request_id, timeout), parsed)
+        return AnswerStream(target.name, lambda: self._raw(target, endpoint, body, request_id, timeout))
 
     async def _raw(
         self, target: Target, endpoint: Endpoint, body: Mapping[str, Any], request_id: str, timeout: float
@@ -183,7 +177,7 @@ class UnitClient:
         data = json.dumps(body).encode()
         answer = await self.forward(target, "POST", endpoint.value, data, timeout, request_id)
         if answer.status != 200:
-            raise _status_error(target, answer)
+            raise status_error(target.name, answer.status, answer.body)
         return answer.body
 
     async def abort(
@@ -194,7 +188,7 @@ class UnitClient:
         body = json.dumps(named).encode()
         answer = await self.forward(target, "POST", "/inference/v1/abort_requests", body, timeout)
         if answer.status >= 300:
-            raise _status_error(target, answer)
+            raise status_error(target.name, answer.status, answer.body)
 
     async def forward(
         self, target: Target, method: str, path: str, body: bytes | None, timeout: float, request_id: str = ""
@@ -215,27 +209,8 @@ class UnitClient:
             allow_redirects=False,
             timeout=self._timeout,
         ) as response:
-            data = await response.read()
+            data = await _whole(response)
             return Answer(response.status, response.headers.get("Content-Type", ""), data)
-
-    async def _open_stream(
-        self, target: Target, endpoint: Endpoint, body: Mapping[str, Any], request_id: str
-    ) -> aiohttp.ClientResponse:
-        data = json.dumps(body).encode()
-        headers = self._headers(target, request_id)
-        response = await self._opened().post(
-            target.url + endpoint.value,
-            data=_payload(data),
-            headers=headers,
-            allow_redirects=False,
-            timeout=self._timeout,
-        )
-        try:
-            await _expect_event_stream(target, response)
-        except BaseException:
-            response.close()
-            raise
-        return response
 
     async def _json(
         self,
@@ -249,7 +224,7 @@ class UnitClient:
         data = None if body is None else json.dumps(body).encode()
         answer = await self.forward(target, method, path, data, timeout, request_id)
         if answer.status != 200:
-            raise _status_error(target, answer)
+            raise status_error(target.name, answer.status, answer.body)
         with _Reading(target, path):
             message = json.loads(answer.body)
             if not isinstance(message, dict):
@@ -281,23 +256,25 @@ class _Reading:
         return None
 
     def __exit__(self, kind: object, err: BaseException | None, trace: object) -> None:
-        if isinstance(err, (ValueError, KeyError, TypeError, IndexError, AttributeError)):
+        if isinstance(err, (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError)):
             text = f"{self._what}: not the answer that the contract describes ({type(err).__name__}: {err})"
             raise UnitError(self._target.name, UnitErrorKind.GARBAGE, text) from err
+
+
+async def _whole(response: aiohttp.ClientResponse) -> bytes:
+    """The body, as it came and no more of it than is sane."""
+    parts, size = [], 0
+    async for part in response.content.iter_any():
+        size += len(part)
+        if size > MAX_ANSWER:
+            raise aiohttp.ClientError(f"an answer of more than {MAX_ANSWER} bytes")
+        parts.append(part)
+    return b"".join(parts)
 
 
 def _payload(body: bytes | None) -> None | bytes | io.BytesIO:
     """aiohttp writes large bytes in one go, which holds up the loop; a file it sends in pieces."""
     return io.BytesIO(body) if body is not None and len(body) > _LARGE else body
-
-
-async def _expect_event_stream(target: Target, response: aiohttp.ClientResponse) -> None:
-    if response.status != 200:
-        body = await response.read()
-        raise _status_error(target, Answer(response.status, response.headers.get("Content-Type", ""), body))
-    if response.content_type != "text/event-stream":
-        text = f"expected text/event-stream, got {response.content_type}"
-        raise UnitError(target.name, UnitErrorKind.GARBAGE, text)
 
 
 def _card(card: Mapping[str, Any]) -> ModelCard:
@@ -310,20 +287,3 @@ def _granted(said: Any) -> Granted | None:
     numbers = {name: values.get(name) for name in ("threads", "pinned", "nodes", "unbound")}
     whole = {name: number for name, number in numbers.items() if isinstance(number, int)}
     return Granted(**whole, isa=str(values.get("isa", ""))[:32]) if len(whole) == 4 else None
-
-
-def _status_error(target: Target, answer: Answer) -> UnitError:
-    message = _message(answer.body)
-    text = f"HTTP {answer.status}" + (f": {message}" if message else "")
-    return UnitError(target.name, UnitErrorKind.STATUS, text, status=answer.status, body=answer.body)
-
-
-def _message(body: bytes) -> str:
-    """Of an OpenAI error, in either form (vLLM before 0.10 leaves out the outer object); else ""."""
-    try:
-        error = json.loads(body)
-    except ValueError:
-        return ""  # not every server speaks JSON when it fails
-    if isinstance(error, dict) and isinstance(error.get("error"), dict):
-        error = error["error"]
-    return str(error.get("message", "")) if isinstance(error, dict) else ""

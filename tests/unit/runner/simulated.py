@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -13,7 +14,7 @@ from syshaxd.model.request import Endpoint
 from syshaxd.model.snapshot import PdStatus, Snapshot, UnitSnapshot
 from syshaxd.model.unit import BackendKind, Role, UnitState, UnitView
 from syshaxd.runner import InFlightLedger
-from syshaxd.unitclient import Chunk, Deadlines, Target
+from syshaxd.unitclient import Deadlines, Target
 from syshaxd.units import SYSINFER
 from testbed.fake_unit.language import EOS, Detokenizer, Speaker, decode, render
 
@@ -64,6 +65,7 @@ class SimulatedStream:
         self._left = int(body.get("max_tokens") or 16)
         self._speaker, self._detokenizer = Speaker(self._prompt), Detokenizer(self._prompt)
         self._first, self._over = True, False
+        self.finished = False
         self._made, self._cut = 0, 0
         self._ours = (body.get("kv_transfer_params") or {}).get("syshax") or {}
 
@@ -84,7 +86,7 @@ class SimulatedStream:
     def abandon(self, kind: UnitErrorKind, text: str) -> None:
         self.error = UnitError(self.unit.view.name, kind, text)
 
-    async def __anext__(self) -> Chunk:
+    async def __anext__(self) -> list[bytes]:
         await asyncio.sleep(0)
         if self.error is not None:
             raise self.error
@@ -96,24 +98,37 @@ class SimulatedStream:
             if load is not None:  # its first token comes after the ticket was consumed
                 for unit in self._units.values():
                     unit.tickets.discard(load["ticket"])
-            return Chunk(b'{"first": 1}', prompt_token_ids=tuple(self._prompt), has_choice=True)
+            return [event("", (), prompt_token_ids=self._prompt)]
         if self.aborted and self._made >= self._cut:
             self._end("abort")
             self.unit.cut_at.append(self._made)
-            return Chunk(b'{"aborted": 1}', finish_reason="abort", has_choice=True)
+            return [event("", (), finish_reason="abort")]
         token = self._speaker.next()
         self._left -= 1
         self._made += 1
         finish = "stop" if token == EOS else "length" if self._left <= 0 else None
         if finish is not None:
             self._end(finish)
-        return Chunk(b'{"t": 1}', self._detokenizer.feed(token), (token,), finish_reason=finish, has_choice=True)
+        return [event(self._detokenizer.feed(token), (token,), finish_reason=finish)]
 
     def _end(self, finish: str) -> None:
         self._over = True
         save, save_on = self._ours.get("save"), self._ours.get("save_on", "finish")
         if save and (finish == "abort" or save_on in ("finish", finish)):
             self.unit.tickets.add(save)
+
+
+def event(text: str, ids: Sequence[int], finish_reason: str | None = None, **more: Any) -> bytes:
+    """A `data` payload as vLLM writes it."""
+    choice = {
+        "index": 0,
+        "text": text,
+        "logprobs": None,
+        "finish_reason": finish_reason,
+        "token_ids": list(ids),
+        **more,
+    }
+    return json.dumps({"id": "x", "choices": [choice]}, ensure_ascii=False, separators=(",", ":")).encode()
 
 
 class SimulatedClient:
