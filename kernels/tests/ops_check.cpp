@@ -37,12 +37,34 @@ struct Case {
     }
 };
 
+// Rows of blocks of `type`: random bytes, but the halves that a block begins with are about 0.1, so that sums stay
+// sane.
+std::vector<uint8_t> blocks_of(Random *random, const sx::Format &format, size_t weights) {
+    std::vector<uint8_t> data(weights / format.block * format.block_bytes);
+    for (uint8_t &byte : data) byte = static_cast<uint8_t>(random->next());
+    for (size_t at = 0; at < data.size(); at += format.block_bytes)
+        for (uint32_t i = 0; i < 2; i++) {
+            const uint16_t half = static_cast<uint16_t>(0x2e00 + random->below(256));
+            memcpy(data.data() + at + 2 * i, &half, 2);
+        }
+    return data;
+}
+
+std::vector<uint8_t> source_of(Random *random, const sx::Format &format, size_t weights) {
+    if (!format.quantise) return blocks_of(random, format, weights);
+    const std::vector<float> reals = random->reals(weights);
+    std::vector<uint8_t> bytes(weights * sizeof(float));
+    memcpy(bytes.data(), reals.data(), bytes.size());
+    return bytes;
+}
+
 std::vector<uint8_t> pack(Random *random, int32_t type, uint32_t rows, uint32_t cols) {
-    const std::vector<float> source = random->reals(static_cast<size_t>(rows) * cols);
+    const sx::Format &format = *sx::find_format(type);
+    const std::vector<uint8_t> source = source_of(random, format, static_cast<size_t>(rows) * cols);
     const size_t stride = sx::tile_bytes(type, cols), tiles = (rows + 15) / 16;
     std::vector<uint8_t> packed(stride * tiles);
     std::vector<float> scratch(sx::round_up(cols, sx::kActColumns));
-    const sx::PackJob job{SX_F32, type, rows, cols, reinterpret_cast<const uint8_t *>(source.data())};
+    const sx::PackJob job{format.quantise ? SX_F32 : type, type, rows, cols, source.data()};
     for (uint32_t t = 0; t < tiles; t++) sx::pack_tile(job, t, packed.data() + t * stride, scratch.data());
     packed_digest = check::digest(packed.data(), packed.size(), packed_digest);
     return packed;
@@ -64,7 +86,8 @@ void check_mul(Case *c) {
     const int32_t type = all[c->random.below(static_cast<uint32_t>(all.size()))];
     const bool blocks = sx::is_quantised(type);
     const uint32_t rows = c->random.between(1, 80), m = c->random.between(1, 20);
-    const uint32_t cols = blocks ? 32 * c->random.between(1, 12) : c->random.between(1, 300);
+    const uint32_t block = sx::find_format(type)->block,
+                   cols = block * c->random.between(1, block == 1 ? 300 : 384 / block + 1);
     const uint32_t padded = blocks ? sx::round_up(cols, sx::kActColumns) : cols,
                    groups = sx::round_up(cols, sx::kActColumns) / sx::kGroup;
     const std::vector<uint8_t> packed = pack(&c->random, type, rows, cols);
@@ -73,10 +96,15 @@ void check_mul(Case *c) {
     const Guarded<int8_t> q(static_cast<size_t>(m) * groups * sx::kGroup);
     const Guarded<float> scale(static_cast<size_t>(m) * groups);
     const Guarded<int32_t> sum(static_cast<size_t>(m) * groups);
+    const Guarded<float> total(static_cast<size_t>(m) * groups);
     for (uint32_t i = 0; blocks && i < m; i++) {
-        const sx::QuantiseArgs args{
-            x.data() + i * cols,    cols, padded, q.data() + i * padded, scale.data() + i * groups,
-            sum.data() + i * groups};
+        const sx::QuantiseArgs args{x.data() + i * cols,
+                                    cols,
+                                    padded,
+                                    q.data() + i * padded,
+                                    scale.data() + i * groups,
+                                    sum.data() + i * groups,
+                                    total.data() + i * groups};
         sx::scalar_ops.quantise(&args);
     }
     const size_t ld = sx::round_up(rows, 16);
@@ -87,7 +115,7 @@ void check_mul(Case *c) {
                      padded,
                      m,
                      c->random.below(2) ? 32u : 16u,
-                     {x.data(), cols, q.data(), padded, scale.data(), sum.data()},
+                     {x.data(), cols, q.data(), padded, scale.data(), sum.data(), total.data()},
                      expected.data(),
                      ld};
     multiply(sx::scalar_ops, type, args);
@@ -101,15 +129,16 @@ void check_quantise(Case *c) {
     const Guarded<float> x(c->random.reals(n));
     if (c->random.below(4) == 0) std::fill(x.data(), x.data() + 32, 0.0f);
     const Guarded<int8_t> q1(padded), q2(padded);
-    const Guarded<float> s1(all), s2(all);
+    const Guarded<float> s1(all), s2(all), w1(all), w2(all);
     const Guarded<int32_t> t1(all), t2(all);
-    const sx::QuantiseArgs a{x.data(), n, padded, q1.data(), s1.data(), t1.data()},
-        b{x.data(), n, padded, q2.data(), s2.data(), t2.data()};
+    const sx::QuantiseArgs a{x.data(), n, padded, q1.data(), s1.data(), t1.data(), w1.data()},
+        b{x.data(), n, padded, q2.data(), s2.data(), t2.data(), w2.data()};
     sx::scalar_ops.quantise(&a);
     c->ops.quantise(&b);
     const bool same = memcmp(q1.data(), q2.data(), padded) == 0 && memcmp(t1.data(), t2.data(), all * 4) == 0;
     if (!same || !q2.intact() || !t2.intact()) stop({c->ops.name, "quantise", 1}, c->seed);
     c->expect("quantise", s1, s2, 0);
+    c->expect("quantise's totals", w1, w2, 0);
 }
 
 void check_vectors(Case *c) {

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from syshax_kernels.context import Context
 from syshax_kernels.model import Model, ModelShape
-from syshax_kernels.types import DType, Role
+from syshax_kernels.types import BLOCKS, DType, Role
 
 
 def encode(kind: DType, x: NDArray[Any]) -> bytes:
@@ -23,6 +23,10 @@ def encode(kind: DType, x: NDArray[Any]) -> bytes:
     if kind == DType.BF16:
         bits = x.astype("<f4").view("<u4").astype(np.uint64)
         return bytes(((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype("<u2").tobytes())
+    if kind == DType.Q4_K:
+        return _encode_k(x.astype(np.float32).reshape(-1, 8, 32))
+    if kind == DType.Q4_1:
+        return _encode_floors(x.astype(np.float32).reshape(-1, 32))
     return _encode_blocks(kind, x.astype(np.float32).reshape(-1, 32))
 
 
@@ -41,6 +45,52 @@ def _encode_blocks(kind: DType, blocks: NDArray[Any]) -> bytes:
     return bytes(np.concatenate([halves, q], axis=1).tobytes())
 
 
+def _levels(x: NDArray[Any], scale: NDArray[Any], floor: NDArray[Any]) -> NDArray[Any]:
+    """The 4-bit levels nearest to x, for scales and floors that broadcast over it."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        levels = np.rint((x - floor) / scale)
+    return np.asarray(np.clip(np.nan_to_num(levels), 0, 15), dtype=np.uint8)
+
+
+def _encode_floors(blocks: NDArray[Any]) -> bytes:
+    floor = blocks.min(axis=1, keepdims=True).astype("<f2")
+    scale = ((blocks.max(axis=1, keepdims=True) - floor) / 15).astype("<f2")
+    levels = _levels(blocks, scale.astype(np.float32), floor.astype(np.float32))
+    halves = np.concatenate([scale, floor], axis=1).view(np.uint8)
+    return bytes(np.concatenate([halves, levels[:, :16] | levels[:, 16:] << 4], axis=1).tobytes())
+
+
+def k_blocks(d: NDArray[Any], dmin: NDArray[Any], steps: NDArray[Any], floors: NDArray[Any], q: NDArray[Any]) -> bytes:
+    """Q4_K blocks out of d, dmin [n], 6-bit steps and floors [n][8] and levels [n][8][32]."""
+    low = np.concatenate([steps[:, :4] | steps[:, 4:] >> 4 << 6, floors[:, :4] | floors[:, 4:] >> 4 << 6], axis=1)
+    six = np.concatenate([low, steps[:, 4:] & 15 | (floors[:, 4:] & 15) << 4], axis=1).astype(np.uint8)
+    halves = np.stack([d, dmin], axis=1).astype("<f2").view(np.uint8)
+    nibbles = (q[:, 0::2] | q[:, 1::2] << 4).astype(np.uint8).reshape(len(q), 128)
+    return bytes(np.concatenate([halves, six, nibbles], axis=1).tobytes())
+
+
+def _encode_k(blocks: NDArray[Any]) -> bytes:
+    """Not GGUF's search for the best scales, but valid blocks that are near."""
+    floor = np.minimum(blocks.min(axis=2), 0)
+    scale = (blocks.max(axis=2) - floor) / 15
+    d, dmin = (np.maximum(v.max(axis=1), 1e-6).astype("<f2") / np.float32(63) for v in (scale, -floor))
+    d, dmin = d.astype("<f2").astype(np.float32), dmin.astype("<f2").astype(np.float32)
+    steps = np.clip(np.rint(scale / d[:, None]), 0, 63).astype(np.uint8)
+    floors = np.clip(np.rint(-floor / dmin[:, None]), 0, 63).astype(np.uint8)
+    levels = _levels(blocks, (d[:, None] * steps)[..., None], -(dmin[:, None] * floors)[..., None])
+    return k_blocks(d, dmin, steps, floors, levels)
+
+
+def _decode_k(raw: NDArray[Any]) -> NDArray[Any]:
+    d, dmin = raw[:, :4].copy().view("<f2").astype(np.float32).T
+    six = raw[:, 4:16]
+    steps = np.concatenate([six[:, :4] & 63, six[:, 8:] & 15 | six[:, :4] >> 6 << 4], axis=1)
+    floors = np.concatenate([six[:, 4:8] & 63, six[:, 8:] >> 4 | six[:, 4:8] >> 6 << 4], axis=1)
+    pairs = raw[:, 16:].reshape(-1, 4, 1, 32)
+    levels = np.concatenate([pairs & 15, pairs >> 4], axis=2).reshape(-1, 8, 32).astype(np.float32)
+    return np.asarray((d[:, None] * steps)[..., None] * levels - (dmin[:, None] * floors)[..., None])
+
+
 def decode(kind: DType, data: bytes, rows: int, cols: int) -> NDArray[Any]:
     """The inverse of `encode`, to f32."""
     if kind == DType.F32:
@@ -49,8 +99,13 @@ def decode(kind: DType, data: bytes, rows: int, cols: int) -> NDArray[Any]:
         return np.frombuffer(data, "<f2").reshape(rows, cols).astype(np.float32)
     if kind == DType.BF16:
         return (np.frombuffer(data, "<u2").astype(np.uint32) << 16).view(np.float32).reshape(rows, cols)
-    raw = np.frombuffer(data, np.uint8).reshape(-1, 18 if kind == DType.Q4_0 else 34)
+    raw = np.frombuffer(data, np.uint8).reshape(-1, BLOCKS[kind].bytes)
+    if kind == DType.Q4_K:
+        return _decode_k(raw).reshape(rows, cols)
     scale = raw[:, :2].copy().view("<f2").astype(np.float32)
+    if kind == DType.Q4_1:
+        floor = raw[:, 2:4].copy().view("<f2").astype(np.float32)
+        return (scale * np.concatenate([raw[:, 4:] & 15, raw[:, 4:] >> 4], axis=1) + floor).reshape(rows, cols)
     if kind == DType.Q8_0:
         q = raw[:, 2:].view(np.int8)
     else:

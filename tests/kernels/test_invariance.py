@@ -36,7 +36,7 @@ SHAPE = ModelShape(
     max_batch_tokens=640,
 )
 LENGTHS = (1, 17, 270, 530)  # within one piece of 256 tokens, over two, over three
-KINDS = (DType.Q4_0, DType.Q8_0, DType.F16)
+KINDS = (DType.Q4_0, DType.Q4_1, DType.Q8_0, DType.F16)
 THREADS = (1, 2, 3)
 
 Key = tuple[str, DType, int]

@@ -13,7 +13,7 @@ from syshax_kernels.context import Context, available_isas
 from syshax_kernels.kernel_errors import KernelError
 from syshax_kernels.matrix import Matrix
 from syshax_kernels.types import BLOCKS, DType
-from tests.kernels.reference import decode, encode
+from tests.kernels.reference import decode, encode, k_blocks
 
 ISAS = available_isas()
 KINDS = list(DType)
@@ -41,10 +41,15 @@ def make(seed: int, *shape: int) -> NDArray[Any]:
     return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
 
 
+def whole(kind: DType, cols: int) -> int:
+    """At least so many columns, in whole blocks."""
+    return -(-cols // BLOCKS[kind].weights) * BLOCKS[kind].weights
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("shape", SHAPES)
 def test_a_product_is_that_of_the_decoded_weights(context: Context, kind: DType, shape: Any) -> None:
-    rows, cols = shape
+    rows, cols = shape[0], whole(kind, shape[1])
     data = encode(kind, make(1, rows, cols))
     weights = decode(kind, data, rows, cols).astype(np.float64)
     with Matrix(context, data, kind, kind, rows, cols) as matrix:
@@ -60,7 +65,8 @@ def test_a_product_is_that_of_the_decoded_weights(context: Context, kind: DType,
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_isa_agrees_with_the_scalar_oracle(context: Context, kind: DType) -> None:
-    rows, cols, x = 49, 416, make(3, 11, 416)
+    rows, cols = 49, whole(kind, 416)
+    x = make(3, 11, cols)
     data = encode(kind, make(4, rows, cols))
     with Context(isa="scalar") as plain, Matrix(plain, data, kind, kind, rows, cols) as oracle:
         expected = oracle.linear(x)
@@ -71,7 +77,7 @@ def test_every_isa_agrees_with_the_scalar_oracle(context: Context, kind: DType) 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_row_has_the_same_bits_alone_and_among_others(context: Context, kind: DType) -> None:
-    rows, cols = 75, 288
+    rows, cols = 75, whole(kind, 288)
     data = encode(kind, make(5, rows, cols))
     x = make(6, 69, cols)
     with Matrix(context, data, kind, kind, rows, cols) as matrix:
@@ -83,7 +89,8 @@ def test_a_row_has_the_same_bits_alone_and_among_others(context: Context, kind: 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("threads,nrc", [(1, 16), (2, 32), (3, 32), (5, 16)])
 def test_threads_and_tile_height_do_not_change_bits(kind: DType, threads: int, nrc: int) -> None:
-    rows, cols, x = 130, 160, make(7, 9, 160)
+    rows, cols = 130, whole(kind, 160)
+    x = make(7, 9, cols)
     data = encode(kind, make(8, rows, cols))
     results = []
     for n, height in ((1, 0), (threads, nrc)):
@@ -110,6 +117,9 @@ def test_extreme_weights_and_activations(context: Context, kind: DType) -> None:
     w = np.where(np.indices((rows, cols)).sum(axis=0) % 2 == 0, np.float32(-8), np.float32(7))
     if kind == DType.Q8_0:
         data = b"".join(np.float16(1).tobytes() + bytes([0x80] * 32) for _ in range(rows * cols // 32))
+    elif kind == DType.Q4_K:
+        ones, levels = np.ones(rows), np.where(w < 0, 0, 15).astype(np.uint8).reshape(rows, 8, 32)
+        data = k_blocks(ones, ones, np.full((rows, 8), 1, np.uint8), np.full((rows, 8), 8, np.uint8), levels)
     else:
         data = encode(kind, w)
     x = np.full((9, cols), 127, np.float32)
@@ -128,6 +138,11 @@ def test_zero_activations_give_zeros(context: Context) -> None:
 def test_columns_that_are_no_whole_group_are_refused() -> None:
     with Context() as ctx, pytest.raises(KernelError, match="multiple of 32"):
         Matrix(ctx, bytes(40 * 16 * 4), DType.F32, DType.Q8_0, 16, 40)
+
+
+def test_weights_of_other_types_are_not_held_in_a_type_without_quantiser() -> None:
+    with Context() as ctx, pytest.raises(KernelError, match="Q4_K holds blocks of its own only, got F32"):
+        Matrix(ctx, bytes(256 * 16 * 4), DType.F32, DType.Q4_K, 16, 256)
 
 
 def test_too_little_data_is_refused() -> None:

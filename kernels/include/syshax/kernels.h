@@ -42,13 +42,14 @@ enum {
 };
 
 /* Element and block types, by GGUF's ggml_type numbers. */
-enum { SX_F32 = 0, SX_F16 = 1, SX_Q4_0 = 2, SX_Q8_0 = 8, SX_BF16 = 30 };
+enum { SX_F32 = 0, SX_F16 = 1, SX_Q4_0 = 2, SX_Q4_1 = 3, SX_Q8_0 = 8, SX_Q4_K = 12, SX_BF16 = 30 };
 
 typedef struct sx_format_info {
     uint32_t size;
     uint32_t block, block_bytes; /* weights of a block in a file, and its bytes */
     uint32_t step, step_bytes;   /* columns of a superblock of a packed tile of 16 rows, and its bytes */
     uint32_t quantised;          /* 1: its products read activations of 8 bits */
+    uint32_t from_floats;        /* 1: weights of other types can be held in it; 0: only blocks of its own */
     char name[16];
 } sx_format_info;
 

@@ -13,7 +13,9 @@ class DType(IntEnum):
     F32 = 0
     F16 = 1
     Q4_0 = 2
+    Q4_1 = 3
     Q8_0 = 8
+    Q4_K = 12
     BF16 = 30
 
 
@@ -30,6 +32,8 @@ class Blocks(NamedTuple):
     """Of that superblock."""
     quantised: bool = True
     """Whether its products read activations of 8 bits."""
+    from_floats: bool = True
+    """Whether weights of other types can be held in it; otherwise only blocks of its own."""
 
 
 BLOCKS: Mapping[DType, Blocks] = {
@@ -37,7 +41,9 @@ BLOCKS: Mapping[DType, Blocks] = {
     DType.F16: Blocks(1, 2, 1, 32, False),
     DType.BF16: Blocks(1, 2, 1, 32, False),
     DType.Q4_0: Blocks(32, 18, 64, 576),
+    DType.Q4_1: Blocks(32, 20, 64, 640, from_floats=False),
     DType.Q8_0: Blocks(32, 34, 64, 1088),
+    DType.Q4_K: Blocks(256, 144, 256, 2368, from_floats=False),
 }
 
 

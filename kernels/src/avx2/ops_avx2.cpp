@@ -66,26 +66,57 @@ inline __m256 load_factors(HalfScales, const uint8_t *super, uint32_t g, uint32_
     return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i *>(halves)));
 }
 
+inline __m256 load_factors(HalfScalesAndFloors, const uint8_t *super, uint32_t g, uint32_t half) {
+    return load_factors(HalfScales(), super, g, half);
+}
+inline __m256 load_floors(HalfScalesAndFloors, const uint8_t *super, uint32_t g, uint32_t half) {
+    return load_factors(HalfScales(), super + HalfScalesAndFloors::kFloorsAt, g, half);
+}
+
+inline __m256 load_steps(const uint8_t *steps) {
+    return _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i *>(steps))));
+}
+inline __m256 load_factors(ScaledScales, const uint8_t *super, uint32_t g, uint32_t half) {
+    const __m256 step = load_steps(super + ScaledScales::step_at(g) + 8 * half);
+    return _mm256_mul_ps(load_factors(HalfScales(), super, 0, half), step);
+}
+inline __m256 load_floors(ScaledScales, const uint8_t *super, uint32_t g, uint32_t half) {
+    const __m256 step = load_steps(super + ScaledScales::step_at(g) + kTileRows + 8 * half);
+    return -_mm256_mul_ps(load_factors(HalfScales(), super + ScaledScales::kFloorsAt, 0, half), step);
+}
+
+// One group for one row of activations: exact integers, then one float multiply-add, and one for the floor.
+template <class F>
+inline __m256 add_group(__m256 acc, const MulArgs &args, const __m256i *levels, __m256 scale, __m256 floor,
+                        uint32_t row, uint32_t g) {
+    const size_t at = row * (args.act.ldq / kGroup) + g;
+    const int32_t start = F::kOffset == 0 ? 0 : args.act.sum[at];
+    const __m256i dot = DotOf<F>::dot(levels, args.act.q + row * args.act.ldq + g * kGroup, start);
+    const __m256 both = _mm256_mul_ps(scale, _mm256_set1_ps(args.act.scale[at]));
+    acc = _mm256_fmadd_ps(_mm256_cvtepi32_ps(dot), both, acc);
+    return F::Scales::kFloors ? _mm256_fmadd_ps(floor, _mm256_set1_ps(args.act.total[at]), acc) : acc;
+}
+
+template <class F>
+inline __m256 floors_of(const uint8_t *super, uint32_t g, uint32_t half) {
+    if constexpr (F::Scales::kFloors) return load_floors(typename F::Scales(), super, g, half);
+    return _mm256_setzero_ps();
+}
+
 // Half a tile (8 weight rows at byte 32 * half of each vector) for N activation rows.
 template <class F, int N>
 void mul_half(const MulArgs &args, const uint8_t *w, uint32_t half, uint32_t row, float *out) {
-    using Dot = DotOf<F>;
     constexpr uint32_t kGroups = F::Scales::kGroups;
-    const size_t ldg = args.act.ldq / kGroup;
     __m256 acc[N];
     for (int i = 0; i < N; i++) acc[i] = _mm256_setzero_ps();
     for (uint32_t g = 0; g < args.cols / kGroup; g++) {
         const uint8_t *super = w + static_cast<size_t>(g / kGroups) * kSuperBytes<F>;
         const __m256 scale = load_factors(typename F::Scales(), super, g % kGroups, half);
+        const __m256 floor = floors_of<F>(super, g % kGroups, half);
         __m256i v[8];
-        Dot::load(super + levels_at<F>(g % kGroups) + 32 * half, v);
+        DotOf<F>::load(super + levels_at<F>(g % kGroups) + 32 * half, v);
 #pragma GCC unroll 4
-        for (int i = 0; i < N; i++) {
-            const size_t at = (row + i) * ldg + g;
-            const __m256i dot = Dot::dot(v, args.act.q + (row + i) * args.act.ldq + g * kGroup, args.act.sum[at]);
-            const __m256 both = _mm256_mul_ps(scale, _mm256_set1_ps(args.act.scale[at]));
-            acc[i] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(dot), both, acc[i]);
-        }
+        for (int i = 0; i < N; i++) acc[i] = add_group<F>(acc[i], args, v, scale, floor, row + i, g);
     }
     for (int i = 0; i < N; i++) _mm256_storeu_ps(out + (row + i) * args.ld_out + half * 8, acc[i]);
 }
@@ -93,23 +124,18 @@ void mul_half(const MulArgs &args, const uint8_t *w, uint32_t half, uint32_t row
 // One activation row: both halves together, so that memory is read once and in order.
 template <class F>
 void mul_one(const MulArgs &args, const uint8_t *w, uint32_t row, float *out) {
-    using Dot = DotOf<F>;
     constexpr uint32_t kGroups = F::Scales::kGroups;
-    const size_t ldg = args.act.ldq / kGroup;
     __m256 acc[2] = {_mm256_setzero_ps(), _mm256_setzero_ps()};
     for (uint32_t g = 0; g < args.cols / kGroup; g++) {
         const uint8_t *super = w + static_cast<size_t>(g / kGroups) * kSuperBytes<F>;
-        const size_t at = row * ldg + g;
         if (g % kGroups == 0)
             for (uint32_t line = 0; line < kSuperBytes<F>; line += 64) vprefetch(super + kAhead + line);
 #pragma GCC unroll 2
         for (uint32_t half = 0; half < 2; half++) {
             const __m256 scale = load_factors(typename F::Scales(), super, g % kGroups, half);
             __m256i v[8];
-            Dot::load(super + levels_at<F>(g % kGroups) + 32 * half, v);
-            const __m256i dot = Dot::dot(v, args.act.q + row * args.act.ldq + g * kGroup, args.act.sum[at]);
-            const __m256 both = _mm256_mul_ps(scale, _mm256_set1_ps(args.act.scale[at]));
-            acc[half] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(dot), both, acc[half]);
+            DotOf<F>::load(super + levels_at<F>(g % kGroups) + 32 * half, v);
+            acc[half] = add_group<F>(acc[half], args, v, scale, floors_of<F>(super, g % kGroups, half), row, g);
         }
     }
     for (uint32_t half = 0; half < 2; half++) _mm256_storeu_ps(out + row * args.ld_out + half * 8, acc[half]);

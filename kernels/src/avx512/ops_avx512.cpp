@@ -32,11 +32,30 @@ inline __m512 load_factors(HalfScales, const uint8_t *super, uint32_t g) {
     return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i *>(super + HalfScales::at(g, 0))));
 }
 
+inline __m512 load_factors(HalfScalesAndFloors, const uint8_t *super, uint32_t g) {
+    return load_factors(HalfScales(), super, g);
+}
+inline __m512 load_floors(HalfScalesAndFloors, const uint8_t *super, uint32_t g) {
+    return load_factors(HalfScales(), super + HalfScalesAndFloors::kFloorsAt, g);
+}
+
+inline __m512 load_steps(const uint8_t *steps) {
+    return _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i *>(steps))));
+}
+inline __m512 load_factors(ScaledScales, const uint8_t *super, uint32_t g) {
+    return _mm512_mul_ps(load_factors(HalfScales(), super, 0), load_steps(super + ScaledScales::step_at(g)));
+}
+inline __m512 load_floors(ScaledScales, const uint8_t *super, uint32_t g) {
+    const __m512 step = load_steps(super + ScaledScales::step_at(g) + kTileRows);
+    return -_mm512_mul_ps(load_factors(HalfScales(), super + ScaledScales::kFloorsAt, 0), step);
+}
+
 // What undoes the offset of the levels: `sum` is -8 times the sum of the activations.
 template <class F>
 inline __m512i start_of(int32_t sum) {
+    if (F::kOffset == 0) return _mm512_setzero_si512();
     constexpr int kShift = F::kOffset == 128 ? 4 : 0;
-    static_assert(F::kOffset == 8 << kShift, "an offset that the sums of activations undo");
+    static_assert(F::kOffset == 0 || F::kOffset == 8 << kShift, "an offset that the sums of activations undo");
     return _mm512_slli_epi32(_mm512_set1_epi32(sum), kShift);
 }
 
@@ -45,6 +64,7 @@ struct Rows {
     const int8_t *q;
     const float *scale;
     const int32_t *sum;
+    const float *total;
     size_t ldq, ldg;
 };
 
@@ -65,7 +85,10 @@ inline void fetch_ahead(const uint8_t *super, uint32_t g, int i) {
 // One group of one tile for N rows: an exact integer dot product, then one float multiply-add.
 template <class F, int N>
 inline void mul_group(const uint8_t *super, uint32_t g, const Rows &rows, uint32_t group, __m512 *acc) {
-    const __m512 scale = load_factors(typename F::Scales(), super, g);
+    using Scales = typename F::Scales;
+    const __m512 scale = load_factors(Scales(), super, g);
+    __m512 floor = _mm512_setzero_ps();
+    if constexpr (Scales::kFloors) floor = load_floors(Scales(), super, g);
     __m512i w[8];
     load_levels(typename F::Levels(), super + levels_at<F>(g), w);
 #pragma GCC unroll 8
@@ -82,6 +105,7 @@ inline void mul_group(const uint8_t *super, uint32_t g, const Rows &rows, uint32
         }
         dot = _mm512_add_epi32(dot, other);
         acc[i] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot), _mm512_mul_ps(scale, _mm512_set1_ps(rows.scale[at])), acc[i]);
+        if constexpr (Scales::kFloors) acc[i] = _mm512_fmadd_ps(floor, _mm512_set1_ps(rows.total[at]), acc[i]);
     }
 }
 
@@ -118,8 +142,12 @@ void mul_tiles(const MulArgs &args, const uint8_t *w, float *out) {
     constexpr uint32_t kRows = 8 / R;
     const size_t ldg = args.act.ldq / kGroup;
     for (uint32_t row = 0; row < args.n_rows; row += kRows) {
-        const Rows rows{args.act.q + row * args.act.ldq, args.act.scale + row * ldg, args.act.sum + row * ldg,
-                        args.act.ldq, ldg};
+        const Rows rows{args.act.q + row * args.act.ldq,
+                        args.act.scale + row * ldg,
+                        args.act.sum + row * ldg,
+                        args.act.total + row * ldg,
+                        args.act.ldq,
+                        ldg};
         const uint32_t left = args.n_rows - row;
         mul_rest<F, kRows, R>(args, w, rows, left < kRows ? left : kRows, out + row * args.ld_out);
     }

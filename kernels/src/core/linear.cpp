@@ -23,6 +23,8 @@ sx_status check(const sx_pack_args &args) {
                         args.src_type, args.type);
     if (args.rows < 1 || args.cols < 1 || args.rows > kMaxDimension || args.cols > kMaxDimension)
         return sx::fail(SX_EINVAL, "shape: expected 1 to %u, got %u x %u", kMaxDimension, args.rows, args.cols);
+    if (from != to && !to->quantise)
+        return sx::fail(SX_EUNSUPPORTED, "type: %s holds blocks of its own only, got %s", to->name, from->name);
     const uint32_t step = from->block > to->block ? from->block : to->block;
     if (args.cols % step != 0)
         return sx::fail(SX_EINVAL, "cols: expected a multiple of %u for %s held as %s, got %u", step, from->name,

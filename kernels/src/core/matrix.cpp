@@ -33,7 +33,8 @@ void mul_tiles(const Product &p, const Matrix &w, Span tiles, Span rows, float *
     const size_t groups = p.act.ldq / kGroup;
     args.act = {p.act.x + rows.first * p.act.ldx,  p.act.ldx,
                 p.act.q + rows.first * p.act.ldq,  p.act.ldq,
-                p.act.scale + rows.first * groups, p.act.sum + rows.first * groups};
+                p.act.scale + rows.first * groups, p.act.sum + rows.first * groups,
+                p.act.total + rows.first * groups};
     args.out = out;
     args.ld_out = ld_out;
     p.ops->products.of[find_format(w.type)->index](&args);
@@ -150,7 +151,7 @@ sx_status pack_matrix(Team &team, const Source &source, Place place, Matrix *mat
 bool ActivationBuffer::allocate(uint32_t max_rows, uint32_t max_cols) {
     const size_t values = static_cast<size_t>(max_rows) * round_up(max_cols, kActColumns);
     const size_t groups = values / kGroup * sizeof(float);
-    return q_.allocate(values) && scale_.allocate(groups) && sum_.allocate(groups);
+    return q_.allocate(values) && scale_.allocate(groups) && sum_.allocate(groups) && total_.allocate(groups);
 }
 
 void ActivationBuffer::quantise(const Ops &ops, const float *x, uint32_t cols, Span rows) {
@@ -158,13 +159,20 @@ void ActivationBuffer::quantise(const Ops &ops, const float *x, uint32_t cols, S
     for (uint32_t row = rows.first; row < rows.last; row++) {
         const QuantiseArgs args{x + static_cast<size_t>(row) * cols, cols,
                                 static_cast<uint32_t>(padded),       q_.as<int8_t>() + row * padded,
-                                scale_.as<float>() + row * groups,   sum_.as<int32_t>() + row * groups};
+                                scale_.as<float>() + row * groups,   sum_.as<int32_t>() + row * groups,
+                                total_.as<float>() + row * groups};
         ops.quantise(&args);
     }
 }
 
 Activations ActivationBuffer::view(const float *x, uint32_t cols) const {
-    return {x, cols, q_.as<int8_t>(), round_up(cols, kActColumns), scale_.as<float>(), sum_.as<int32_t>()};
+    return {x,
+            cols,
+            q_.as<int8_t>(),
+            round_up(cols, kActColumns),
+            scale_.as<float>(),
+            sum_.as<int32_t>(),
+            total_.as<float>()};
 }
 
 void multiply(const Product &product, uint32_t thread, uint32_t n_threads, float *scratch) {

@@ -79,7 +79,7 @@ class ActivationBuffer {
     Activations view(const float *x, uint32_t cols) const;
 
   private:
-    Memory q_, scale_, sum_;
+    Memory q_, scale_, sum_, total_;
 };
 
 enum class Then { store, add, silu_mul };

@@ -21,6 +21,7 @@ struct Activations {
     size_t ldq;
     const float *scale;  // [rows][ldq / 32]
     const int32_t *sum;  // [rows][ldq / 32], -8 times the sum of q over the group: undoes the offset of packed weights
+    const float *total;  // [rows][ldq / 32], scale times the sum of q: what a floor is multiplied by
 };
 
 struct MulArgs {
@@ -42,6 +43,7 @@ struct QuantiseArgs {
     int8_t *q;
     float *scale;
     int32_t *sum;
+    float *total;
 };
 
 // One piece of attention: some query rows against at most 256 tokens of context for one kv head.

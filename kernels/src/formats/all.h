@@ -3,6 +3,8 @@
 
 #include "formats/floats.h"
 #include "formats/q4_0.h"
+#include "formats/q4_1.h"
+#include "formats/q4_k.h"
 #include "formats/q8_0.h"
 
 namespace sx {
@@ -13,7 +15,7 @@ struct List {
     static constexpr uint32_t kCount = sizeof...(F);
 };
 
-using Formats = List<F32, F16, Bf16, Q4_0, Q8_0>;
+using Formats = List<F32, F16, Bf16, Q4_0, Q4_1, Q8_0, Q4_K>;
 
 }  // namespace
 

@@ -50,13 +50,23 @@ struct Blocks {
 };
 
 template <class F>
+constexpr auto quantises(int) -> decltype(F::quantise(nullptr), true) {
+    return true;
+}
+template <class F>
+constexpr bool quantises(...) {
+    return false;
+}
+
+template <class F>
 constexpr Format describe(uint32_t index) {
     Format f{F::kType, index,   F::kName, F::kQuantised, F::kBlock, F::kBlockBytes, 1, F::kBlockBytes * kTileRows,
              nullptr,  nullptr, nullptr,  nullptr};
     if constexpr (F::kQuantised) {
         using Rows = Blocks<F>;
         f.step = kSuperColumns<F>, f.step_bytes = kSuperBytes<F>;
-        f.decode = Rows::decode, f.pack = Rows::pack, f.quantise = Rows::quantise, f.unpack = Rows::unpack;
+        f.decode = Rows::decode, f.pack = Rows::pack, f.unpack = Rows::unpack;
+        if constexpr (quantises<F>(0)) f.quantise = Rows::quantise;
     } else {
         using Rows = Floats<F>;
         f.decode = Rows::decode, f.pack = Rows::pack, f.quantise = Rows::quantise, f.unpack = Rows::unpack;

@@ -47,8 +47,11 @@ void write_packed(const Group<typename F::Scales> &group, uint8_t *tile, uint32_
 
 template <class F>
 void to_floats(const Group<typename F::Scales> &group, float *out) {
-    const float factor = group.scale.factor();
-    for (uint32_t c = 0; c < kGroup; c++) out[c] = factor * static_cast<float>(group.level[c] - F::kOffset);
+    const float factor = group.scale.factor(), floor = group.scale.floor();
+    for (uint32_t c = 0; c < kGroup; c++) {
+        out[c] = factor * static_cast<float>(group.level[c] - F::kOffset);
+        if (F::Scales::kFloors) out[c] += floor;
+    }
 }
 
 }  // namespace

@@ -10,6 +10,14 @@
 namespace sx {
 namespace {
 
+// Low halves of `n` bytes, then their high halves.
+inline void split_nibbles(const uint8_t *bytes, uint32_t n, uint8_t *out) {
+    for (uint32_t i = 0; i < n; i++) {
+        out[i] = bytes[i] & 15;
+        out[n + i] = bytes[i] >> 4;
+    }
+}
+
 // 4 bits: byte j of vector v holds column 8v+j low and column 8v+4+j high.
 struct Nibbles {
     static constexpr uint32_t kBytes = 256;

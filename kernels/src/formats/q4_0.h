@@ -21,10 +21,7 @@ struct Q4_0 {
 
     static Group<Scales> read(const uint8_t *block, uint32_t) {
         Group<Scales> group{{load16(block)}, {}};
-        for (uint32_t j = 0; j < 16; j++) {
-            group.level[j] = block[2 + j] & 15;
-            group.level[16 + j] = block[2 + j] >> 4;
-        }
+        split_nibbles(block + 2, 16, group.level);
         return group;
     }
 

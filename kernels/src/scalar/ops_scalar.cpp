@@ -12,12 +12,14 @@ template <class F>
 float dot_quantised(const MulArgs &args, const uint8_t *tile, uint32_t r, uint32_t row) {
     const int8_t *q = args.act.q + row * args.act.ldq;
     const float *scale = args.act.scale + row * (args.act.ldq / kGroup);
+    const float *weighted = args.act.total + row * (args.act.ldq / kGroup);
     float total = 0;
     for (uint32_t g = 0; g < args.cols / kGroup; g++) {
         const Group<typename F::Scales> group = read_packed<F>(tile, g, r);
         int32_t sum = 0;
         for (uint32_t c = 0; c < kGroup; c++) sum += (group.level[c] - F::kOffset) * q[g * kGroup + c];
         total += static_cast<float>(sum) * (group.scale.factor() * scale[g]);
+        if (F::Scales::kFloors) total += group.scale.floor() * weighted[g];
     }
     return total;
 }
@@ -45,7 +47,7 @@ void multiply(F, const MulArgs *args) {
             }
 }
 
-void quantise_group(const float *x, uint32_t n, int8_t *q, float *scale, int32_t *sum) {
+void quantise_group(const float *x, uint32_t n, int8_t *q, float *scale, int32_t *sum, float *weighted) {
     float largest = 0;
     for (uint32_t i = 0; i < n; i++) largest = fmaxf(largest, fabsf(x[i]));
     const float inverse = largest > kTiny ? 127.0f / largest : 0.0f;
@@ -56,13 +58,14 @@ void quantise_group(const float *x, uint32_t n, int8_t *q, float *scale, int32_t
     }
     *scale = largest > kTiny ? largest / 127.0f : 0.0f;
     *sum = -8 * total;
+    *weighted = *scale * static_cast<float>(total);
 }
 
 void quantise(const QuantiseArgs *args) {
     for (uint32_t g = 0; g < args->n_padded / kGroup; g++) {
         const uint32_t done = g * kGroup < args->n ? g * kGroup : args->n;
         const uint32_t n = args->n - done < kGroup ? args->n - done : kGroup;
-        quantise_group(args->x + done, n, args->q + g * kGroup, args->scale + g, args->sum + g);
+        quantise_group(args->x + done, n, args->q + g * kGroup, args->scale + g, args->sum + g, args->total + g);
     }
 }
 

@@ -26,8 +26,8 @@ inline void load_levels(Bytes, const uint8_t *p, int8x16_t *w) {
 // Where the sum of products starts: `sum` is -8 times the activations' sum. Bytes of offset 128 became signed.
 template <class F>
 inline int32_t start_of(int32_t sum) {
-    static_assert(F::kOffset == 8 || F::kOffset == 128, "an offset that the sums of activations undo");
-    return F::kOffset == 128 ? 0 : sum;
+    static_assert(F::kOffset == 0 || F::kOffset == 8 || F::kOffset == 128, "an offset that the sums undo");
+    return F::kOffset == 8 ? sum : 0;
 }
 
 inline float32x4_t load_factors(HalfScales, const uint8_t *super, uint32_t g, uint32_t quarter) {
@@ -35,17 +35,51 @@ inline float32x4_t load_factors(HalfScales, const uint8_t *super, uint32_t g, ui
     return vcvt_f32_f16(vld1_f16(reinterpret_cast<const float16_t *>(halves)));
 }
 
+inline float32x4_t load_factors(HalfScalesAndFloors, const uint8_t *super, uint32_t g, uint32_t quarter) {
+    return load_factors(HalfScales(), super, g, quarter);
+}
+inline float32x4_t load_floors(HalfScalesAndFloors, const uint8_t *super, uint32_t g, uint32_t quarter) {
+    return load_factors(HalfScales(), super + HalfScalesAndFloors::kFloorsAt, g, quarter);
+}
+
+inline float32x4_t load_steps(const uint8_t *steps) {
+    uint32_t four;
+    __builtin_memcpy(&four, steps, 4);
+    const uint16x8_t wide = vmovl_u8(vreinterpret_u8_u32(vdup_n_u32(four)));
+    return vcvtq_f32_u32(vmovl_u16(vget_low_u16(wide)));
+}
+inline float32x4_t load_factors(ScaledScales, const uint8_t *super, uint32_t g, uint32_t quarter) {
+    const float32x4_t step = load_steps(super + ScaledScales::step_at(g) + 4 * quarter);
+    return vmulq_f32(load_factors(HalfScales(), super, 0, quarter), step);
+}
+inline float32x4_t load_floors(ScaledScales, const uint8_t *super, uint32_t g, uint32_t quarter) {
+    const float32x4_t step = load_steps(super + ScaledScales::step_at(g) + kTileRows + 4 * quarter);
+    return vnegq_f32(vmulq_f32(load_factors(HalfScales(), super + ScaledScales::kFloorsAt, 0, quarter), step));
+}
+
+template <class F>
+inline float32x4_t floors_of(const uint8_t *super, uint32_t g, uint32_t quarter) {
+    if constexpr (F::Scales::kFloors) return load_floors(typename F::Scales(), super, g, quarter);
+    return vdupq_n_f32(0);
+}
+
 // Where some activation rows lie for a product.
 struct Rows {
     const int8_t *q;
     const float *scale;
     const int32_t *sum;
+    const float *total;
     size_t ldq, ldg;
 };
 
 inline Rows rows_from(const MulArgs &args, uint32_t row) {
     const size_t ldg = args.act.ldq / kGroup;
-    return {args.act.q + row * args.act.ldq, args.act.scale + row * ldg, args.act.sum + row * ldg, args.act.ldq, ldg};
+    return {args.act.q + row * args.act.ldq,
+            args.act.scale + row * ldg,
+            args.act.sum + row * ldg,
+            args.act.total + row * ldg,
+            args.act.ldq,
+            ldg};
 }
 
 inline int32x4_t dot_one(const int8x16_t *w, const int8_t *q, int32_t start) {
@@ -89,10 +123,13 @@ void mul_rows_q(const uint8_t *w, uint32_t cols, const Rows &rows, float *out, s
             load_levels(typename F::Levels(), group + part * 16, v);
             Dot::template sums<F, N>(v, rows, g, dot);
             const float32x4_t scale = load_factors(typename F::Scales(), super, g % kGroups, part);
+            const float32x4_t floor = floors_of<F>(super, g % kGroups, part);
 #pragma GCC unroll 4
-            for (int i = 0; i < N; i++)
-                acc[i][part] =
-                    vfmaq_f32(acc[i][part], vcvtq_f32_s32(dot[i]), vmulq_n_f32(scale, rows.scale[i * rows.ldg + g]));
+            for (int i = 0; i < N; i++) {
+                const size_t at = i * rows.ldg + g;
+                acc[i][part] = vfmaq_f32(acc[i][part], vcvtq_f32_s32(dot[i]), vmulq_n_f32(scale, rows.scale[at]));
+                if (F::Scales::kFloors) acc[i][part] = vfmaq_n_f32(acc[i][part], floor, rows.total[at]);
+            }
         }
     }
     for (int i = 0; i < N; i++)

@@ -49,7 +49,7 @@ inline VF vexp(VF x) {
 
 inline float exp1(float x) { return vexp(vset(x))[0]; }
 
-void quantise_group(const float *x, int8_t *q, float *scale, int32_t *sum) {
+void quantise_group(const float *x, int8_t *q, float *scale, int32_t *sum, float *weighted) {
     VF largest = vset(0);
     for (uint32_t i = 0; i < kGroup; i += kLanes) {
         const VF v = vload(x + i);
@@ -65,17 +65,20 @@ void quantise_group(const float *x, int8_t *q, float *scale, int32_t *sum) {
         total += rounded;
     }
     *scale = top > kTiny ? top / 127.0f : 0.0f;
-    *sum = -8 * hsum(total);
+    const int32_t all = hsum(total);
+    *sum = -8 * all;
+    *weighted = *scale * static_cast<float>(all);
 }
 
 void quantise(const QuantiseArgs *args) {
     const uint32_t groups = args->n / kGroup, all = args->n_padded / kGroup;
     for (uint32_t g = 0; g < groups; g++)
-        quantise_group(args->x + g * kGroup, args->q + g * kGroup, args->scale + g, args->sum + g);
+        quantise_group(args->x + g * kGroup, args->q + g * kGroup, args->scale + g, args->sum + g, args->total + g);
     for (uint32_t g = groups; g < all; g++) {
         __builtin_memset(args->q + g * kGroup, 0, kGroup);
         args->scale[g] = 0;
         args->sum[g] = 0;
+        args->total[g] = 0;
     }
 }
 

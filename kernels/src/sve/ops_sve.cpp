@@ -15,6 +15,7 @@ struct Rows {
     const int8_t *q;
     const float *scale;
     const int32_t *sum;
+    const float *total;
     size_t ldq, ldg;
 };
 
@@ -51,18 +52,44 @@ inline svfloat32_t load_factors(HalfScales, const Slice &s, const uint8_t *super
     return svcvt_f32_f16_x(s.words(), svreinterpret_f16_u32(svld1uh_u32(s.words(), halves)));
 }
 
-// One group for one row of activations: exact integers, then one float multiply-add.
+inline svfloat32_t load_factors(HalfScalesAndFloors, const Slice &s, const uint8_t *super, uint32_t g) {
+    return load_factors(HalfScales(), s, super, g);
+}
+inline svfloat32_t load_floors(HalfScalesAndFloors, const Slice &s, const uint8_t *super, uint32_t g) {
+    return load_factors(HalfScales(), s, super + HalfScalesAndFloors::kFloorsAt, g);
+}
+
+inline svfloat32_t load_steps(const Slice &s, const uint8_t *steps) {
+    return svcvt_f32_u32_x(s.words(), svld1ub_u32(s.words(), steps + s.offset / 4));
+}
+inline svfloat32_t load_factors(ScaledScales, const Slice &s, const uint8_t *super, uint32_t g) {
+    const svfloat32_t step = load_steps(s, super + ScaledScales::step_at(g));
+    return svmul_f32_x(s.words(), load_factors(HalfScales(), s, super, 0), step);
+}
+inline svfloat32_t load_floors(ScaledScales, const Slice &s, const uint8_t *super, uint32_t g) {
+    const svfloat32_t step = load_steps(s, super + ScaledScales::step_at(g) + kTileRows);
+    const svfloat32_t whole = load_factors(HalfScales(), s, super + ScaledScales::kFloorsAt, 0);
+    return svneg_f32_x(s.words(), svmul_f32_x(s.words(), whole, step));
+}
+
 template <class F>
-inline svfloat32_t add_group(svfloat32_t acc, const Slice &s, const uint8_t *group, svfloat32_t scale, const Rows &rows,
-                             uint32_t row, uint32_t g) {
+inline svfloat32_t floors_of(const Slice &s, const uint8_t *super, uint32_t g) {
+    if constexpr (F::Scales::kFloors) return load_floors(typename F::Scales(), s, super, g);
+    return svdup_n_f32(0);
+}
+
+// One group for one row of activations: exact integers, then one float multiply-add, and one for the floor.
+template <class F>
+inline svfloat32_t add_group(svfloat32_t acc, const Slice &s, const uint8_t *group, svfloat32_t scale,
+                             svfloat32_t floor, const Rows &rows, uint32_t row, uint32_t g) {
     const int8_t *q = rows.q + row * rows.ldq + g * kGroup;
     const size_t at = row * rows.ldg + g;
-    svint32_t dot = svdup_n_s32(F::kOffset == 128 ? 0 : rows.sum[at]);
-    static_assert(F::kOffset == 8 || F::kOffset == 128, "an offset that the sums of activations undo");
+    svint32_t dot = svdup_n_s32(F::kOffset == 8 ? rows.sum[at] : 0);
+    static_assert(F::kOffset == 0 || F::kOffset == 8 || F::kOffset == 128, "an offset that the sums undo");
     dot = dot_half(typename F::Levels(), dot, group, s.bytes(), q, 0);
     dot = dot_half(typename F::Levels(), dot, group, s.bytes(), q, 1);
-    return svmla_f32_x(s.words(), acc, svcvt_f32_s32_x(s.words(), dot),
-                       svmul_n_f32_x(s.words(), scale, rows.scale[at]));
+    acc = svmla_f32_x(s.words(), acc, svcvt_f32_s32_x(s.words(), dot), svmul_n_f32_x(s.words(), scale, rows.scale[at]));
+    return F::Scales::kFloors ? svmla_n_f32_x(s.words(), acc, floor, rows.total[at]) : acc;
 }
 
 // Vectors of unknown length can't be array elements, so the rows of activations are spelled out: N is 1, 2 or 4.
@@ -74,11 +101,12 @@ void mul_slice(const Slice &s, uint32_t cols, const Rows &rows, float *out, size
         const uint8_t *super = s.w + static_cast<size_t>(g / kGroups) * kSuperBytes<F>;
         const uint8_t *group = super + levels_at<F>(g % kGroups) + s.offset;
         const svfloat32_t scale = load_factors(typename F::Scales(), s, super, g % kGroups);
+        const svfloat32_t floor = floors_of<F>(s, super, g % kGroups);
         vprefetch(group + kAhead);
-        a = add_group<F>(a, s, group, scale, rows, 0, g);
-        if (N >= 2) b = add_group<F>(b, s, group, scale, rows, 1, g);
-        if (N >= 4) c = add_group<F>(c, s, group, scale, rows, 2, g);
-        if (N >= 4) d = add_group<F>(d, s, group, scale, rows, 3, g);
+        a = add_group<F>(a, s, group, scale, floor, rows, 0, g);
+        if (N >= 2) b = add_group<F>(b, s, group, scale, floor, rows, 1, g);
+        if (N >= 4) c = add_group<F>(c, s, group, scale, floor, rows, 2, g);
+        if (N >= 4) d = add_group<F>(d, s, group, scale, floor, rows, 3, g);
     }
     svst1_f32(s.words(), out, a);
     if (N >= 2) svst1_f32(s.words(), out + ld_out, b);
@@ -89,7 +117,11 @@ void mul_slice(const Slice &s, uint32_t cols, const Rows &rows, float *out, size
 template <class F, int N>
 void mul_rows_q(const MulArgs &args, const uint8_t *w, uint32_t row, float *out) {
     const size_t ldg = args.act.ldq / kGroup;
-    const Rows rows{args.act.q + row * args.act.ldq, args.act.scale + row * ldg, args.act.sum + row * ldg, args.act.ldq,
+    const Rows rows{args.act.q + row * args.act.ldq,
+                    args.act.scale + row * ldg,
+                    args.act.sum + row * ldg,
+                    args.act.total + row * ldg,
+                    args.act.ldq,
                     ldg};
     for (uint32_t offset = 0; offset < 64; offset += static_cast<uint32_t>(svcntb())) {
         const Slice s{w, offset};
