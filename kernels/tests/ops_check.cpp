@@ -73,7 +73,7 @@ std::vector<uint8_t> pack(Random *random, int32_t type, uint32_t rows, uint32_t 
 std::vector<int32_t> types() {
     std::vector<int32_t> found;
     for (int32_t type = 0; type < 64; type++)
-        if (sx::find_format(type)) found.push_back(type);
+        if (sx::find_format(type) && sx::find_format(type)->step != 0) found.push_back(type);
     return found;
 }
 

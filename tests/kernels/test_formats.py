@@ -10,7 +10,8 @@ from syshax_kernels.types import BLOCKS, Blocks, DType
 
 class _Info(ctypes.Structure):
     _fields_ = [
-        *((name, ctypes.c_uint32) for name in ("size", "block", "block_bytes", "step", "step_bytes", "quantised", "from_floats")),
+        *((name, ctypes.c_uint32) for name in ("size", "block", "block_bytes", "step", "step_bytes")),
+        *((name, ctypes.c_uint32) for name in ("quantised", "from_floats")),
         ("name", ctypes.c_char * 16),
     ]
 
@@ -30,5 +31,5 @@ def test_sizes_and_names_are_the_core_s() -> None:
             continue
         info = described(library, kind)
         assert info.name.decode() == DType(kind).name
-        told = Blocks(info.block, info.block_bytes, info.step, info.step_bytes, bool(info.quantised), bool(info.from_floats))
-        assert told == BLOCKS[DType(kind)]
+        sizes = (info.block, info.block_bytes, info.step, info.step_bytes)
+        assert Blocks(*sizes, bool(info.quantised), bool(info.from_floats)) == BLOCKS[DType(kind)]

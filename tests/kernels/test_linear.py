@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 from syshax_kernels.context import Context, available_isas
 from syshax_kernels.kernel_errors import KernelError
 from syshax_kernels.matrix import Matrix
-from syshax_kernels.types import BLOCKS, DType
+from syshax_kernels.types import BLOCKS, HELD, DType
 from tests.kernels.reference import decode, encode, k_blocks
 
 ISAS = available_isas()
-KINDS = list(DType)
+KINDS = list(HELD)
 # (rows, cols): multiples, ragged rows, an odd number of groups, one group, more tiles than threads and fewer.
 SHAPES = [(16, 64), (33, 96), (1, 32), (100, 352), (257, 224), (48, 1056)]
 ROWS = [1, 2, 3, 4, 5, 7, 8, 9, 17, 70]

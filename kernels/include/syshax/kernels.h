@@ -43,11 +43,23 @@ enum {
 
 /* Element and block types, by GGUF's ggml_type numbers. */
 enum { SX_F32 = 0, SX_F16 = 1, SX_Q4_0 = 2, SX_Q4_1 = 3, SX_Q8_0 = 8, SX_Q4_K = 12, SX_BF16 = 30 };
+/* These are read, and held in another. */
+enum {
+    SX_Q5_0 = 6,
+    SX_Q5_1 = 7,
+    SX_Q2_K = 10,
+    SX_Q3_K = 11,
+    SX_Q5_K = 13,
+    SX_Q6_K = 14,
+    SX_IQ4_NL = 20,
+    SX_IQ4_XS = 23,
+    SX_MXFP4 = 39
+};
 
 typedef struct sx_format_info {
     uint32_t size;
     uint32_t block, block_bytes; /* weights of a block in a file, and its bytes */
-    uint32_t step, step_bytes;   /* columns of a superblock of a packed tile of 16 rows, and its bytes */
+    uint32_t step, step_bytes;   /* columns of a superblock of a packed tile of 16 rows, and its bytes; 0: not held */
     uint32_t quantised;          /* 1: its products read activations of 8 bits */
     uint32_t from_floats;        /* 1: weights of other types can be held in it; 0: only blocks of its own */
     char name[16];
@@ -59,6 +71,8 @@ SX_API const char *sx_status_name(sx_status status);
 SX_API const char *sx_last_error(void);
 /* SX_ENOTFOUND for a type that the core does not take. */
 SX_API sx_status sx_format_describe(int32_t type, sx_format_info *info);
+/* Whole blocks of `type` as floats: `weights` of them, into `out`. */
+SX_API sx_status sx_decode(int32_t type, const void *blocks, uint64_t weights, float *out);
 
 /* ---- context: an ISA and a pool of pinned threads -------------------------------------------------- */
 

@@ -9,14 +9,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from .gguf import BF16, F16, F32, Q4_0, Q8_0, TENSOR_TYPES
+from .gguf import BF16, F16, F32, Q4_0, Q4_1, Q4_K, Q8_0, TENSOR_TYPES
 from .model_files import ModelFacts, ModelPart
 from .sysinfer_command import EngineSizing
 
 SERVER_BYTES = 128 << 20  # the Python process without a model
 KV_SHARE = 0.25  # of the memory beside the weights, that the KV cache takes unasked
 HELD_AS: Mapping[str, int] = {"q4_0": Q4_0, "q8_0": Q8_0, "f16": F16, "bf16": BF16, "f32": F32}
-HELD_BITS: Mapping[int, int] = {Q4_0: 4, Q8_0: 8, F16: 16, BF16: 16, F32: 32}
+HELD_BITS: Mapping[int, float] = {Q4_0: 4.5, Q4_K: 4.5, Q4_1: 5, Q8_0: 8.5, F16: 16, BF16: 16, F32: 32}
+"""Types that the core holds weights in, and the bits that one takes in a file."""
+_PACKED_SIZE: Mapping[int, int] = {Q4_K: 148}  # of a block in memory, where it differs from the file's
 _KV_BYTES = {"f32": 4, "float32": 4, "float": 4, "q8_0": 1, "fp8": 1, "fp8_e4m3": 1, "fp8_e5m2": 1}
 _HALF = 2  # bytes of an element of all others
 _SCALE_BYTES = 4  # that 8-bit KV adds for each token and head
@@ -70,15 +72,16 @@ def held_type(source: int, wanted: int | None, whole: bool = False, blocks: bool
     """
     own = source if source in HELD_BITS else Q8_0
     kind = own if wanted is None else Q8_0 if wanted == Q4_0 and whole else wanted
-    if HELD_BITS[kind] > HELD_BITS[own] and HELD_BITS[own] < 16:
+    if HELD_BITS[kind] >= HELD_BITS[own] and HELD_BITS[own] < 16:
         kind = own
     return F32 if kind in (Q8_0, Q4_0) and not blocks else kind
 
 
 def held_bytes(part: ModelPart, wanted: int | None) -> int:
     """Bytes of a part in memory."""
-    kind = TENSOR_TYPES[F32 if part.vector else held_type(part.type, wanted, part.whole, part.blocks)]
-    return -(-part.elements // kind.block) * kind.size
+    held = F32 if part.vector else held_type(part.type, wanted, part.whole, part.blocks)
+    kind = TENSOR_TYPES[held]
+    return -(-part.elements // kind.block) * _PACKED_SIZE.get(held, kind.size)
 
 
 def _step(facts: ModelFacts, sizing: EngineSizing) -> int:

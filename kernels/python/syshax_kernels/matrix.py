@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from syshax_kernels.buffers import Buffer, as_bytes, expect_bytes
 from syshax_kernels.context import Context
-from syshax_kernels.library import Prototypes
+from syshax_kernels.library import Library, Prototypes
 from syshax_kernels.types import BLOCKS, DType
 
 _u32 = ctypes.c_uint32
@@ -28,6 +28,7 @@ class _PackArgs(ctypes.Structure):
 
 
 _PROTOTYPES: Prototypes = {
+    "sx_decode": [ctypes.c_int32, ctypes.c_void_p, ctypes.c_uint64, ctypes.c_void_p],
     "sx_matrix_pack": [ctypes.c_void_p, ctypes.POINTER(_PackArgs), ctypes.POINTER(ctypes.c_void_p)],
     "sx_linear": [ctypes.c_void_p] * 3 + [_u32, ctypes.c_void_p, ctypes.c_void_p],
 }
@@ -36,6 +37,18 @@ _PROTOTYPES: Prototypes = {
 def row_bytes(kind: DType, cols: int) -> int:
     """Bytes of one row of `cols` values as GGUF stores it."""
     return cols // BLOCKS[kind].weights * BLOCKS[kind].bytes
+
+
+def decode(data: Buffer, kind: DType) -> NDArray[numpy.float32]:
+    """Whole blocks of `kind`, one after the other, as floats [weights]. ValueError for part of a block."""
+    source, blocks = as_bytes(data), BLOCKS[kind]
+    if source.nbytes % blocks.bytes:
+        raise ValueError(f"expected blocks of {blocks.bytes} bytes, got {source.nbytes} bytes")
+    out = numpy.empty(source.nbytes // blocks.bytes * blocks.weights, numpy.float32)
+    library = Library()
+    library.declare(_PROTOTYPES)
+    library.check(library.calls.sx_decode(kind, source.ctypes.data, out.size, out.ctypes.data))
+    return out
 
 
 class Matrix:

@@ -14,9 +14,18 @@ class DType(IntEnum):
     F16 = 1
     Q4_0 = 2
     Q4_1 = 3
+    Q5_0 = 6
+    Q5_1 = 7
     Q8_0 = 8
+    Q2_K = 10
+    Q3_K = 11
     Q4_K = 12
+    Q5_K = 13
+    Q6_K = 14
+    IQ4_NL = 20
+    IQ4_XS = 23
     BF16 = 30
+    MXFP4 = 39
 
 
 class Blocks(NamedTuple):
@@ -26,25 +35,37 @@ class Blocks(NamedTuple):
     """Of a block in a file."""
     bytes: int
     """Of that block."""
-    step: int
-    """Columns of a superblock of a tile."""
-    step_bytes: int
+    step: int = 0
+    """Columns of a superblock of a tile; 0: the type is only read, and held in another."""
+    step_bytes: int = 0
     """Of that superblock."""
     quantised: bool = True
     """Whether its products read activations of 8 bits."""
-    from_floats: bool = True
+    from_floats: bool = False
     """Whether weights of other types can be held in it; otherwise only blocks of its own."""
 
 
 BLOCKS: Mapping[DType, Blocks] = {
-    DType.F32: Blocks(1, 4, 1, 64, False),
-    DType.F16: Blocks(1, 2, 1, 32, False),
-    DType.BF16: Blocks(1, 2, 1, 32, False),
-    DType.Q4_0: Blocks(32, 18, 64, 576),
-    DType.Q4_1: Blocks(32, 20, 64, 640, from_floats=False),
-    DType.Q8_0: Blocks(32, 34, 64, 1088),
-    DType.Q4_K: Blocks(256, 144, 256, 2368, from_floats=False),
+    DType.F32: Blocks(1, 4, 1, 64, quantised=False, from_floats=True),
+    DType.F16: Blocks(1, 2, 1, 32, quantised=False, from_floats=True),
+    DType.BF16: Blocks(1, 2, 1, 32, quantised=False, from_floats=True),
+    DType.Q4_0: Blocks(32, 18, 64, 576, from_floats=True),
+    DType.Q4_1: Blocks(32, 20, 64, 640),
+    DType.Q8_0: Blocks(32, 34, 64, 1088, from_floats=True),
+    DType.Q4_K: Blocks(256, 144, 256, 2368),
+    DType.Q5_0: Blocks(32, 22),
+    DType.Q5_1: Blocks(32, 24),
+    DType.Q2_K: Blocks(256, 84),
+    DType.Q3_K: Blocks(256, 110),
+    DType.Q5_K: Blocks(256, 176),
+    DType.Q6_K: Blocks(256, 210),
+    DType.IQ4_NL: Blocks(32, 18),
+    DType.IQ4_XS: Blocks(256, 136),
+    DType.MXFP4: Blocks(32, 17),
 }
+
+HELD = tuple(kind for kind, blocks in BLOCKS.items() if blocks.step)
+"""The types that weights are held in."""
 
 
 class Role(IntEnum):

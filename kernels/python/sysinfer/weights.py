@@ -11,10 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from syshax_contract.gguf import TENSOR_TYPES
-from syshax_contract.model_memory import HELD_AS, HELD_BITS, held_type
+from syshax_contract.model_memory import HELD_AS, held_type
 from syshax_kernels.kernel_errors import KernelError
 from syshax_kernels.model import Model, packed_bytes
-from syshax_kernels.types import DType, Role
+from syshax_kernels.types import BLOCKS, DType, Role
 from sysinfer import packed
 from sysinfer.architectures import FORMS, TensorPart
 from sysinfer.config import ModelConfig
@@ -148,6 +148,8 @@ def _pack_all(found: list[tuple[Expected, Tensor]], config: ModelConfig, model: 
     for want, tensor in found:
         kind = _kind(want, tensor, KINDS.get(weights))
         normalise = config.normalises_head and want.pieces[0].role is Role.OUTPUT
+        if normalise and not BLOCKS[kind].from_floats:
+            kind = DType.Q8_0
         if want.cols > 1:
             costs.add(tensor, kind, packed_bytes(kind, sum(want.rows), want.cols))
         at = 0
@@ -185,10 +187,9 @@ def _set(model: Model, config: ModelConfig, part: _Rows) -> None:
     if want.cols == 1:
         model.set_tensor(piece.role, want.layer, DType.F32, DType.F32, 1, count, np.ascontiguousarray(data))
         return
-    if source not in HELD_BITS or part.normalise:
+    if part.normalise:
         floats = dequantise(data, source)
-        if part.normalise:
-            floats = floats / np.maximum(np.linalg.norm(floats, axis=1, keepdims=True), np.float32(1e-7))
+        floats = floats / np.maximum(np.linalg.norm(floats, axis=1, keepdims=True), np.float32(1e-7))
         data, source = floats.view(np.uint8), int(DType.F32)
     data = np.ascontiguousarray(data)
     model.set_tensor(piece.role, want.layer, DType(source), part.kind, count, want.cols, data)

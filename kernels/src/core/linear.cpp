@@ -23,6 +23,7 @@ sx_status check(const sx_pack_args &args) {
                         args.src_type, args.type);
     if (args.rows < 1 || args.cols < 1 || args.rows > kMaxDimension || args.cols > kMaxDimension)
         return sx::fail(SX_EINVAL, "shape: expected 1 to %u, got %u x %u", kMaxDimension, args.rows, args.cols);
+    if (to->step == 0) return sx::fail(SX_EUNSUPPORTED, "type: %s is read only, to be held in another", to->name);
     if (from != to && !to->quantise)
         return sx::fail(SX_EUNSUPPORTED, "type: %s holds blocks of its own only, got %s", to->name, from->name);
     const uint32_t step = from->block > to->block ? from->block : to->block;

@@ -74,43 +74,44 @@ constexpr Format describe(uint32_t index) {
     return f;
 }
 
-struct Table {
-    Format formats[kFormats];
-};
-
-template <class... F>
-constexpr void fill(Table *table, List<F...>) {
-    uint32_t n = 0;
-    ((table->formats[n] = describe<F>(n), n++), ...);
+template <class F>
+void decode_source(const uint8_t *blocks, uint32_t cols, float *out) {
+    constexpr uint32_t kGroups = F::kBlock / kGroup;
+    for (uint32_t g = 0; g < cols / kGroup; g++)
+        F::decode(blocks + static_cast<size_t>(g / kGroups) * F::kBlockBytes, g % kGroups, out + g * kGroup);
 }
 
-constexpr Table make_table() {
+template <class F>
+constexpr Format describe_source() {
+    return {F::kType, 0, F::kName, true, F::kBlock, F::kBlockBytes, 0, 0, decode_source<F>, nullptr, nullptr, nullptr};
+}
+
+constexpr uint32_t kAll = kFormats + Sources::kCount;
+
+struct Table {
+    Format formats[kAll];
+    int8_t by_type[kMaxType];
+};
+
+template <class... F, class... S>
+constexpr Table make_table(List<F...>, List<S...>) {
     Table table{};
-    fill(&table, Formats{});
+    uint32_t n = 0;
+    ((table.formats[n] = describe<F>(n), n++), ...);
+    ((table.formats[n++] = describe_source<S>()), ...);
+    for (int8_t &i : table.by_type) i = -1;
+    for (uint32_t i = 0; i < kAll; i++) table.by_type[table.formats[i].type] = static_cast<int8_t>(i);
     return table;
 }
 
-constexpr Table kTable = make_table();
+constexpr Table kTable = make_table(Formats(), Sources());
 
-struct Index {
-    int8_t of[kMaxType];
-};
-
-constexpr Index make_index() {
-    Index index{};
-    for (int8_t &i : index.of) i = -1;
-    for (uint32_t i = 0; i < kFormats; i++) index.of[kTable.formats[i].type] = static_cast<int8_t>(i);
-    return index;
-}
-
-constexpr Index kIndex = make_index();
-
-const Format &known(int32_t type) { return kTable.formats[kIndex.of[type]]; }
+const Format &known(int32_t type) { return kTable.formats[kTable.by_type[type]]; }
 
 }  // namespace
 
 const Format *find_format(int32_t type) {
-    return type < 0 || type >= kMaxType || kIndex.of[type] < 0 ? nullptr : &known(type);
+    return type < 0 || type >= kMaxType || kTable.by_type[type] < 0 ? nullptr : &known(type);
 }
 
 bool is_quantised(int32_t type) {

@@ -12,11 +12,11 @@ namespace sx {
 
 struct Format {
     int32_t type;    // SX_*
-    uint32_t index;  // in Ops::products
+    uint32_t index;  // in Ops::products, for one that is held
     const char *name;
     bool quantised;               // its products read activations of 8 bits
     uint32_t block, block_bytes;  // weights of a block in a file, and its bytes
-    uint32_t step, step_bytes;    // columns of a superblock of a tile, and its bytes
+    uint32_t step, step_bytes;    // columns of a superblock of a tile, and its bytes; 0: not held
     void (*decode)(const uint8_t *blocks, uint32_t cols, float *out);
     // Row `r` of a tile, from blocks of this format or from floats (nullptr: nothing is quantised to it).
     void (*pack)(const uint8_t *blocks, uint32_t cols, uint8_t *tile, uint32_t r);
@@ -24,7 +24,7 @@ struct Format {
     void (*unpack)(const uint8_t *tile, uint32_t r, uint32_t cols, float *out);
 };
 
-// nullptr for a type that is none.
+// nullptr for a type that is none. One that is only read has step 0 and nothing but decode.
 const Format *find_format(int32_t type);
 static inline bool is_float(int32_t type) { return type == SX_F32 || type == SX_F16 || type == SX_BF16; }
 static inline uint32_t float_bytes(int32_t type) { return type == SX_F32 ? 4 : 2; }

@@ -1,4 +1,4 @@
-// Q4_1 of GGUF: 32 weights, an f16 scale, an f16 floor, and 16 bytes as of Q4_0. As many bytes packed.
+// Q4_1 of GGUF: 32 weights, an f16 scale, an f16 floor, and 16 bytes, column j low and 16+j high. As many bytes packed.
 #pragma once
 
 #include "formats/group.h"

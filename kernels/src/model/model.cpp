@@ -168,10 +168,13 @@ sx_status set_matrix(sx_model *m, const sx_tensor_args &t, Slot slot) {
     if (t.rows != slot.rows || t.cols != slot.cols)
         return fail(SX_EINVAL, "role %d layer %u: expected %u x %u, got %u x %u", t.role, t.layer, slot.rows, slot.cols,
                     t.rows, t.cols);
-    if (!find_format(t.type)) return fail(SX_EINVAL, "role %d: expected a known type, got %d", t.role, t.type);
-    if (!t.packed && t.src_type != t.type && !find_format(t.type)->quantise)
-        return fail(SX_EUNSUPPORTED, "role %d: %s holds blocks of its own only, got type %d", t.role,
-                    find_format(t.type)->name, t.src_type);
+    const Format *to = find_format(t.type);
+    if (!to || to->step == 0)
+        return fail(SX_EINVAL, "role %d: expected a type that weights are held in, got %s (%d)", t.role,
+                    to ? to->name : "none", t.type);
+    if (!t.packed && t.src_type != t.type && !to->quantise)
+        return fail(SX_EUNSUPPORTED, "role %d: %s holds blocks of its own only, got type %d", t.role, to->name,
+                    t.src_type);
     const sx_status whole = check_columns(t, t.type);
     if (whole != SX_OK) return whole;
     slot.matrix->type = t.type;

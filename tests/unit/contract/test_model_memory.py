@@ -14,6 +14,8 @@ from syshax_contract.gguf import TENSOR_TYPES
 from syshax_contract.model_files import ModelFacts, ModelPart, gguf_facts, read_model
 from syshax_contract.model_memory import HELD_AS, held_bytes, held_type
 from syshax_contract.sysinfer_command import BLOCK_SIZES, KV_DTYPES, WEIGHTS
+from syshax_kernels.model import packed_bytes
+from syshax_kernels.types import HELD
 from syshaxd.config.types import UnitConfig
 from syshaxd.model.unit import Role
 from syshaxd.supervisor.binding.binding_plan import Binding
@@ -89,9 +91,17 @@ def test_the_kv_cache_takes_a_quarter_of_what_the_weights_leave(memory: int, kv:
 @pytest.mark.parametrize("source", sorted(TENSOR_TYPES))
 @pytest.mark.parametrize("wanted", [None, *sorted(HELD_AS.values())])
 def test_a_matrix_is_never_held_with_more_bits_than_it_has(source: int, wanted: "int | None") -> None:
-    bits = {2: 4, 8: 8, 1: 16, 30: 16, 0: 32}
-    own = bits.get(source, 8)
+    bits = {2: 4.5, 12: 4.5, 3: 5, 8: 8.5, 1: 16, 30: 16, 0: 32}
+    own = bits.get(source, 8.5)
     held = held_type(source, wanted)
     assert bits[held] == (own if wanted is None else min(bits[wanted], own) if own < 16 else bits[wanted])
     assert held_type(source, 2, whole=True) != 2 or source == 2, "the file's own 4 bits stay, others get 8"
     assert held_type(source, wanted, blocks=False) not in (2, 8), "rows that blocks do not fit"
+    assert held_type(12, 2) == 12, "no conversion that saves nothing"
+
+
+def test_bytes_of_a_held_matrix_are_the_core_s() -> None:
+    """Of each type that weights are held in; rows of 16 and columns of whole superblocks, so without padding."""
+    for kind in HELD:
+        part = ModelPart(16 * 1024, int(kind))
+        assert held_bytes(part, None) == packed_bytes(kind, 16, 1024), kind
