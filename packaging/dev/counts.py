@@ -1,6 +1,6 @@
 """Counts that show whether one fact still stands in one place: `python packaging/dev/counts.py`.
 
-A world is what one process imports: the daemon (syshaxd) or a unit (kernels/python). Style tests hold some of these.
+A world is what one process imports: the daemon, a sysinfer unit, the plugin in a vLLM unit. Style tests hold it.
 """
 
 from __future__ import annotations
@@ -12,7 +12,12 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-WORLDS = {"daemon": "syshaxd", "units": "kernels/python"}
+SHARED = tuple(f"kernels/python/syshax_{part}" for part in ("contract", "handoff", "kernels"))
+WORLDS: Mapping[str, tuple[str, ...]] = {
+    "daemon": ("syshaxd",),
+    "sysinfer": (*SHARED, "kernels/python/sysinfer"),
+    "vllm": (*SHARED, "kernels/python/syshax_vllm"),
+}
 NO_NAME = ("__init__.py", "__main__.py")
 Places = Mapping[str, list[str]]
 
@@ -20,6 +25,11 @@ Places = Mapping[str, list[str]]
 def sources(folder: str, pattern: str = "*.py") -> Iterator[Path]:
     """Files of a folder, in order."""
     return iter(sorted(path for path in (ROOT / folder).rglob(pattern) if "__pycache__" not in path.parts))
+
+
+def world_files(world: str) -> Iterator[Path]:
+    """Files of a world."""
+    return (path for folder in WORLDS[world] for path in sources(folder))
 
 
 def name(path: Path) -> str:
@@ -42,7 +52,7 @@ def doubled(pairs: Iterable[tuple[str, str]]) -> Places:
 
 def classes(world: str) -> Iterator[tuple[str, str]]:
     """Each class of a world, with its file."""
-    for path in sources(WORLDS[world]):
+    for path in world_files(world):
         for node in ast.walk(tree(path)):
             if isinstance(node, ast.ClassDef):
                 yield node.name, name(path)
@@ -50,7 +60,7 @@ def classes(world: str) -> Iterator[tuple[str, str]]:
 
 def files(world: str) -> Iterator[tuple[str, str]]:
     """Each file name of a world, with its path."""
-    return ((path.name, name(path)) for path in sources(WORLDS[world]) if path.name not in NO_NAME)
+    return ((path.name, name(path)) for path in world_files(world) if path.name not in NO_NAME)
 
 
 def mentions(pattern: str, folder: str, outside: tuple[str, ...] = (), files_like: str = "*.py") -> Mapping[str, int]:
@@ -112,7 +122,12 @@ def main() -> None:
             show(f"{what} names doubled in the world {world}", len(twice), (f"{k}: {v}" for k, v in twice.items()))
     mirrors = {**mentions("(?i)mirror", "syshaxd"), **mentions("(?i)mirror", "kernels/python")}
     show("mentions of a mirror of something elsewhere", sum(mirrors.values()), mirrors)
-    uses = [used for folder in WORLDS.values() for path in sources(folder) for _, used in private_functions(path)]
+    uses = [
+        used
+        for folder in ("syshaxd", "kernels/python")
+        for path in sources(folder)
+        for _, used in private_functions(path)
+    ]
     once = sum(used == 1 for used in uses)
     show("private functions called once", f"{once} of {len(uses)} ({once / len(uses):.0%})")
 
