@@ -103,6 +103,7 @@ async def test_broken_http_is_400_and_neither_logged_nor_echoed(
 async def test_a_key_that_is_no_ascii_is_401_and_says_what_is_wanted(tmp_path: Path) -> None:
     file = tmp_path / "keys"
     file.write_text("one\n")
+    file.chmod(0o600)
     config = replace(CONFIG, conductor=replace(CONFIG.conductor, api_keys_file=str(file)))
     async with House(tmp_path, config, gpu=()) as house:
         for key in (b"s\xe9cret", b"two"):
