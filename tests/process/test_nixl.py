@@ -64,7 +64,7 @@ async def test_a_stop_string_in_the_first_token_ends_it_at_the_decode_unit(house
 @pytest.mark.parametrize("path", [CHAT, COMPLETIONS])
 async def test_a_prefill_unit_that_fails_is_gone_round(house: House, path: str, fault: dict[str, Any]) -> None:
     await house.faults("gpu", **fault)
-    body = body_for(path, "a question", 9)
+    body = body_for(path, f"a question {fault}", 9)  # one input casts suspicion once
     reply = await house.post(path, body, SPLIT)
     assert (reply.status, reply.text, reply.headers["x-syshax-route"]) == (200, text_after(render(body), 9), "cpu")
     assert [entry[0] for entry in house.world.suspected] == ["gpu"]
