@@ -121,6 +121,7 @@ async def test_large_bodies_do_not_keep_others_waiting(house: House, value: byte
 async def test_a_key_that_is_no_text_is_no_valid_key(tmp_path_factory: pytest.TempPathFactory) -> None:
     folder = tmp_path_factory.mktemp("keys")
     (folder / "keys").write_bytes("s\u00e9cret\n".encode())
+    (folder / "keys").chmod(0o600)
     conductor = replace(CONFIG.conductor, api_keys_file=str(folder / "keys"))
     async with House(folder, replace(CONFIG, conductor=conductor)) as house:
         address = urlsplit(house.url)

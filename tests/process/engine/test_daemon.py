@@ -120,7 +120,7 @@ async def test_clients_that_leave_cost_one_line_each(daemon: Daemon) -> None:
     await daemon.start()
     await daemon.ready()
     body = json.dumps({"model": "fake-model", "max_tokens": 8000, "stream": True, "prompt": "long"}).encode()
-    head = f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n".encode()
+    head = f"POST /v1/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: {len(body)}\r\n\r\n".encode()
     for round_ in range(10):
         for sent in (body, body[:20]):
             reader, writer = await asyncio.open_connection("127.0.0.1", daemon.port)
