@@ -80,8 +80,12 @@ def test_the_service_files_are_clean_and_the_sandboxes_tight(fresh: Machine) -> 
 def test_start_and_a_split_answer(machine: Machine) -> None:
     texts = {ask(machine, route)["choices"][0]["message"]["content"] for route in ROUTES}
     assert len(texts) == 1 and texts != {""}
-    status = machine.show("syshaxd", "StatusText")
-    assert all(f"{name}: ready" in status for name in UNITS), status
+
+    def told_ready() -> bool:
+        status = machine.show("syshaxd", "StatusText")
+        return all(f"{name}: ready" in status for name in UNITS)
+
+    wait_for("both units in the status line, which is written once a second", told_ready, 10)
 
 
 def test_pins_are_in_force_under_the_shipped_sandbox(machine: Machine) -> None:
