@@ -30,6 +30,7 @@ class SimulatedUnit:
         self.streams: list["SimulatedStream"] = []
         self.refuses_aborts = False
         self.tickets: set[str] = set()  # published, not taken
+        self.left_to_lease: set[str] = set()  # whose discard it refused: their leases end them
         self.cut_at: list[int] = []  # where they were cut
         self.cuts: list[int] = []  # an aborted stream first makes so many tokens; one entry a stream
 
@@ -148,6 +149,7 @@ class SimulatedClient:
         await asyncio.sleep(0)
         unit = self._units[target.name]
         if unit.refuses_aborts or not unit.view.ready:
+            unit.left_to_lease.update(discard)
             raise UnitError(target.name, UnitErrorKind.STATUS, "no", status=404)
         for stream in unit.streams:
             stream.aborted = stream.aborted or stream.id in request_ids
